@@ -1,0 +1,176 @@
+"""`qaray COMMAND --flags`: the fields of a configuration as flags.
+
+Nothing heavy is imported before the flags are parsed. A mistake of the user's is one line on standard error, exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+import qaray
+
+USER_ERROR, FAILED, STOPPED = 2, 1, 143  # 143 = 128 + SIGTERM: stopped, to be resumed
+
+COMMANDS = {
+    "generate": ("GenerateConfig", "Papers to question-answer pairs."),
+    "parse": ("ParseConfig", "Outputs made elsewhere to question-answer pairs."),
+    "report": ("ReportConfig", "Write the report of a finished run again."),
+    "demo": ("DemoConfig", "The main job on the sample papers with the bundled model."),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    try:
+        _commands().main(args=list(sys.argv[1:] if args is None else args), prog_name="qaray", standalone_mode=False)
+    except click.exceptions.Abort:
+        return 130
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        return _fail(error.format_message(), USER_ERROR)
+    return 0
+
+
+class _Commands(click.Group):
+    """Commands whose flags are made when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        config_name, text = COMMANDS[name]
+        return _command(name, config_name, text)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _commands() -> click.Group:
+    group = _Commands(help="Scientific papers to an evaluated question-answer data set, on Ray.")
+    return click.version_option(qaray.__version__, prog_name="qaray")(group)
+
+
+def _command(name: str, config_name: str, text: str) -> click.Command:
+    from qaray import config as configs
+
+    config_type = getattr(configs, config_name)
+    options: list[click.Parameter] = [_option(*item) for item in config_type.model_fields.items()]
+    options.append(click.Option(["--config", "_config_file"], metavar="FILE", help="YAML file with the same keys"))
+
+    def run(_config_file: str | None, **flags: Any) -> None:
+        given = {key: value for key, value in flags.items() if value is not None}
+        values = {**(_read_yaml(_config_file) if _config_file else {}), **given}
+        try:
+            config = config_type(**values)
+        except configs.ConfigError as error:
+            raise click.UsageError(str(error)) from None
+        _run(RUN[name], config)
+
+    return click.Command(name, params=options, callback=run, help=text)
+
+
+def _option(name: str, field: Any) -> click.Option:
+    """A flag for a field. Its default is left to the configuration, so that a file can give it."""
+    kind = _plain_type(field.annotation)
+    text = field.description or ""
+    if field.is_required():
+        text += " (required)"
+    elif field.default is not None:
+        text += f" [{field.default}]"
+    if typing.get_origin(kind) is typing.Literal:
+        return click.Option([f"--{name}"], type=click.Choice(typing.get_args(kind)), help=text)
+    if kind is bool:  # the seed writes --flash_attn True; a bare flag means True
+        return click.Option([f"--{name}"], type=click.BOOL, is_flag=False, flag_value="True", help=text, metavar="BOOL")
+    return click.Option([f"--{name}"], type=kind, help=text)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type of an optional field without its None."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as stream:
+            values = yaml.safe_load(stream)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise click.UsageError(f"--config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values or {}, dict):
+        raise click.UsageError(f"--config {path}: must hold keys and values")
+    return values or {}
+
+
+def _run(command: Callable[[Any], None], config: Any) -> None:
+    """Runs a command and turns what the user can mend into one line."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from qaray.config import ConfigError
+    from qaray.pipeline import Stopped
+    from qaray.runs import RunError
+
+    try:
+        command(config)
+    except (ConfigError, FileNotFoundError, PermissionError) as error:
+        raise click.UsageError(_message(error)) from None
+    except RunError as error:
+        raise click.exceptions.Exit(_fail(str(error), FAILED)) from None
+    except Stopped as stopped:
+        raise click.exceptions.Exit(_fail(str(stopped), STOPPED)) from None
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"qaray: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _generate(config: Any) -> None:
+    from qaray.pipeline import run_generate
+
+    run_generate(config)
+    print(f"results: {config.output_dir}  report: {config.output_dir.rstrip('/')}/report/index.html")
+
+
+def _parse(config: Any) -> None:
+    from qaray.parse_outputs import parse_outputs
+
+    counts = parse_outputs(config)
+    print(f"{counts['pairs']} pairs from {counts['papers']} papers, {counts['rejected']} rejected: {config.output_dir}")
+
+
+def _report(config: Any) -> None:
+    from qaray.report import write_report
+    from qaray.runs import Run
+
+    print(write_report(Run.at(config.output_dir)))
+
+
+def _demo(config: Any) -> None:
+    from qaray.demo import run_demo
+
+    print(f"report: {run_demo(config)}")
+
+
+RUN: dict[str, Callable[[Any], None]] = {"generate": _generate, "parse": _parse, "report": _report, "demo": _demo}
+
+if __name__ == "__main__":
+    sys.exit(main())

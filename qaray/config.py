@@ -1,0 +1,187 @@
+"""What a command was asked to do: frozen, validated at construction, a unit in every field's text.
+
+The descriptions are the help texts of the flags. Nothing heavy is imported here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+NO_MODEL_ENGINES = frozenset({"echo"})
+
+
+class Config(BaseModel):
+    """Base of all configurations. Raises ConfigError, one line a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_one_line(type(self), e) for e in error.errors())) from None
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: the message names the field, the value and the limit."""
+
+
+class RunConfig(Config):
+    """What every command that works on a run directory takes."""
+
+    output_dir: str = Field(description="run directory to write: a path or URI (s3://, gs://)")
+    no_progress: bool = Field(False, description="True: no progress lines")
+    address: str | None = Field(None, description="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
+    local_cpus: int | None = Field(
+        None, ge=1, description="logical CPUs of the local cluster (default: cores, at least 4)"
+    )
+    export_json: Literal["auto", "always", "never"] = Field(
+        "auto", description="write the JSON exports: auto = up to 50,000 papers"
+    )
+
+
+class GenerateConfig(RunConfig):
+    """Papers to question-answer pairs."""
+
+    file_path: str = Field(description="papers: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
+    base_model: str | None = Field(None, description="a local path, a hub id or bundled:NAME")
+    cache_dir: str = Field("./cache", description="folder for downloaded and converted models")
+    context_size: int | None = Field(
+        None, ge=16, description="context length of the fine-tuning, tokens (default: the model's)"
+    )
+    seq_len: int | None = Field(
+        None, ge=16, description="cap on prompt + answer, tokens; at most context_size (the default)"
+    )
+    flash_attn: bool = Field(True, description="use flash-attn where a GPU and the package are there")
+    temperature: float = Field(0.6, ge=0, le=10, description="sampling temperature; 0 = greedy")
+    top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling mass")
+    max_gen_len: int = Field(2048, ge=1, description="cap on the answer, tokens")
+    min_gen_len: int = Field(0, ge=0, description="no end of text before so many tokens (for benchmarks)")
+    num_qas: int = Field(10, ge=1, le=100, description="pairs wanted of each paper")
+    engine: Literal["auto", "echo", "transformers"] = Field(
+        "auto", description="what writes the answers; echo needs no model; auto = transformers"
+    )
+    overlength: Literal["truncate", "skip", "split"] = Field(
+        "truncate", description="a paper beyond the budget: cut its tail, reject it, or ask window by window"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of the random streams, one per (doi, window, attempt)")
+    prompt_template: str | None = Field(
+        None, description="llama2, chat or a file with {instruction} and {input} (default: the model's own)"
+    )
+    max_attempts: int = Field(2, ge=1, le=20, description="times a paper is asked until it has num_qas pairs")
+    limit: int | None = Field(None, ge=1, description="read only the first so many records")
+    actors: str = Field("1:1", description="engine actors, MIN:MAX")
+    gpus_per_actor: float | None = Field(
+        None, ge=0, description="GPUs an actor takes (default: 1 if the cluster has GPUs, else 0)"
+    )
+    cpus_per_actor: float = Field(1, ge=0, description="logical CPUs an actor takes")
+    threads_per_actor: int | None = Field(
+        None, ge=1, description="CPU threads of an actor (default: cores / largest number of actors)"
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="weights and activations; auto = bfloat16 where the hardware has it"
+    )
+    max_batch: int | None = Field(
+        None, ge=1, le=1024, description="papers decoded together at most (default: 16 on a CPU, 64 on a GPU)"
+    )
+    batch_tokens: int | None = Field(
+        None, ge=16, description="token budget of the key-value cache of an actor (default: from its memory)"
+    )
+    papers_per_shard: int = Field(500, ge=1, le=100_000, description="papers in one shard of OUT/papers")
+    trust_remote_code: bool = Field(False, description="run the code that a model folder brings along")
+
+    @field_validator("actors")
+    @classmethod
+    def _actors(cls, value: str) -> str:
+        parse_pool(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerateConfig:
+        if self.engine not in NO_MODEL_ENGINES and not self.base_model:
+            raise ValueError(f"--base_model is needed by --engine {self.engine}; only echo works without a model")
+        if self.seq_len and self.context_size and self.seq_len > self.context_size:
+            raise ValueError(seq_len_message(self.seq_len, self.context_size))
+        if self.min_gen_len > self.max_gen_len:
+            raise ValueError(f"min_gen_len {self.min_gen_len} exceeds max_gen_len {self.max_gen_len}")
+        return self
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        return parse_pool(self.actors)
+
+    @property
+    def resolved_engine(self) -> str:
+        return "transformers" if self.engine == "auto" else self.engine
+
+
+class ParseConfig(Config):
+    """Original outputs made anywhere to processed output."""
+
+    original_output: str = Field(description="JSON list or JSONL of {doi, output}; `input` is optional")
+    file_path: str = Field(description="the papers that the outputs belong to")
+    output_dir: str = Field(description="folder for processed_output.json and rejected.jsonl")
+    num_qas: int = Field(10, ge=1, le=100, description="pairs that count as a complete paper")
+
+
+class ReportConfig(Config):
+    """A finished run to its report."""
+
+    output_dir: str = Field(description="a run directory")
+
+
+class DemoConfig(Config):
+    """The main job on the sample papers with the bundled model."""
+
+    output_dir: str = Field("runs/demo", description="run directory to write")
+    cache_dir: str = Field("./cache", description="folder for the converted model")
+    num_qas: int = Field(5, ge=1, le=100, description="pairs wanted of each paper")
+    max_gen_len: int = Field(700, ge=1, description="cap on the answer, tokens")
+    no_progress: bool = Field(False, description="True: no progress lines")
+
+
+def parse_pool(text: str) -> tuple[int, int]:
+    """``MIN:MAX`` or ``N`` to (min, max). Raises ValueError on anything else."""
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high:
+        raise ValueError(f"must be MIN:MAX with 1 ≤ MIN ≤ MAX, got {text!r}")
+    return low, high
+
+
+def seq_len_message(seq_len: int, context_size: int) -> str:
+    return (
+        f"seq_len {seq_len} exceeds context_size {context_size}: lower --seq_len or use a model "
+        "fine-tuned for a longer context"
+    )
+
+
+def _one_line(config: type[BaseModel], error: Any) -> str:
+    """One mistake of pydantic's in our words: field, consequence, value."""
+    name = ".".join(str(part) for part in error["loc"])
+    value = error.get("input")
+    if error["type"] == "missing":
+        return f"--{name} is required"
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {name}"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{name} {message}" if name else message
+    limits = _limits(config, name)
+    if limits and isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{name} must be {limits}, got {value}"
+    what = error["msg"].replace("Input should be ", "must be ").replace("Input ", "")
+    return f"{name} {what}, got {value!r}"
+
+
+def _limits(config: type[BaseModel], name: str) -> str:
+    """The bounds of a field in words, '' where it has none."""
+    field = config.model_fields.get(name)
+    bounds = {k: getattr(m, k) for m in (field.metadata if field else []) for k in ("ge", "gt", "le", "lt") if hasattr(m, k)}
+    if "ge" in bounds and "le" in bounds:
+        return f"between {bounds['ge']} and {bounds['le']}"
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return " and ".join(f"{words[key]} {bound}" for key, bound in bounds.items())

@@ -1,0 +1,93 @@
+"""The engine interface: two verbs over datasets, and top-up while the engine is warm."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qaray.config import GenerateConfig
+from qaray.parse import parse_answer
+from qaray.schema import Completion, Parsed, Prompt, RejectReason
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+StopCheck = Callable[[], bool]  # True once the run is to end after the work in hand
+
+
+class Engine(Protocol):
+    """What turns prompts into text. Implementations are cheap to build; models are loaded by their actors."""
+
+    rows_per_block: int  # prompts that make one unit of work, lost together if an actor dies
+
+    def describe(self) -> str:
+        """One line for the user: what runs where, and what attention runs on. Ray must be connected."""
+        ...
+
+    def generate(self, prompts: Dataset) -> Dataset:
+        """Dataset[Prompt] → Dataset[Completion] (PARSED_SCHEMA without its last two columns).
+
+        At least one row for each prompt, keyed (doi, window, attempt), in any order; a prompt whose answer has fewer
+        pairs than asked for may be asked again at once, up to ``max_attempts``, each attempt a row of its own. A prompt
+        with an error comes back with it. Prompts that are left out because the run stops are simply missing.
+        """
+        ...
+
+    def score(self, requests: Dataset) -> Dataset:
+        """Dataset[ScoreRequest] → Dataset[ScoreResult]: one row for each request."""
+        ...
+
+
+def stream_seed(seed: int, doi: str, window: int, attempt: int) -> int:
+    """Seed of the random stream of one (seed, doi, window, attempt), 64 bits."""
+    digest = hashlib.sha256(f"{seed}\0{window}\0{attempt}\0{doi}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def parsed(completion: Completion) -> Parsed:
+    """The completion with its pairs."""
+    result = parse_answer(completion["output"], completion["num_qas"], completion["finish_reason"])
+    return Parsed(**completion, status=str(result.status), pairs=result.pairs)  # type: ignore[typeddict-item]
+
+
+def next_attempt(prompt: Prompt, completion: Completion, max_attempts: int) -> Prompt | None:
+    """The prompt to ask again, or None if its answer will do or its attempts are spent."""
+    if completion["error"] is not None or not falls_short(parsed(completion)) or prompt["attempt"] >= max_attempts:
+        return None
+    return Prompt(**{**prompt, "attempt": prompt["attempt"] + 1})  # type: ignore[typeddict-item]
+
+
+def falls_short(row: Parsed) -> bool:
+    return len(row["pairs"]) < row["num_qas"]
+
+
+def error_text(reason: RejectReason, error: BaseException | str) -> str:
+    """The error column of a row: reason and one line."""
+    detail = str(error).strip().split("\n")[0][:500] or type(error).__name__
+    return f"{reason}: {detail}"
+
+
+def split_error(error: str) -> tuple[str, str]:
+    """(reason, detail) of an error column."""
+    reason, _, detail = error.partition(": ")
+    return reason, detail
+
+
+def pool(minimum: int, maximum: int, concurrent_calls: int = 1) -> Any:
+    """An autoscaling actor pool; each actor works on ``concurrent_calls`` blocks at a time."""
+    from ray.data import ActorPoolStrategy
+
+    return ActorPoolStrategy(
+        min_size=minimum,
+        max_size=maximum,
+        max_tasks_in_flight_per_actor=concurrent_calls + 1,
+        max_concurrent_calls_per_actor=concurrent_calls,
+        enable_true_multi_threading=concurrent_calls > 1,
+    )
+
+
+def attempts(config: GenerateConfig) -> int:
+    """Times a prompt can be asked with hope of another answer: echo and greedy decoding repeat themselves."""
+    repeats = config.resolved_engine == "echo" or config.temperature == 0
+    return 1 if repeats else config.max_attempts

@@ -1,0 +1,237 @@
+"""A transformers causal language model behind a slot cache: prefill one sequence, decode many.
+
+Prefill runs one prompt at a time in chunks: a paper's thousands of tokens fill the processor by themselves, so that
+batching prompts would add padding and no speed, and memory stays bounded. Decoding runs all slots in one step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from qaray.config import ConfigError
+from qaray.engines.kv_cache import ATTENTION, SlotCache, Step
+from qaray.models import HFTokenizer, load_config, load_tokenizer, quiet_transformers, resolve
+
+CHUNK = {"cpu": 1024, "cuda": 4096}  # tokens of one prefill step
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How an actor loads its model. Picklable."""
+
+    name: str
+    cache_dir: str
+    seq_len: int  # longest sequence, tokens
+    rope_factor: float = 1.0
+    dtype: str = "auto"
+    flash_attn: bool = True
+    threads: int | None = None
+    batch_tokens: int | None = None  # cache budget, tokens
+    trust_remote_code: bool = False
+
+
+class CausalLM:
+    """A loaded model. Not thread-safe: one thread calls it."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        """Raises ConfigError for a model that cannot be loaded or that the slot cache does not fit."""
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        keep_freed_memory()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = pick_dtype(settings.dtype, self.device)
+        self.tokenizer: HFTokenizer = load_tokenizer(settings.name, settings.cache_dir, settings.trust_remote_code)
+        self.flash = _flash_attn(settings.flash_attn, self.device, self.dtype)
+        self.model = self._load(settings)
+        self.seq_len = settings.seq_len
+        self.chunk = CHUNK[self.device.type]
+        self.eos_ids = self._eos_ids()
+        config = self.model.config.get_text_config()
+        heads = config.num_attention_heads
+        self.layers = config.num_hidden_layers
+        self.kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self._check(SlotCache(self.layers, self.kv_heads, self.head_dim, 256, self.dtype, self.device))
+        self.budget_tokens = max(settings.batch_tokens or self._free_tokens(), settings.seq_len)
+        self.cache = self.new_cache(self.budget_tokens)
+
+    @property
+    def attention(self) -> str:
+        """What computes attention, for the log."""
+        return "flash-attn" if self.flash is not None else "SDPA"
+
+    def new_cache(self, budget_tokens: int) -> SlotCache:
+        return SlotCache(self.layers, self.kv_heads, self.head_dim, budget_tokens, self.dtype, self.device)
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, ids: Sequence[int], start: int = 0, logits: str = "last") -> torch.Tensor:
+        """Puts ``ids`` at places ``start`` … of a slot; float32 logits of the last token [V], or of ``all`` [T, V]."""
+        kept = []
+        for first in range(0, len(ids), self.chunk):
+            chunk = ids[first : first + self.chunk]
+            step = Step(slot=slot, start=start + first, flash=self.flash)
+            places = torch.arange(step.start, step.start + len(chunk), device=self.device)
+            out = self._forward(torch.tensor([list(chunk)], device=self.device), places[None], step, logits == "all")
+            kept.append(out[0])
+        return torch.cat(kept).float() if logits == "all" else kept[-1][-1].float()
+
+    @torch.inference_mode()
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+        """One step of slots 0 … B−1: the token of each goes to place ``lengths[b]``; float32 logits [B, V]."""
+        held = torch.tensor(list(lengths), device=self.device)
+        # CPUs read whole slots: dense batches, which their kernels need not copy, for at most GROWTH places too many.
+        longest = self.cache.capacity if self.device.type == "cpu" else max(lengths) + 1
+        step = Step(lengths=held, longest=longest, flash=self.flash)
+        ids = torch.tensor(list(tokens), device=self.device)[:, None]
+        return self._forward(ids, held[:, None], step, all_logits=False)[:, -1].float()
+
+    def _forward(self, ids: torch.Tensor, places: torch.Tensor, step: Step, all_logits: bool) -> torch.Tensor:
+        self.cache.step = step
+        out = self.model(
+            input_ids=ids,
+            position_ids=places,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=0 if all_logits else 1,
+            slot_step=step,
+        )
+        return out.logits
+
+    def release(self) -> None:
+        """Gives freed memory back to the device."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _load(self, settings: ModelSettings) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        folder = resolve(settings.name, settings.cache_dir)
+        config = load_config(folder, settings.cache_dir, settings.trust_remote_code, settings.name)
+        scale_rope(config, settings.rope_factor)
+        try:
+            with quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=self.dtype,
+                    cache_dir=settings.cache_dir,
+                    trust_remote_code=settings.trust_remote_code,
+                    use_safetensors=True,
+                    attn_implementation="sdpa",
+                )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"base_model {settings.name}: {str(error).strip().splitlines()[0]}") from None
+        return model.to(self.device).eval()
+
+    def _eos_ids(self) -> frozenset[int]:
+        named = self.model.generation_config.eos_token_id
+        ids = named if isinstance(named, list) else [named]
+        return frozenset(i for i in (*ids, self.tokenizer.hf.eos_token_id) if i is not None)
+
+    @torch.inference_mode()
+    def _check(self, cache: SlotCache) -> None:
+        """Compares the slot cache (two chunks, then two steps) with the model's own attention on a few tokens.
+
+        Raises ConfigError if they disagree: the model's layers are of a kind that the slots do not serve.
+        """
+        ids = [7 + (i * 37) % 200 for i in range(24)]
+        expected = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
+        self.model.set_attn_implementation(ATTENTION)
+        self.cache = cache
+        cache.shape(slots=2, capacity=32)
+        self.chunk, chunk = 16, self.chunk
+        try:
+            for slot in (0, 1):
+                self.prefill(slot, ids[:22])
+            self.decode([ids[22]] * 2, [22, 22])
+            found = self.decode([ids[23]] * 2, [23, 23])
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise ConfigError(f"the transformers engine cannot run this model: {error}") from None
+        finally:
+            self.chunk = chunk
+        alike = torch.nn.functional.cosine_similarity(found, expected[None], dim=-1).min().item()
+        if alike < 0.99:
+            raise ConfigError(
+                f"the transformers engine cannot run this model: with its cache the logits agree to {alike:.3f} only"
+            )
+
+    def _free_tokens(self) -> int:
+        """Tokens whose keys and values fit into the memory that is free."""
+        per_token = 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        if self.device.type == "cuda":
+            free = int(torch.cuda.mem_get_info(self.device)[0] * 0.8)
+        else:
+            free = int(psutil.virtual_memory().available * 0.25)
+        return free // per_token
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto``: bfloat16 where the hardware computes in it, else float16 on GPUs, float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        with open("/proc/cpuinfo") as stream:
+            flags = next((line for line in stream if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return False
+    return any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def scale_rope(config: Any, factor: float) -> None:
+    """Sets the linear RoPE factor of a transformers config, in all; 1 leaves it as it is.
+
+    Raises ConfigError for a config with another RoPE type.
+    """
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    kind = rope.get("rope_type", "default")
+    present = float(rope.get("factor") or 1.0) if kind == "linear" else 1.0
+    if factor == present or factor <= 1:
+        return
+    if kind not in ("default", "linear"):
+        raise ConfigError(f"RoPE type {kind!r} is not overwritten by linear scaling")
+    config.rope_parameters = {**rope, "rope_type": "linear", "factor": factor}
+
+
+def _flash_attn(wanted: bool, device: torch.device, dtype: torch.dtype) -> Any:
+    """The flash_attn module where it can be used, else None."""
+    if not wanted or device.type != "cuda" or dtype == torch.float32:
+        return None
+    try:
+        import flash_attn
+    except ImportError:
+        return None
+    return flash_attn
+
+
+def keep_freed_memory() -> None:
+    """Tells the C library to keep freed memory for the next tensor.
+
+    By default each tensor of more than some hundred kilobytes is fetched from the system anew, page by page: on a CPU that
+    costs decoding up to half of its time. Does nothing where the C library is not glibc.
+    """
+    mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8  # malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20), (arena_max, 1)):
+        mallopt(option, value)
+
+
+def default_threads(actors: int) -> int:
+    """CPU threads of one of ``actors`` on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, actors))

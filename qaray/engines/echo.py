@@ -1,0 +1,142 @@
+"""The engine without a model: question-answer pairs from the paper's own sentences. For dry runs and scale tests.
+
+Deterministic: the same prompt gives the same answer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from qaray.config import GenerateConfig
+from qaray.engines.base import StopCheck
+from qaray.parse import question_key
+from qaray.runtime import LIGHT
+from qaray.schema import COMPLETION_SCHEMA, SCORE_SCHEMA, FinishReason, Prompt, complete, table
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+_SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\"“‘'])|\n\s*\n?")
+_WORD = re.compile(r"\w+|[^\w\s]")
+# "Subject verb …": what can be asked for is what stands before the verb.
+_SUBJECT = re.compile(
+    r"^(?:(?:However|Moreover|Furthermore|Therefore|Thus|Hence|Also|In addition|For example),?\s+)?"
+    r"(?P<subject>(?:[^\s,;()]+\s+){0,7}?[^\s,;()]+)\s+(?P<verb>is|are|was|were|has|have|had|can|could|may|must|requires?"
+    r"|shows?|gives?|provides?|uses?|depends?|occurs?|forms?|contains?|converts?|follows?|becomes?)\b"
+)
+_PRONOUNS = frozenset("it this that these those they there we he she which such both one".split())
+_QUESTIONS = {
+    "is": "What is {}?", "are": "What are {}?", "was": "What was {}?", "were": "What were {}?",
+    "has": "What does {} have?", "have": "What do {} have?",
+}  # fmt: skip
+SHORTEST_USED = 4000  # characters of the paper that are looked at for each pair wanted, at least
+
+
+class EchoEngine:
+    rows_per_block = 500
+
+    def __init__(self, config: GenerateConfig, should_stop: StopCheck) -> None:
+        self.config, self.should_stop = config, should_stop
+
+    def describe(self) -> str:
+        return "echo: pairs from the papers' own sentences, no model"
+
+    def generate(self, prompts: Dataset) -> Dataset:
+        return prompts.map_batches(
+            _Echo(self.should_stop), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT, zero_copy_batch=True
+        )
+
+    def score(self, requests: Dataset) -> Dataset:
+        return requests.map_batches(_echo_scores, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
+
+
+class _Echo:
+    def __init__(self, should_stop: StopCheck) -> None:
+        self.should_stop = should_stop
+
+    def __call__(self, prompts: pa.Table) -> pa.Table:
+        rows = [] if self.should_stop() else [_answer(prompt) for prompt in prompts.to_pylist()]
+        return table(rows, COMPLETION_SCHEMA)
+
+
+def _answer(prompt: Prompt) -> Any:
+    if prompt["error"] is not None:
+        return complete(prompt, error=prompt["error"])
+    begun = time.perf_counter()
+    text = prompt["prompt"][prompt["paper_start"] : prompt["paper_end"]]
+    words, finish = [], FinishReason.STOP
+    output = "\n\n".join(f"Q{i}: {q}\nA{i}: {a}" for i, (q, a) in enumerate(echo_pairs(text, prompt["num_qas"]), 1))
+    words = list(_WORD.finditer(output))
+    if len(words) > prompt["max_tokens"]:
+        finish = FinishReason.LENGTH
+        output = output[: words[prompt["max_tokens"]].start()]
+    return complete(
+        prompt,
+        output,
+        output_tokens=min(len(words), prompt["max_tokens"]),
+        finish_reason=finish,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def echo_pairs(text: str, num_qas: int) -> list[tuple[str, str]]:
+    """At most ``num_qas`` (question, answer) pairs: sentences of the text, those with numbers first, and what they
+    answer."""
+    reach = max(num_qas * SHORTEST_USED, len(text) // 8)
+    sentences = [" ".join(part.split()) for part in _SENTENCE_BREAK.split(text[:reach]) if part and part.strip()]
+    questions = [_question(sentence) for sentence in sentences]
+    ranked = sorted(range(len(sentences)), key=lambda i: (questions[i] is None, -_worth(sentences[i]), i))
+    pairs, seen = [], set()
+    for i in ranked:
+        question = questions[i] or _plain_question(sentences[i])
+        if (key := question_key(question)) not in seen:
+            seen.add(key)
+            pairs.append((i, question, sentences[i]))
+            if len(pairs) == num_qas:
+                break
+    return [(question, sentence) for _, question, sentence in sorted(pairs)]
+
+
+def _worth(sentence: str) -> int:
+    """How much a sentence has to say: numbers count, up to four, and a length that can be read."""
+    return min(4, len(re.findall(r"\d+(?:[.,]\d+)?", sentence))) + (60 <= len(sentence) <= 400)
+
+
+def _plain_question(sentence: str) -> str:
+    """A question for a sentence whose subject cannot be made out: by its first words."""
+    words = sentence.split()
+    return f"What is stated about “{' '.join(words[:6]).rstrip('.,;:')}”?"
+
+
+def _question(sentence: str) -> str | None:
+    """A question that the sentence answers; None if it has no subject that stands alone."""
+    match = _SUBJECT.match(sentence)
+    if not match or len(sentence) < 40:
+        return None
+    subject = match["subject"]
+    words = subject.split()
+    if words[0].lower() in _PRONOUNS or len(subject) < 4:
+        return None
+    if words[0] in ("The", "A", "An", "In", "For", "At", "By", "On", "With", "Its", "Their", "Each", "Every", "Some"):
+        subject = words[0].lower() + subject[len(words[0]) :]
+    return _QUESTIONS.get(match["verb"], "What is known about {}?").format(subject)
+
+
+def _echo_scores(requests: pa.Table) -> pa.Table:
+    """Every choice as likely as the others, the first one a little more: the shape of a judge's answer."""
+    rows = [
+        {"key": r["key"], "logprobs": _uniform(r["choices"]), "error": None if r["choices"] else "no choices"}
+        for r in requests.to_pylist()
+    ]
+    return table(rows, SCORE_SCHEMA)
+
+
+def _uniform(choices: Sequence[str]) -> list[float]:
+    n = len(choices)
+    return [math.log((1 + (i == 0)) / (n + 1)) for i in range(n)]

@@ -1,0 +1,164 @@
+"""The engine on transformers: an autoscaling pool of actors, each a model with continuous batching.
+
+Blocks are small, and an actor works on several at a time, so that its slots stay filled across their borders and little is
+lost when it dies.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import queue
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from qaray.config import GenerateConfig
+from qaray.engines.base import StopCheck, attempts, error_text, next_attempt, pool
+from qaray.models import ModelPlan
+from qaray.schema import COMPLETION_SCHEMA, SCORE_SCHEMA, Completion, Prompt, RejectReason, table
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from qaray.engines.causal_lm import ModelSettings
+
+MAX_BATCH = {"cpu": 16, "cuda": 64}
+ROWS_PER_BLOCK = 4
+
+
+class TransformersEngine:
+    rows_per_block = ROWS_PER_BLOCK
+
+    def __init__(self, config: GenerateConfig, plan: ModelPlan, should_stop: StopCheck) -> None:
+        self.config, self.plan, self.should_stop = config, plan, should_stop
+
+    def generate(self, prompts: Dataset) -> Dataset:
+        max_batch = self.config.max_batch or MAX_BATCH["cuda" if self._gpus() else "cpu"]
+        calls = max(2, -(-3 * max_batch // (2 * ROWS_PER_BLOCK)))  # half as many again as the slots hold
+        return prompts.map_batches(
+            _Generator,
+            fn_constructor_args=(self.config, self._settings(), max_batch, self.should_stop),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=pool(*self.config.pool, concurrent_calls=calls),
+            **self._resources(),
+        )
+
+    def score(self, requests: Dataset) -> Dataset:
+        return requests.map_batches(
+            _Scorer,
+            fn_constructor_args=(self._settings(),),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=pool(*self.config.pool),
+            **self._resources(),
+        )
+
+    def describe(self) -> str:
+        low, high = self.config.pool
+        actors = f"{low} to {high} actors" if high > low else f"{low} actor" + "s" * (low > 1)
+        gpus = self._gpus()
+        if not gpus:
+            return f"transformers, {actors} on CPUs, attention on SDPA"
+        import ray
+
+        has_flash = ray.get(ray.remote(_has_flash_attn).options(num_gpus=gpus).remote()) and self.config.flash_attn
+        attention = "flash-attn" if has_flash else "SDPA (flash-attn is not installed or not wanted)"
+        return f"transformers, {actors} on {gpus:g} GPU each, attention on {attention}"
+
+    def _settings(self) -> ModelSettings:
+        from qaray.engines.causal_lm import ModelSettings, default_threads
+
+        config = self.config
+        assert config.base_model is not None
+        return ModelSettings(
+            name=config.base_model,
+            cache_dir=config.cache_dir,
+            seq_len=self.plan.seq_len,
+            rope_factor=self.plan.rope_factor,
+            dtype=config.dtype,
+            flash_attn=config.flash_attn,
+            threads=config.threads_per_actor or default_threads(config.pool[1]),
+            batch_tokens=config.batch_tokens,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def _gpus(self) -> float:
+        from qaray.runtime import cluster_gpus
+
+        wanted = self.config.gpus_per_actor
+        return (1.0 if cluster_gpus() else 0.0) if wanted is None else wanted
+
+    def _resources(self) -> dict[str, Any]:
+        """Ray options of an actor. It restarts when it dies; its blocks run again elsewhere."""
+        gpus = self._gpus()
+        options: dict[str, Any] = {"num_cpus": self.config.cpus_per_actor, "max_restarts": -1, "max_task_retries": -1}
+        return {**options, "num_gpus": gpus} if gpus else options
+
+
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+class _Generator:
+    """An actor: answers blocks of prompts. Called from several threads, one a block."""
+
+    def __init__(
+        self, config: GenerateConfig, settings: ModelSettings, max_batch: int, should_stop: StopCheck
+    ) -> None:
+        from qaray.engines.batching import ContinuousBatcher, Sampling
+        from qaray.engines.causal_lm import CausalLM
+
+        model = CausalLM(settings)
+        sampling = Sampling(config.temperature, config.top_p, config.seed, config.min_gen_len)
+        self.batcher = ContinuousBatcher(model, sampling, max_batch)
+        self.max_attempts = attempts(config)
+        self.should_stop = should_stop
+
+    def __call__(self, prompts: pa.Table) -> pa.Table:
+        return table(list(self.answers(prompts.to_pylist())), COMPLETION_SCHEMA)
+
+    def answers(self, prompts: list[Prompt]) -> Iterator[Completion]:
+        """Completions as they are done; a prompt that fell short is asked again at once, while the engine is warm."""
+        done: queue.SimpleQueue[tuple[Prompt, Any]] = queue.SimpleQueue()
+
+        def ask(prompt: Prompt) -> None:
+            future = self.batcher.submit(prompt)
+            future.add_done_callback(lambda answered: done.put((prompt, answered)))
+
+        waiting = 0
+        for prompt in prompts:
+            if not self.should_stop():
+                ask(prompt)
+                waiting += 1
+        while waiting:
+            prompt, answered = done.get()
+            waiting -= 1
+            completion = answered.result()
+            yield completion
+            again = None if self.should_stop() else next_attempt(prompt, completion, self.max_attempts)
+            if again is not None:
+                ask(again)
+                waiting += 1
+
+
+class _Scorer:
+    """An actor: scores blocks of choices."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        from qaray.engines.causal_lm import CausalLM
+        from qaray.engines.scoring import Scorer
+
+        self.scorer = Scorer(CausalLM(settings))
+
+    def __call__(self, requests: pa.Table) -> pa.Table:
+        rows = []
+        for request in requests.to_pylist():
+            try:
+                logprobs, error = self.scorer.logprobs(request["prefix"], request["suffix"], request["choices"]), None
+            except ValueError as problem:
+                logprobs, error = [], error_text(RejectReason.ENGINE_ERROR, problem)
+            rows.append({"key": request["key"], "logprobs": logprobs, "error": error})
+        return table(rows, SCORE_SCHEMA)

@@ -1,0 +1,271 @@
+"""Rounds of prompts → completions → pairs, until each paper has its pairs or its attempts are spent.
+
+What a paper is still owed follows from the durable rows alone: a round reads the shards of papers and of generations,
+asks what is missing and writes it. One round does all of it unless a start before this one was cut short in the middle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from qaray.config import GenerateConfig
+from qaray.engines import Engine
+from qaray.engines.base import falls_short, parsed
+from qaray.papers import Ingested
+from qaray.prompts import PromptBuilder
+from qaray.runs import Lease, Run, RunError, StopSignal
+from qaray.runtime import LIGHT
+from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, table
+from qaray.storage import Location
+
+MakeBuilder = Callable[[], PromptBuilder]
+Key = tuple[str, int, int]  # (doi, window, attempt)
+OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "error", "pairs"]
+
+
+@dataclass
+class Progress:
+    """Counts of a running generation, for whoever shows them."""
+
+    papers: int = 0  # papers of the run
+    settled: int = 0  # papers that are owed nothing
+    rejected: int = 0  # records and papers without pairs so far
+    prompts: int = 0  # answers written by this start
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    pairs: int = 0
+    begun: float = field(default_factory=time.monotonic)
+    first_answer: float | None = None  # engines are up: seconds of the monotonic clock
+
+
+def generate(
+    config: GenerateConfig,
+    run: Run,
+    engine: Engine,
+    make_builder: MakeBuilder,
+    max_attempts: int,
+    ingested: Ingested,
+    lease: Lease,
+    report: Callable[[Progress], None],
+) -> Progress:
+    """Asks the engine until no paper is owed anything, or the run is told to stop. Raises RunError if a round gets
+    nowhere."""
+    progress = Progress(papers=ingested.papers, rejected=ingested.rejected)
+    owed = owed_prompts(run, max_attempts)
+    progress.settled = ingested.papers - owed.papers
+    should_stop = StopSignal(run.stop_flag)
+    while owed.shards and not should_stop():
+        before = progress.prompts
+        for summary in _round(config, run, engine, make_builder, max_attempts, owed.shards, should_stop):
+            _add(progress, summary)
+            lease.check()
+            report(progress)
+        if should_stop():
+            break
+        owed = owed_prompts(run, max_attempts)
+        if owed.shards and progress.prompts == before:
+            raise RunError(f"the engine answered nothing, and {owed.papers} papers are left")
+    return progress
+
+
+def _round(
+    config: GenerateConfig,
+    run: Run,
+    engine: Engine,
+    make_builder: MakeBuilder,
+    max_attempts: int,
+    shards: list[str],
+    should_stop: StopSignal,
+) -> Iterator[dict[str, Any]]:
+    """One pass over the shards that are owed something; a summary for each block that is durable."""
+    import ray
+
+    files = run.generation_files()
+    work = [{"shard": name, "answers": files.get(name, [])} for name in shards]
+    todo = ray.data.from_items(work, override_num_blocks=len(work))
+    prompts = todo.map_batches(
+        _Prompter(run, make_builder, max_attempts, should_stop),
+        batch_size=1,
+        num_cpus=LIGHT,
+        zero_copy_batch=True,
+        batch_format="pyarrow",
+    )
+    prompts = prompts.repartition(target_num_rows_per_block=engine.rows_per_block)
+    completions = engine.generate(prompts)
+    written = completions.map_batches(_Writer(run), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
+    for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+def _add(progress: Progress, summary: dict[str, Any]) -> None:
+    if progress.first_answer is None and summary["prompts"]:
+        progress.first_answer = time.monotonic()
+    for name in ("settled", "rejected", "prompts", "prompt_tokens", "output_tokens", "pairs"):
+        setattr(progress, name, getattr(progress, name) + summary[name])
+
+
+@dataclass(frozen=True)
+class _Prompter:
+    """A paper shard → the prompts that its papers are owed, long ones first so that neighbours are alike."""
+
+    run: Run
+    make_builder: MakeBuilder
+    max_attempts: int
+    should_stop: StopSignal
+
+    def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        for item in work.to_pylist():
+            if self.should_stop():
+                continue
+            shard = self.run.papers / f"{item['shard']}.parquet"
+            answers = read_answers(shard.fs, item["answers"], OWED_COLUMNS)
+            papers = shard.read_table()
+            build = self.make_builder()
+            rows: list[Prompt] = []
+            for paper in papers.to_pylist():
+                rows.extend(_owed(build(paper, item["shard"]), answers.get(paper["doi"], []), self.max_attempts))
+            rows.sort(key=lambda row: (-row["prompt_tokens"], row["row"], row["window"]))
+            for first in range(0, len(rows), 64):
+                yield table(rows[first : first + 64], PROMPT_SCHEMA)
+            if not rows:
+                yield table([], PROMPT_SCHEMA)
+
+
+def _owed(prompts: list[Prompt], answers: list[Parsed], max_attempts: int) -> Iterator[Prompt]:
+    """The next attempt of each window that has no good answer yet."""
+    windows = by_window(answers)
+    for prompt in prompts:
+        attempt = next_owed(windows.get(prompt["window"], []), max_attempts)
+        if attempt is not None:
+            yield Prompt(**{**prompt, "attempt": attempt})  # type: ignore[typeddict-item]
+
+
+def next_owed(answers: list[Parsed], max_attempts: int) -> int | None:
+    """The attempt that a window is owed, None if it has its pairs, failed for good, or its attempts are spent."""
+    if any(answer["error"] is not None or not falls_short(answer) for answer in answers):
+        return None
+    attempt = max((answer["attempt"] for answer in answers), default=0) + 1
+    return attempt if attempt <= max_attempts else None
+
+
+def best_answers(answers: list[Parsed]) -> list[Parsed]:
+    """The best attempt of each window in their order: most pairs, then the earliest."""
+    best: dict[int, Parsed] = {}
+    for answer in sorted(answers, key=lambda a: (a["window"], -len(a["pairs"] or []), a["attempt"])):
+        best.setdefault(answer["window"], answer)
+    return list(best.values())
+
+
+def read_answers(fs: Any, paths: list[str], columns: list[str] | None = None) -> dict[str, list[Parsed]]:
+    """Rows of generation shards by doi, each key (doi, window, attempt) once."""
+    rows: dict[str, list[Parsed]] = defaultdict(list)
+    seen: set[Key] = set()
+    for path in paths:
+        for row in Location(fs, path).read_table(columns).to_pylist():
+            key = (row["doi"], row["window"], row["attempt"])
+            if key not in seen:
+                seen.add(key)
+                rows[row["doi"]].append(row)
+    return dict(rows)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Completions → pairs → a generation shard for each paper shard of the block; one summary row a block."""
+
+    run: Run
+
+    def __call__(self, completions: pa.Table) -> pa.Table:
+        rows = [parsed(completion) for completion in completions.to_pylist()]
+        by_shard: dict[str, list[Parsed]] = defaultdict(list)
+        for row in rows:
+            by_shard[row["shard"]].append(row)
+        for shard, members in by_shard.items():
+            keys = sorted((row["doi"], row["window"], row["attempt"]) for row in members)
+            self.run.generation_file(shard, keys).write_table(table(members, PARSED_SCHEMA))
+        firsts = [row for row in rows if row["window"] == 0]
+        summary = {
+            "prompts": len(rows),
+            "settled": len({row["doi"] for row in firsts}),
+            "rejected": len({row["doi"] for row in firsts if row["error"] is not None}),
+            "prompt_tokens": sum(row["prompt_tokens"] for row in rows if row["error"] is None),
+            "output_tokens": sum(row["output_tokens"] for row in rows),
+            "pairs": sum(len(row["pairs"]) for row in best_answers_of(rows)),
+        }
+        return pa.Table.from_pylist([summary])
+
+
+def best_answers_of(rows: list[Parsed]) -> Iterator[Parsed]:
+    """The best answers of all papers among ``rows``."""
+    by_doi: dict[str, list[Parsed]] = defaultdict(list)
+    for row in rows:
+        by_doi[row["doi"]].append(row)
+    for answers in by_doi.values():
+        yield from best_answers(answers)
+
+
+@dataclass
+class Owed:
+    """What is left to ask."""
+
+    shards: list[str]  # names of paper shards that are owed something
+    papers: int  # papers that are owed something
+
+
+def owed_prompts(run: Run, max_attempts: int) -> Owed:
+    """Looks through the shards, in parallel, for papers that are owed a prompt."""
+    import ray
+
+    files = run.generation_files()
+    names = [shard.name.removesuffix(".parquet") for shard in run.paper_shards()]
+    fresh = [name for name in names if name not in files]
+    check = ray.remote(_owed_papers).options(num_cpus=LIGHT)
+    begun = [name for name in names if name in files]
+    counts = _windowed(lambda name: check.remote(run, name, files[name], max_attempts), begun)
+    shards = [name for name, count in zip(begun, counts, strict=True) if count]
+    papers = sum(counts) + sum(_windowed(lambda name: ray.remote(_rows).remote(run, name), fresh))
+    return Owed(sorted([*shards, *fresh]), papers)
+
+
+def _windowed(submit: Callable[[str], Any], names: list[str], width: int = 64) -> list[int]:
+    """Results of tasks in order, at most ``width`` in flight."""
+    import ray
+
+    results: list[int] = []
+    flying: list[Any] = []
+    for name in names:
+        flying.append(submit(name))
+        if len(flying) == width:
+            results.append(ray.get(flying.pop(0)))
+    return [*results, *ray.get(flying)]
+
+
+def _rows(run: Run, shard: str) -> int:
+    return (run.papers / f"{shard}.parquet").read_table(["row"]).num_rows
+
+
+def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> int:
+    """Papers of a shard with a window that is owed a prompt."""
+    papers = (run.papers / f"{shard}.parquet").read_table(["doi"])["doi"].to_pylist()
+    rows = read_answers(run.root.fs, answers, OWED_COLUMNS)
+    return sum(_paper_is_owed(rows.get(doi, []), max_attempts) for doi in papers)
+
+
+def _paper_is_owed(answers: list[Parsed], max_attempts: int) -> bool:
+    windows = by_window(answers)
+    if not windows or len(windows) < answers[0]["windows"]:
+        return True
+    return any(next_owed(window, max_attempts) for window in windows.values())
+
+
+def by_window(answers: list[Parsed]) -> dict[int, list[Parsed]]:
+    windows: dict[int, list[Parsed]] = defaultdict(list)
+    for answer in answers:
+        windows[answer["window"]].append(answer)
+    return dict(windows)

@@ -1,0 +1,267 @@
+"""The end of a run: JSON exports, rejected rows, and the accounting that nothing has vanished.
+
+Each paper shard is settled by a task of its own; the driver writes what comes back, in order, one shard at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from qaray.config import GenerateConfig
+from qaray.engines.base import split_error
+from qaray.generate import MakeBuilder, best_answers, read_answers
+from qaray.parse import question_key
+from qaray.prompts import PromptBuilder
+from qaray.runs import Run, RunError
+from qaray.runtime import LIGHT
+from qaray.schema import FinishReason, Pair, Paper, Parsed, ParseStatus, Rejected, RejectReason
+from qaray.storage import Location
+
+EXPORT_LIMIT = 50_000  # papers up to which the JSON exports are made by default
+LIBRARIES = ("qaray", "ray", "torch", "transformers", "pyarrow")
+
+
+@dataclass
+class Totals:
+    """Sums over papers. Addable."""
+
+    papers: int = 0
+    with_pairs: int = 0
+    pairs: int = 0
+    prompts: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    truncated_papers: int = 0
+    truncated_tokens: int = 0
+    answer_seconds: float = 0.0  # sum over answers of the seconds that they were in a batch
+    status: Counter[str] = field(default_factory=Counter)  # papers by ParseStatus
+    finish: Counter[str] = field(default_factory=Counter)  # answers by FinishReason
+    rejected: Counter[str] = field(default_factory=Counter)  # records and papers by RejectReason
+
+    def add(self, other: Totals) -> None:
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+            else:
+                setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
+class Settled:
+    """A shard's papers at the end: what goes into each file."""
+
+    totals: Totals
+    rejected: list[Rejected]
+    processed: bytes = b""  # JSON objects, separated by ",\n"
+    original: bytes = b""
+
+
+def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], ParseStatus, Rejected | None]:
+    """The paper's pairs from the best attempt of each window, its status, and why it is rejected if it has none."""
+    best = best_answers(answers)
+    pairs = merged_pairs([answer["pairs"] or [] for answer in best])
+    wanted = sum(answer["num_qas"] for answer in best)
+    cut = any(a["finish_reason"] in (FinishReason.LENGTH, FinishReason.REPETITION) for a in best)
+    if pairs:
+        short = ParseStatus.TRUNCATED if cut else ParseStatus.SHORT
+        return pairs, ParseStatus.COMPLETE if len(pairs) >= wanted else short, None
+    failed = next((a["error"] for a in best if a["error"] is not None), None)
+    if failed is not None:
+        reason, detail = split_error(failed)
+        stage = "generate"
+    else:
+        tries = len(answers)
+        reason, stage = str(RejectReason.NO_PAIRS), "parse"
+        ended = ", ".join(sorted({str(a["finish_reason"]) for a in answers}))
+        detail = f"no question-answer pair in {tries} answer{'s' * (tries != 1)} (ended by {ended})"
+    rejected = Rejected(
+        doi=paper["doi"], file=paper["file"], position=paper["position"], stage=stage, reason=reason, detail=detail
+    )
+    return [], ParseStatus.MALFORMED, rejected
+
+
+def merged_pairs(windows: list[list[Pair]]) -> list[Pair]:
+    """The pairs of all windows of a paper; a question that came in an earlier window counts once."""
+    first: dict[str, Pair] = {}
+    for pairs in windows:
+        for pair in pairs:
+            first.setdefault(question_key(pair["Q"]), pair)
+    return list(first.values())
+
+
+def processed_record(paper: Any, pairs: list[Pair]) -> dict[str, Any]:
+    """A record of processed_output.json."""
+    record = {key: paper.get(key) for key in ("source", "doi", "abstract", "keywords", "txt", "title")}
+    return {**record, "num_Q&A": len(pairs), "Q&A": pairs}
+
+
+def settle_shard(run: Run, shard: str, files: list[str], make_builder: MakeBuilder | None, split: bool) -> Settled:
+    """Accounts for one shard. ``make_builder``: given if the JSON exports are wanted."""
+    papers = (run.papers / f"{shard}.parquet").read_table().to_pylist()
+    answers = read_answers(run.root.fs, files)
+    settled = Settled(Totals(papers=len(papers)), [])
+    builder = make_builder() if make_builder else None
+    processed, original = [], []
+    for paper in papers:
+        own = answers.get(paper["doi"], [])
+        if not own:
+            raise RunError(f"{paper['doi']} of {shard} has no answer: papers would be lost")
+        pairs, status, rejected = paper_outcome(paper, own)
+        _count(settled.totals, own, pairs, status, rejected)
+        if rejected:
+            settled.rejected.append(rejected)
+        if builder is None:
+            continue
+        if pairs:
+            processed.append(_json(processed_record(paper, pairs)))
+        original.extend(_json(record) for record in _original(builder, paper, best_answers(own), split))
+    settled.processed, settled.original = b",\n".join(processed), b",\n".join(original)
+    return settled
+
+
+def _count(
+    totals: Totals, answers: list[Parsed], pairs: list[Pair], status: ParseStatus, rejected: Rejected | None
+) -> None:
+    lost = max((answer["truncated_tokens"] for answer in answers), default=0)
+    totals.add(
+        Totals(
+            with_pairs=bool(pairs),
+            pairs=len(pairs),
+            prompts=len(answers),
+            prompt_tokens=sum(a["prompt_tokens"] for a in answers if a["error"] is None),
+            output_tokens=sum(a["output_tokens"] for a in answers),
+            truncated_papers=lost > 0,
+            truncated_tokens=lost,
+            answer_seconds=sum(a["seconds"] for a in answers),
+            status=Counter([str(status)]) if pairs else Counter(),
+            finish=Counter(a["finish_reason"] for a in answers if a["finish_reason"]),
+            rejected=Counter([rejected["reason"]]) if rejected else Counter(),
+        )
+    )
+
+
+def _original(builder: PromptBuilder, paper: Paper, best: list[Parsed], split: bool) -> Iterator[dict[str, Any]]:
+    for answer in best:
+        if answer["error"] is None:
+            text = builder.text(paper, answer["start"], answer["end"], answer["num_qas"])
+            record = {"doi": paper["doi"], "input": text, "output": answer["output"]}
+            yield {**record, "window": answer["window"]} if split else record
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, ingested_rejects: int) -> Totals:
+    """Writes the exports and rejected.jsonl. Raises RunError unless papers in = papers with pairs + rejected."""
+    import ray
+
+    shards = [shard.name.removesuffix(".parquet") for shard in run.paper_shards()]
+    papers = sum(_num_rows(shard) for shard in run.paper_shards())
+    export = config.export_json == "always" or (config.export_json == "auto" and papers <= EXPORT_LIMIT)
+    files = run.generation_files()
+    split = config.overlength == "split"
+    settle = ray.remote(settle_shard).options(num_cpus=LIGHT)
+    totals, flying = Totals(), []
+    with contextlib.ExitStack() as stack:
+        rejected = stack.enter_context((run.root / "rejected.jsonl").write())
+        processed = JsonList(stack, run.root / "processed_output.json") if export else None
+        original = JsonList(stack, run.root / "original_output.json") if export else None
+
+        def take(reference: Any) -> None:
+            settled: Settled = ray.get(reference)
+            totals.add(settled.totals)
+            for row in settled.rejected:
+                rejected.write(_json(row) + b"\n")
+            if processed and original:
+                processed.add(settled.processed)
+                original.add(settled.original)
+
+        count = 0
+        for shard in run.rejected_papers.list(".parquet"):
+            for row in shard.read_table().to_pylist():
+                rejected.write(_json(row) + b"\n")
+                totals.rejected[row["reason"]] += 1
+                count += 1
+        for name in shards:
+            flying.append(settle.remote(run, name, files.get(name, []), make_builder if export else None, split))
+            if len(flying) > 4:
+                take(flying.pop(0))
+        for reference in flying:
+            take(reference)
+        if count != ingested_rejects or totals.papers != papers or _unaccounted(totals, count):
+            raise RunError(
+                f"the counts do not add up: {papers} papers and {ingested_rejects} rejected records in, "
+                f"{totals.with_pairs} with pairs and {sum(totals.rejected.values())} rejected out"
+            )
+        for each in (processed, original):
+            if each:
+                each.end()
+    if not export:
+        for name in ("processed_output.json", "original_output.json"):
+            (run.root / name).remove()
+    return totals
+
+
+def _unaccounted(totals: Totals, ingest_rejects: int) -> int:
+    return totals.papers - totals.with_pairs - (sum(totals.rejected.values()) - ingest_rejects)
+
+
+def _num_rows(shard: Location) -> int:
+    import pyarrow.parquet as pq
+
+    with shard.fs.open_input_file(shard.path) as stream:
+        return pq.ParquetFile(stream).metadata.num_rows
+
+
+class JsonList:
+    """A JSON list that is written piece by piece."""
+
+    def __init__(self, stack: contextlib.ExitStack, file: Location) -> None:
+        self.stream: IO[bytes] = stack.enter_context(file.write())
+        self.stream.write(b"[")
+        self.empty = True
+
+    def add(self, pieces: bytes) -> None:
+        if pieces:
+            self.stream.write((b"\n" if self.empty else b",\n") + pieces)
+            self.empty = False
+
+    def end(self) -> None:
+        self.stream.write(b"\n]\n")
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that qaray runs from, None if it runs from none."""
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

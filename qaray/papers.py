@@ -1,0 +1,313 @@
+"""Ingest: input files → OUT/papers shards, read once.
+
+    files → records (a task a file) → tokens counted (parallel) → duplicates taken out, in order → shards
+
+The driver sees ids only. Everything after reads the shards. A run that is started again reads the files that were not
+read to their end, or that changed, and adds what is new.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qaray.config import GenerateConfig
+from qaray.records import SUFFIXES, Problem, paper_fields, read_records
+from qaray.runs import SHARD, Run, RunError
+from qaray.runtime import LIGHT
+from qaray.schema import PAPER_SCHEMA, REJECTED_SCHEMA, RejectReason, table
+from qaray.storage import Location, expand
+
+BLOCK_BYTES = 32 << 20  # text of one block on its way to a shard
+WRITES_AHEAD = 8  # shards being written while the next ones are looked at
+
+# A paper or a rejected record on its way: reason is null for a paper.
+STAGED_SCHEMA = pa.schema([*PAPER_SCHEMA, ("reason", pa.string()), ("detail", pa.string())])
+
+CountTokens = Callable[[Sequence[str]], list[int]]
+
+
+@dataclass
+class Ingested:
+    """What the shards hold after an ingest."""
+
+    papers: int = 0
+    rejected: int = 0
+    shards: int = 0
+    tokens: int = 0
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+
+def ingest(config: GenerateConfig, run: Run, count_tokens: CountTokens, report: Callable[[Ingested], None]) -> Ingested:
+    """Reads ``config.file_path`` into ``run.papers``; ``report`` is called as shards are written.
+
+    Raises FileNotFoundError if the path names nothing, RunError if no record at all became a paper.
+    """
+    files = expand(config.file_path, SUFFIXES)
+    known = (run.sources.read_json() or {"files": []})["files"]
+    with _Index.of(run) as index:
+        done = index.counts()
+        fresh = [file for file in files if not _read_before(file, known)]
+        if fresh:
+            _read(config, run, fresh, index, count_tokens, done, report)
+            known = _sources(known, fresh, complete=config.limit is None)
+            run.sources.write_json({"files": known})
+    done.sources = known
+    if done.papers == 0:
+        raise RunError(f"no paper could be read from {config.file_path}: {done.rejected} records were rejected")
+    return done
+
+
+def _read(
+    config: GenerateConfig,
+    run: Run,
+    files: list[Location],
+    index: _Index,
+    count_tokens: CountTokens,
+    done: Ingested,
+    report: Callable[[Ingested], None],
+) -> None:
+    import ray
+
+    identify = ray.remote(_identify).options(num_cpus=LIGHT)
+    write = ray.remote(_write).options(num_cpus=LIGHT, max_retries=3)
+    seen, limit = 0, config.limit
+    ahead: deque[tuple[Any, Any]] = deque()
+    writing: deque[Any] = deque()
+
+    def settle(keep_writing: int) -> None:
+        while len(writing) > keep_writing:
+            done.tokens += ray.get(writing.popleft())
+
+    def place(block: Any, ids: Any) -> bool:
+        """Decides what is kept of a block and has it written; False when the limit is reached."""
+        nonlocal seen
+        verdicts = index.judge(ray.get(ids), None if limit is None else limit - seen)
+        seen += len(verdicts)
+        kept = sum(v == "" for v in verdicts)
+        bad = sum(v not in ("", _AGAIN) for v in verdicts)
+        if kept or bad:
+            name = SHARD.format(done.shards)
+            writing.append(write.remote(block, verdicts, run, name, done.papers))
+            done.shards += 1
+            done.papers += kept
+            done.rejected += bad
+            report(done)
+        settle(WRITES_AHEAD)
+        return limit is None or seen < limit
+
+    for bundle in _staged(files, count_tokens, config.papers_per_shard).iter_internal_ref_bundles():
+        for block in bundle.blocks:
+            ref = getattr(block, "ref", None) or block[0]
+            ahead.append((ref, identify.remote(ref)))
+            if len(ahead) > 2 and not place(*ahead.popleft()):
+                settle(0)
+                return
+    while ahead and place(*ahead.popleft()):
+        pass
+    settle(0)
+
+
+def _staged(files: list[Location], count_tokens: CountTokens, rows_per_shard: int) -> Any:
+    """Dataset of staged rows in the order (file, position)."""
+    import ray
+
+    dataset = ray.data.from_items([{"file": f.path} for f in files], override_num_blocks=len(files))
+    dataset = dataset.map_batches(
+        _FileReader(files[0].fs, rows_per_shard), batch_size=1, batch_format="pyarrow", num_cpus=LIGHT, zero_copy_batch=True
+    )
+    dataset = dataset.repartition(target_num_rows_per_block=rows_per_shard)
+    dataset = dataset.map_batches(
+        _TokenCounter(count_tokens), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT, zero_copy_batch=True
+    )
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = BLOCK_BYTES
+    return dataset
+
+
+@dataclass(frozen=True)
+class _FileReader:
+    """A file's records as staged tables of at most so many rows or BLOCK_BYTES of text."""
+
+    fs: Any
+    rows: int
+
+    def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
+        for path in files["file"].to_pylist():
+            rows: list[dict[str, Any]] = []
+            size = 0
+            for record in read_records(Location(self.fs, path)):
+                row = _stage(path, record.position, record.value, record.problem)
+                rows.append(row)
+                size += len(row["txt"] or "")
+                if len(rows) == self.rows or size > BLOCK_BYTES:
+                    yield table(rows, STAGED_SCHEMA)
+                    rows, size = [], 0
+            if rows:
+                yield table(rows, STAGED_SCHEMA)
+
+
+def _stage(path: str, position: int, value: Any, problem: Problem | None) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if problem is None:
+        try:
+            fields = paper_fields(value)
+        except Problem as found:
+            problem = found
+    row: dict[str, Any] = dict.fromkeys(STAGED_SCHEMA.names)
+    row.update(fields, row=-1, file=path, position=position, tokens=0)
+    if problem is not None:
+        row.update(doi=_doi(value), reason=str(problem.reason), detail=problem.detail)
+    return row
+
+
+def _doi(value: Any) -> str | None:
+    """The id of a bad record, as far as it has one."""
+    doi = value.get("doi") if isinstance(value, dict) else None
+    return doi.encode("utf-8", "replace").decode() if isinstance(doi, str) else None
+
+
+@dataclass(frozen=True)
+class _TokenCounter:
+    count_tokens: CountTokens
+
+    def __call__(self, staged: pa.Table) -> pa.Table:
+        texts = staged["txt"].to_pylist()
+        counts = iter(self.count_tokens([t for t in texts if t is not None]))
+        tokens = [0 if t is None else next(counts) for t in texts]
+        return staged.set_column(staged.schema.get_field_index("tokens"), "tokens", pa.array(tokens, pa.int64()))
+
+
+def _identify(staged: pa.Table) -> list[tuple[str | None, str, int, str | None]]:
+    """(doi, file, position, reason) of each staged row."""
+    columns = [staged[name].to_pylist() for name in ("doi", "file", "position", "reason")]
+    return list(zip(*columns, strict=True))
+
+
+def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row: int) -> int:
+    """Writes the papers and the rejected records of a block; returns the papers' tokens."""
+    staged = staged.slice(0, len(verdicts))
+    papers = staged.filter(pa.array([v == "" for v in verdicts]))
+    if papers.num_rows:
+        rows = pa.array(range(first_row, first_row + papers.num_rows), pa.int64())
+        papers = papers.set_column(0, "row", rows).select(PAPER_SCHEMA.names).cast(PAPER_SCHEMA)
+        (run.papers / f"{name}.parquet").write_table(papers)
+    rejected = [
+        {
+            "doi": row["doi"],
+            "file": row["file"],
+            "position": row["position"],
+            "stage": "ingest",
+            "reason": row["reason"] or str(RejectReason.DUPLICATE_DOI),
+            "detail": row["detail"] or verdict,
+        }
+        for row, verdict in zip(
+            staged.select(["doi", "file", "position", "reason", "detail"]).to_pylist(), verdicts, strict=True
+        )
+        if verdict not in ("", _AGAIN)
+    ]
+    if rejected:
+        (run.rejected_papers / f"{name}.parquet").write_table(table(rejected, REJECTED_SCHEMA))
+    return int(pc.sum(papers["tokens"]).as_py() or 0)
+
+
+_AGAIN = "again"  # verdict on a record that an earlier start has taken in already
+
+
+class _Index:
+    """Which doi came from where, on disk (SQLite), so that a corpus of any size needs no memory."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="qaray-")
+        self._db = sqlite3.connect(Path(self._folder.name) / "ids.sqlite", isolation_level=None)
+        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._db.execute("CREATE TABLE papers (doi TEXT PRIMARY KEY, file TEXT, position INT, pass INT) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE rejected (file TEXT, position INT, PRIMARY KEY (file, position)) WITHOUT ROWID")
+        self._counts = Ingested()
+
+    @classmethod
+    def of(cls, run: Run) -> _Index:
+        """The index of what the run holds already."""
+        index = cls()
+        for shard in run.paper_shards():
+            rows = shard.read_table(["doi", "file", "position", "tokens"])
+            index._add_papers(rows)
+            index._next_shard(shard)
+        for shard in run.rejected_papers.list(".parquet"):
+            index._add_rejected(shard.read_table(["file", "position"]))
+            index._next_shard(shard)
+        return index
+
+    def __enter__(self) -> _Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+        self._folder.cleanup()
+
+    def counts(self) -> Ingested:
+        return self._counts
+
+    def _next_shard(self, shard: Location) -> None:
+        number = int("".join(c for c in shard.name if c.isdigit()))
+        self._counts.shards = max(self._counts.shards, number + 1)
+
+    def _add_papers(self, rows: pa.Table) -> None:
+        columns = [rows[n].to_pylist() for n in ("doi", "file", "position")]
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 0)", zip(*columns, strict=True))
+        self._db.execute("COMMIT")
+        self._counts.papers += rows.num_rows
+        self._counts.tokens += int(pc.sum(rows["tokens"]).as_py() or 0)
+
+    def _add_rejected(self, rows: pa.Table) -> None:
+        columns = [rows[n].to_pylist() for n in ("file", "position")]
+        self._db.executemany("INSERT OR IGNORE INTO rejected VALUES (?, ?)", zip(*columns, strict=True))
+        self._counts.rejected += rows.num_rows
+
+    def judge(self, ids: list[tuple[str | None, str, int, str | None]], room: int | None) -> list[str]:
+        """A verdict for each record, at most ``room`` of them: '' = a new paper, _AGAIN = taken in before, else why
+        it is rejected."""
+        self._db.execute("BEGIN")
+        verdicts = [self._verdict(*record) for record in ids[:room]]
+        self._db.execute("COMMIT")
+        return verdicts
+
+    def _verdict(self, doi: str | None, file: str, position: int, reason: str | None) -> str:
+        if reason is not None:
+            new = self._db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?)", (file, position)).rowcount
+            return reason if new else _AGAIN
+        if self._db.execute("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 1)", (doi, file, position)).rowcount:
+            return ""
+        first_file, first_position, seen = self._db.execute(
+            "SELECT file, position, pass FROM papers WHERE doi = ?", (doi,)
+        ).fetchone()
+        if first_file == file and not seen:  # the file is read again: this is the paper taken in before
+            self._db.execute("UPDATE papers SET pass = 1 WHERE doi = ?", (doi,))
+            return _AGAIN
+        new = self._db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?)", (file, position)).rowcount
+        return f"record {first_position} of {first_file} has the same doi" if new else _AGAIN
+
+
+def _fingerprint(file: Location) -> dict[str, Any]:
+    info = file.info()
+    return {"file": file.path, "size": info.size, "modified_ns": info.mtime_ns}
+
+
+def _read_before(file: Location, known: list[dict[str, Any]]) -> bool:
+    """Whether the file was read to its end and has not changed since."""
+    return {**_fingerprint(file), "complete": True} in known
+
+
+def _sources(known: list[dict[str, Any]], files: list[Location], complete: bool) -> list[dict[str, Any]]:
+    fresh = {f.path: {**_fingerprint(f), "complete": complete} for f in files}
+    return [e for e in known if e["file"] not in fresh] + list(fresh.values())

@@ -1,0 +1,208 @@
+"""The answer grammar: a model's text to question-answer pairs.
+
+Three grammars are read, numbered or not, with or without bold markers:
+
+    A   1. question            B   Keywords: …             ours   Q1: question
+        A: answer                  Q1: question                   A1: answer
+                                   A1: answer
+
+A pair ends where the next question begins, so that an answer may hold blank lines, lists, colons and formulas.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from qaray.schema import FinishReason, Pair, ParseStatus
+
+_DECORATION = r"[\s>#*_`\-•]*"
+_QUESTION = re.compile(
+    rf"^(?P<deco>{_DECORATION})(?:Q|Question)\s*(?:(?P<no>\d+)\s*[:.)\-–]|:)(?P<close>[*_`]*)\s*(?P<text>.*)$", re.I
+)
+_ANSWER = re.compile(
+    rf"^(?P<deco>{_DECORATION})(?:A|Ans|Answer)\s*(?:(?P<no>\d+)\s*[:.)\-–]|:)(?P<close>[*_`]*)\s*(?P<text>.*)$", re.I
+)
+_NUMBERED = re.compile(rf"^(?P<deco>{_DECORATION})(?P<no>\d+)\s*[.):](?P<close>[*_`]*)\s+(?P<text>\S.*)$")
+# "…basis? A1: It is" on one line: the marker is put on its own.
+_INLINE = re.compile(r"(?<=[.?!:)\]*])[ \t]+(?=\**(?:Q|A|Question |Answer )\d+:\**\s)")
+_INLINE_ANSWER = re.compile(r"(?m)^(.{0,4}(?:Q|Question)(?:\s*\d+)?\s*:.*?\?)[ \t]+(?=(?:A|Answer):\s)")
+_THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(?:</\1>|\Z)", re.S | re.I)
+_THOUGHT = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.S | re.I)
+_PLACEHOLDER = re.compile(r"[\[<({]?\s*(?:(?:your\s+)?(?:question|answer)(?:\s*\d+)?(?:\s+here)?|\.{2,}|…)\s*[\])}>]?[.?]?", re.I)
+# What models say when they are done: a last paragraph that begins like this is no part of the answer.
+_FAREWELL = re.compile(
+    r"^\W*(?:END\b\W*$|\[?END\]?$|-{3,}$|```|I hope\b|Let me know\b|Please (?:let|note|feel)\b|Feel free\b"
+    r"|(?:All |The |Each of )?(?:these|the above) (?:\w+ ){0,3}(?:questions?|Q&As?|pairs)\b|Keywords?:|Note: )",
+    re.I,
+)
+_SENTENCE_END = re.compile(r"[.!?…。)\]}\"'”’:;*`%°]\s*$")
+
+
+@dataclass(frozen=True)
+class ParsedText:
+    """The pairs of one text, in order, and what they are worth."""
+
+    pairs: list[Pair]
+    status: ParseStatus
+
+
+@dataclass
+class _Draft:
+    """A question that is being read, and its answer once that has begun."""
+
+    number: str | None
+    question: list[str]
+    answer: list[str] | None = None
+
+
+def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> ParsedText:
+    """Question-answer pairs of a model's text.
+
+    ``num_qas``: pairs that make it complete. ``finish_reason``: a FinishReason where it is known; a text that was cut off
+    loses a last answer that stops in the middle of a sentence. Repeated questions keep their first answer. Nothing is
+    raised: text without pairs gives none, with status MALFORMED.
+    """
+    drafts = _drafts(_normal(text))
+    cut = finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION)
+    pairs = [pair for draft in drafts if (pair := _pair(draft, last=draft is drafts[-1]))]
+    if drafts and drafts[-1].answer is None:
+        cut = True  # a question without an answer at the end
+    elif cut and pairs and not _SENTENCE_END.search(pairs[-1]["A"]):
+        pairs.pop()
+    pairs = _distinct(pairs)
+    if not pairs:
+        return ParsedText([], ParseStatus.MALFORMED)
+    if len(pairs) >= num_qas:
+        return ParsedText(pairs, ParseStatus.COMPLETE)
+    return ParsedText(pairs, ParseStatus.TRUNCATED if cut else ParseStatus.SHORT)
+
+
+def question_key(question: str) -> str:
+    """A question's letters and digits, case folded: equal for repeated questions."""
+    return "".join(c for c in question.casefold() if c.isalnum())
+
+
+def _normal(text: str) -> str:
+    """Line ends unified, reasoning gone, every marker at the start of a line."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _THOUGHT.sub("", _THINKING.sub("", text))
+    text = _INLINE.sub("\n", text)
+    return _INLINE_ANSWER.sub(r"\1\n", text)
+
+
+def _drafts(text: str) -> list[_Draft]:
+    lines = text.split("\n")
+    explicit = [m for line in lines if (m := _QUESTION.match(line))]
+    if explicit:
+        return _marked(lines, numbered=explicit[0]["no"] is not None)
+    return _listed(lines)
+
+
+def _marked(lines: list[str], numbered: bool) -> list[_Draft]:
+    """Grammar B and ours: questions carry a Q marker, numbered throughout if the first one is."""
+    drafts: list[_Draft] = []
+    for line in lines:
+        question = _QUESTION.match(line)
+        if question and (question["no"] is not None) == numbered:
+            drafts.append(_open(question))
+        elif drafts:
+            _continue(drafts[-1], line)
+    return drafts
+
+
+def _listed(lines: list[str]) -> list[_Draft]:
+    """Grammar A: a numbered line is a question if an answer marker follows before another numbered line."""
+    drafts: list[_Draft] = []
+    for i, line in enumerate(lines):
+        numbered = _NUMBERED.match(line)
+        if numbered and _answered(lines[i + 1 :]):
+            drafts.append(_open(numbered))
+        elif drafts:
+            _continue(drafts[-1], line)
+    if drafts and (tail := drafts[-1].answer):
+        _split_unanswered(drafts, tail)
+    return drafts
+
+
+def _answered(following: Iterable[str]) -> bool:
+    """Whether an answer marker comes within three lines of text."""
+    seen = 0
+    for line in following:
+        if _ANSWER.match(line):
+            return True
+        if line.strip():
+            seen += 1
+            if seen == 3 or _NUMBERED.match(line):
+                return False
+    return False
+
+
+def _split_unanswered(drafts: list[_Draft], tail: list[str]) -> None:
+    """A last numbered question that the text's end cut off from its answer is taken out of the answer before it."""
+    wanted = str(int(drafts[-1].number or 0) + 1)
+    for i, line in enumerate(tail):
+        numbered = _NUMBERED.match(line)
+        starts_block = i > 0 and not tail[i - 1].strip()
+        if numbered and starts_block and numbered["no"] == wanted and not any(part.strip() for part in tail[i + 1 :]):
+            del tail[i:]
+            drafts.append(_open(numbered))
+            return
+
+
+def _open(marker: re.Match[str]) -> _Draft:
+    return _Draft(number=marker["no"], question=[_unbold(marker)])
+
+
+def _continue(draft: _Draft, line: str) -> None:
+    answer = _ANSWER.match(line)
+    if answer and draft.answer is None:
+        draft.answer = [_unbold(answer)]
+    elif draft.answer is None:
+        draft.question.append(line)
+    else:
+        draft.answer.append(line)
+
+
+def _unbold(marker: re.Match[str]) -> str:
+    """The text after a marker, without the closing half of a bold marker that opened before it."""
+    text, opened = marker["text"], "".join(c for c in marker["deco"] if c in "*_")
+    if opened and not marker["close"] and text.rstrip().endswith(opened):
+        return text.rstrip()[: -len(opened)]
+    if opened and not marker["close"]:
+        return text.replace(opened, "", 1)
+    return text
+
+
+def _pair(draft: _Draft, last: bool) -> Pair | None:
+    """The draft as a pair; None if a half is missing or a placeholder of the format."""
+    answer = "\n".join(draft.answer or [])
+    question, answer = "\n".join(draft.question).strip(), (_without_farewell(answer) if last else answer).strip()
+    if wrapped := re.fullmatch(r"(\*\*|__)(.+)\1", question, re.S):
+        question = wrapped[2].strip()
+    if not question or not answer or _PLACEHOLDER.fullmatch(question) or _PLACEHOLDER.fullmatch(answer):
+        return None
+    return Pair(Q=question, A=answer)
+
+
+def _without_farewell(answer: str) -> str:
+    paragraphs = re.split(r"\n\s*\n", answer)
+    for i, paragraph in enumerate(paragraphs[1:], start=1):
+        if _FAREWELL.match(paragraph):
+            return "\n\n".join(paragraphs[:i])
+    lines = answer.rstrip().split("\n")
+    if len(lines) > 1 and re.fullmatch(r"\W*END\W*|-{3,}|```", lines[-1].strip()):
+        return "\n".join(lines[:-1])
+    return answer
+
+
+def _distinct(pairs: list[Pair]) -> list[Pair]:
+    seen: set[str] = set()
+    kept = []
+    for pair in pairs:
+        key = question_key(pair["Q"])
+        if key and key not in seen:
+            seen.add(key)
+            kept.append(pair)
+    return kept

@@ -1,0 +1,83 @@
+"""What the user sees while a run works: a bar on a terminal, plain lines elsewhere, nothing with --no_progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from qaray.generate import Progress
+from qaray.papers import Ingested
+
+EVERY = 10.0  # seconds between two plain lines
+
+
+class Display:
+    """Shows progress on standard error."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._bar = None
+        self._terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """A line that is always worth showing."""
+        if not self.quiet:
+            self.close()
+            print(line, file=sys.stderr, flush=True)
+
+    def ingested(self, counts: Ingested) -> None:
+        if self._due():
+            self._line(f"reading: {counts.papers} papers, {counts.rejected} rejected")
+
+    def generated(self, progress: Progress) -> None:
+        if self.quiet:
+            return
+        if self._terminal:
+            self._draw(progress)
+        elif self._due() or progress.settled == progress.papers:
+            self._line(f"{progress.settled}/{progress.papers} papers, {describe(progress)}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _due(self) -> bool:
+        if self.quiet or time.monotonic() - self._last < EVERY:
+            return False
+        self._last = time.monotonic()
+        return True
+
+    def _line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def _draw(self, progress: Progress) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=progress.papers, initial=progress.settled, unit="paper", dynamic_ncols=True)
+        self._bar.n = progress.settled
+        self._bar.set_postfix_str(describe(progress, eta=False))
+
+
+def describe(progress: Progress, eta: bool = True) -> str:
+    """Pairs, rate, rejects and, where it can be told, the time left."""
+    seconds = max(1e-9, time.monotonic() - progress.begun)
+    parts = [f"{progress.pairs} pairs", f"{progress.output_tokens / seconds:,.0f} tokens/s"]
+    if progress.rejected:
+        parts.append(f"{progress.rejected} rejected")
+    left = progress.papers - progress.settled
+    if eta and progress.prompts and left > 0:
+        parts.append(f"about {duration(left * seconds / progress.prompts)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """``95`` → ``1m35s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,268 @@
+"""Records of an input file, one at a time: JSON list, JSONL or Parquet.
+
+A JSON list is decoded value by value from a sliding buffer, so that a list of any length needs the memory of one record.
+A broken record costs that record: reading goes on at the next one that can be found.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qaray.schema import RejectReason
+from qaray.storage import Location
+
+SUFFIXES = tuple(
+    ending + packed
+    for ending in (".json", ".jsonl", ".ndjson", ".parquet")
+    for packed in ("", ".gz", ".zst", ".bz2")
+)
+
+CHUNK = 1 << 20  # bytes read at a time
+LONGEST = 1 << 28  # characters: a record beyond this is given up as broken
+_LOOKAHEAD = 16  # an error closer than this to the buffer's end may only mean that the buffer ends
+
+_BLANK = re.compile(r"[\s\ufeff]*")
+_SEPARATOR = re.compile(r"[\s,]*")
+_NEXT_IN_LIST = re.compile(r"\}\s*,\s*(?=\{)")
+_NEXT_LINE = re.compile(r"\n\s*(?=\{)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Problem(Exception):
+    """A record that cannot become a paper. ``args``: the reason and a sentence for the user."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands at one position of a file: a JSON value, or the problem met there."""
+
+    position: int  # record number within the file, from 0
+    value: Any = None
+    problem: Problem | None = None
+
+
+def read_records(file: Location) -> Iterator[Record]:
+    """The file's records in order. Nothing is raised for bad content: it becomes a Record with a problem."""
+    name = file.path.lower()
+    if ".parquet" in name.rsplit("/", 1)[-1]:
+        return _parquet(file)
+    if any(ending in name.rsplit("/", 1)[-1] for ending in (".jsonl", ".ndjson")):
+        return _lines(file)
+    return _values(file)
+
+
+def _lines(file: Location) -> Iterator[Record]:
+    """JSON Lines: each line stands alone, blank lines do not count."""
+    position = 0
+    for number, line in enumerate(_raw_lines(file), start=1):
+        if isinstance(line, Problem):
+            yield Record(position, problem=line)
+            return
+        if not line.strip():
+            continue
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            yield Record(position, value=json.loads(text))
+        except UnicodeDecodeError as error:
+            yield Record(position, problem=Problem(RejectReason.UNDECODABLE, f"line {number} is not UTF-8: {error}"))
+        except (ValueError, RecursionError) as error:
+            yield Record(position, problem=Problem(RejectReason.NOT_JSON, f"line {number}: {error}"))
+        position += 1
+    if position == 0:
+        yield Record(0, problem=Problem(RejectReason.NOT_JSON, "the file is empty"))
+
+
+def _raw_lines(file: Location) -> Iterator[bytes | Problem]:
+    rest: list[bytes] = []
+    for chunk in _chunks(file):
+        if isinstance(chunk, Problem):
+            yield chunk
+            return
+        *lines, tail = chunk.split(b"\n")
+        for line in lines:
+            yield b"".join((*rest, line))
+            rest = []
+        rest.append(tail)
+    yield b"".join(rest)
+
+
+def _chunks(file: Location) -> Iterator[bytes | Problem]:
+    """The file's bytes, decompressed; a damaged archive ends in a Problem."""
+    try:
+        with file.open() as stream:
+            while chunk := stream.read(CHUNK):
+                yield chunk
+    except OSError as error:
+        yield Problem(RejectReason.UNDECODABLE, f"the file cannot be read: {error}")
+
+
+class _Buffer:
+    """A window on a file's text that slides forward. Bytes that are no UTF-8 become lone surrogates."""
+
+    def __init__(self, file: Location) -> None:
+        self.text, self.at, self.ended = "", 0, False
+        self.problem: Problem | None = None
+        self._chunks = _chunks(file)
+        self._decoder: codecs.IncrementalDecoder | None = None
+
+    def more(self) -> bool:
+        """Reads on: at least as much again as is unread, so that a long record is decoded O(log n) times."""
+        if self.ended:
+            return False
+        wanted = max(CHUNK, len(self.text) - self.at)
+        parts = [self.text[self.at :]]
+        while wanted > 0 and not self.ended:
+            chunk = next(self._chunks, None)
+            if chunk is None or isinstance(chunk, Problem):
+                self.problem, self.ended = chunk, True
+                parts.append(self._decoder.decode(b"", final=True) if self._decoder else "")
+            else:
+                self._decoder = self._decoder or _decoder(chunk)
+                parts.append(self._decoder.decode(chunk))
+                wanted -= len(chunk)
+        self.text, self.at = "".join(parts), 0
+        return True
+
+    def skip(self, pattern: re.Pattern[str]) -> str:
+        """Passes over what matches; the next character, '' at the end of the file."""
+        while True:
+            match = pattern.match(self.text, self.at)
+            self.at = match.end() if match else self.at
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+
+def _decoder(head: bytes) -> codecs.IncrementalDecoder:
+    encoding = json.detect_encoding(head)
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
+    return codecs.getincrementaldecoder(encoding)(errors=errors)
+
+
+def _values(file: Location) -> Iterator[Record]:
+    """A JSON list, or JSON objects one after another, as a stream of values."""
+    buffer, decoder, position = _Buffer(file), json.JSONDecoder(), 0
+    first = buffer.skip(_BLANK)
+    in_list = first == "["
+    if in_list:
+        buffer.at += 1
+    while True:
+        head = buffer.skip(_SEPARATOR)
+        if head == "" or (in_list and head == "]"):
+            break
+        try:
+            value, end = decoder.raw_decode(buffer.text, buffer.at)
+        except json.JSONDecodeError as error:
+            unread = len(buffer.text) - buffer.at
+            may_go_on = error.msg.startswith("Unterminated string") or error.pos >= len(buffer.text) - _LOOKAHEAD
+            if may_go_on and unread < LONGEST and buffer.more():
+                continue
+            detail = f"record {position}: {error.msg}"
+            yield Record(position, problem=Problem(RejectReason.NOT_JSON, detail))
+            position += 1
+            _resume(buffer, max(error.pos, buffer.at + 1), _NEXT_IN_LIST if in_list else _NEXT_LINE)
+            continue
+        except (ValueError, RecursionError) as error:  # integers of thousands of digits, nesting of thousands of levels
+            yield Record(position, problem=Problem(RejectReason.NOT_JSON, f"record {position}: {error}"))
+            position += 1
+            _resume(buffer, buffer.at + 1, _NEXT_IN_LIST if in_list else _NEXT_LINE)
+            continue
+        if end == len(buffer.text) and buffer.more():
+            continue  # a number may go on in the next chunk
+        buffer.at = end
+        yield Record(position, value=value)
+        position += 1
+    if buffer.problem:
+        yield Record(position, problem=buffer.problem)
+    elif first == "":
+        yield Record(0, problem=Problem(RejectReason.NOT_JSON, "the file is empty"))
+    elif in_list and head != "]":
+        yield Record(position, problem=Problem(RejectReason.NOT_JSON, "the list has no end: the file is cut off"))
+    elif in_list:
+        buffer.at += 1
+        if buffer.skip(_BLANK):
+            yield Record(position, problem=Problem(RejectReason.NOT_JSON, "text after the end of the list"))
+
+
+def _resume(buffer: _Buffer, start: int, pattern: re.Pattern[str]) -> None:
+    """Moves to the next record after a broken one, else to the end of the file."""
+    buffer.at = start
+    while not (match := pattern.search(buffer.text, buffer.at)):
+        buffer.at = max(buffer.at, len(buffer.text) - 256)  # a separator may straddle the buffer's end
+        if not buffer.more():
+            buffer.at = len(buffer.text)
+            return
+    buffer.at = match.end()
+
+
+def _parquet(file: Location) -> Iterator[Record]:
+    position = 0
+    try:
+        with file.fs.open_input_file(file.path) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(batch_size=64):
+                for value in batch.to_pylist():
+                    yield Record(position, value=value)
+                    position += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        detail = f"the Parquet file cannot be read: {error}"
+        yield Record(position, problem=Problem(RejectReason.UNDECODABLE, detail))
+
+
+REQUIRED = ("doi", "txt", "keywords")
+
+
+def paper_fields(value: Any) -> dict[str, Any]:
+    """The schema's fields of one record: doi, txt, keywords as a list, abstract, title, source or None.
+
+    Raises Problem with the reason and a sentence that names the field and what stands there.
+    """
+    if not isinstance(value, dict):
+        raise Problem(RejectReason.WRONG_TYPE, f"a record must be an object, got {_type(value)}")
+    for key in REQUIRED:
+        if value.get(key) is None:
+            raise Problem(RejectReason.MISSING_KEY, f"{key} is missing" if key not in value else f"{key} is null")
+    fields = {"keywords": _keywords(value["keywords"])}
+    for key in ("doi", "txt", "abstract", "title", "source"):
+        text = value.get(key)
+        if text is not None and not isinstance(text, str):
+            raise Problem(RejectReason.WRONG_TYPE, f"{key} must be a string, got {_type(text)}: {str(text)[:80]}")
+        fields[key] = text
+    if not fields["doi"].strip():
+        raise Problem(RejectReason.MISSING_KEY, "doi is empty")
+    for key, text in fields.items():
+        for part in text if isinstance(text, list) else [text or ""]:
+            if bad := _SURROGATE.search(part):
+                where = f"character {bad.start()} of {key}"
+                raise Problem(RejectReason.UNDECODABLE, f"{where} is not valid Unicode ({ascii(bad[0])})")
+    if not any(c.isprintable() and not c.isspace() for c in fields["txt"]):
+        raise Problem(RejectReason.EMPTY_TEXT, f"txt has no visible character ({len(fields['txt'])} in all)")
+    return fields
+
+
+def _keywords(value: Any) -> list[str]:
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list):
+        raise Problem(RejectReason.WRONG_TYPE, f"keywords must be a list or a string, got {_type(value)}")
+    for keyword in value:
+        if not isinstance(keyword, str):
+            raise Problem(RejectReason.WRONG_TYPE, f"keywords must be strings, got {_type(keyword)}: {str(keyword)[:80]}")
+    return [keyword.strip() for keyword in value if keyword.strip()]
+
+
+def _type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,220 @@
+"""The run directory: what identifies a run, who drives it, what is done already.
+
+    OUT/run.json      written first         OUT/lease.json   while a driver lives
+    OUT/papers/       shards of papers      OUT/stop         while a stop is asked for
+    OUT/generations/  shards of answers     OUT/manifest.json  written last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from qaray.storage import Location
+
+HEARTBEAT = 5.0  # seconds between two signs of life
+STALE = 30.0  # seconds without one after which a driver on another machine counts as dead
+SHARD = "part-{:06d}"
+
+
+class RunError(RuntimeError):
+    """The run directory does not allow what was asked. One line for the user."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory. Picklable."""
+
+    root: Location
+
+    @classmethod
+    def at(cls, output_dir: str) -> Run:
+        return cls(Location.of(output_dir))
+
+    @property
+    def papers(self) -> Location:
+        return self.root / "papers"
+
+    @property
+    def rejected_papers(self) -> Location:
+        """Rejected records of the ingest. The underscore keeps Parquet readers of ``papers`` out of it."""
+        return self.papers / "_rejected"
+
+    @property
+    def sources(self) -> Location:
+        """What was read: one entry an input file that was read to its end."""
+        return self.papers / "_sources.json"
+
+    @property
+    def generations(self) -> Location:
+        return self.root / "generations"
+
+    @property
+    def manifest(self) -> Location:
+        return self.root / "manifest.json"
+
+    @property
+    def identity(self) -> Location:
+        return self.root / "run.json"
+
+    @property
+    def stop_flag(self) -> Location:
+        return self.root / "stop"
+
+    def paper_shards(self) -> list[Location]:
+        return self.papers.list(".parquet")
+
+    def generation_files(self) -> dict[str, list[str]]:
+        """Paths of generation shards by the paper shard that they belong to."""
+        files: dict[str, list[str]] = defaultdict(list)
+        for file in self.generations.list(".parquet"):
+            files[file.name.split(".", 1)[0]].append(file.path)
+        return dict(files)
+
+    def generation_file(self, shard: str, keys: list[tuple[str, int, int]]) -> Location:
+        """Where the answers of these (doi, window, attempt) go: the same keys give the same file, so that a task that
+        runs twice writes it twice."""
+        digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
+        return self.generations / f"{shard}.{digest}.parquet"
+
+    def identify(self, identity: dict[str, Any]) -> None:
+        """Writes run.json, or checks that it says the same. Raises RunError with the differences."""
+        stored = self._stored_identity()
+        record = {**identity, "hash": identity_hash(identity)}
+        if stored is None:
+            self.root.make_folder()
+            self.identity.write_json(record)
+            return
+        if stored.get("hash") == record["hash"]:
+            return
+        differing = [k for k in sorted({*stored, *record}) if k != "hash" and stored.get(k) != record.get(k)]
+        changes = "; ".join(f"{k}: {stored.get(k)!r} in the run, {record.get(k)!r} asked for" for k in differing)
+        raise RunError(f"{self.root} holds another run ({changes}): choose another --output_dir or the run's own settings")
+
+    def _stored_identity(self) -> dict[str, Any] | None:
+        try:
+            return self.identity.read_json()
+        except ValueError as error:
+            raise RunError(f"{error}: remove it if the run is to start anew") from None
+
+    def clean(self) -> None:
+        """Removes what a killed writer left behind. Only the holder of the lease may."""
+        for folder in (self.root, self.papers, self.rejected_papers, self.generations):
+            folder.remove_temporary()
+        self.stop_flag.remove()
+
+
+def identity_hash(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class StopSignal:
+    """Whether the run is to end after the work in hand. Looked up in the run directory, at most every two seconds."""
+
+    def __init__(self, flag: Location) -> None:
+        self.flag, self._seen, self._next = flag, False, 0.0
+
+    def __call__(self) -> bool:
+        if not self._seen and time.monotonic() >= self._next:
+            self._seen, self._next = self.flag.exists(), time.monotonic() + 2
+        return self._seen
+
+
+@contextlib.contextmanager
+def lease(run: Run) -> Iterator[Lease]:
+    """Holds the run for this process. Raises RunError while another driver lives."""
+    held = Lease(run)
+    held.acquire()
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+class Lease:
+    """A file with a heartbeat that says who drives the run."""
+
+    def __init__(self, run: Run) -> None:
+        self.file = run.root / "lease.json"
+        self.id = uuid.uuid4().hex
+        self.lost = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="qaray-lease", daemon=True)
+
+    def acquire(self) -> None:
+        holder = self._holder()
+        if holder and (reason := _alive(holder)):
+            raise RunError(
+                f"another driver works on {self.file.path.rsplit('/', 1)[0]} (host {holder.get('host')}, "
+                f"process {holder.get('pid')}, {reason}): wait for it or stop it"
+            )
+        self._write()
+        time.sleep(0.25)  # a driver that came at the same moment wrote too: the last one has the run
+        if (self._holder() or {}).get("id") != self.id:
+            raise RunError(f"another driver took {self.file.path.rsplit('/', 1)[0]} at the same moment")
+        self._thread.start()
+
+    def release(self) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if not self.lost.is_set():
+            self.file.remove()
+
+    def check(self) -> None:
+        """Raises RunError if another driver has taken the run."""
+        if self.lost.is_set():
+            raise RunError(f"another driver took over {self.file.path.rsplit('/', 1)[0]}; this one stops")
+
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            return self.file.read_json()
+        except ValueError:
+            return None  # a half-written lease of a writer that is gone
+
+    def _write(self) -> None:
+        process = psutil.Process()
+        self.file.write_json(
+            {
+                "id": self.id,
+                "host": socket.gethostname(),
+                "pid": process.pid,
+                "started": process.create_time(),
+                "heartbeat": time.time(),
+            }
+        )
+
+    def _beat(self) -> None:
+        while not self._done.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):  # a store that is away for a moment: the next beat comes
+                holder = self._holder()
+                if holder and holder.get("id") != self.id:
+                    self.lost.set()
+                    return
+                self._write()
+
+
+def _alive(holder: dict[str, Any]) -> str:
+    """Why the holder counts as alive, '' if it is dead."""
+    if holder.get("host") == socket.gethostname():
+        try:
+            process = psutil.Process(int(holder["pid"]))
+            same = abs(process.create_time() - float(holder["started"])) < 1
+            gone = process.status() == psutil.STATUS_ZOMBIE
+        except (psutil.Error, KeyError, ValueError, TypeError):
+            return ""
+        return "alive" if same and not gone and process.pid != os.getpid() else ""
+    age = time.time() - float(holder.get("heartbeat", 0))
+    return f"last sign of life {age:.0f} s ago" if age < STALE else ""

@@ -1,0 +1,59 @@
+"""Ray for a run: joins the cluster that is there or starts a local one, and keeps its chatter away from the user."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import psutil
+
+# Light stages (reading, prompting, writing) take this share of a logical CPU, so that they never starve the engine's
+# actors of theirs, nor are starved on a cluster of two.
+LIGHT = 0.1
+
+
+def connect(address: str | None = None, local_cpus: int | None = None) -> None:
+    """Connects to ``address``, else RAY_ADDRESS or the job's cluster, else starts a local cluster.
+
+    Does nothing if the process is connected. A local cluster gets at least four logical CPUs: light stages share them.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    import ray
+
+    if ray.is_initialized():
+        configure()
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    if address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, **options)
+    else:
+        cores = len(psutil.Process().cpu_affinity() or []) or os.cpu_count() or 1
+        ray.init(num_cpus=local_cpus or max(4, cores), include_dashboard=False, **options)
+    configure()
+
+
+def configure() -> None:
+    """Ray Data as qaray uses it: quiet, in order, and patient with a cluster that grows slowly."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_rich_progress_bars = False
+    context.use_ray_tqdm = False
+    context.print_on_execution_start = False
+    # Nothing may end a run that waits for a machine: half an hour without progress is usual on a busy cloud.
+    context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = -1
+    context.wait_for_min_actors_s = -1
+    for name in ("ray.data", "ray", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def cluster_gpus() -> float:
+    """GPUs of the connected cluster, in all."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))

@@ -1,0 +1,174 @@
+"""Files on any file system, written whole or not at all.
+
+A path is local or a URI that pyarrow or fsspec knows. On a local disk a file is written beside its place and renamed;
+an object store has no rename, but its objects appear only when the upload is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+TEMPORARY = ".tmp-"  # prefix of a file that is being written: never read, removed by the next run
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file system and a path on it. Picklable: tasks carry it to other machines."""
+
+    fs: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def of(cls, uri: str) -> Location:
+        """Raises ValueError for a URI scheme that neither pyarrow nor fsspec knows."""
+        if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", uri):
+            return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))
+        try:
+            return cls(*pafs.FileSystem.from_uri(uri))
+        except (pa.ArrowInvalid, NotImplementedError):
+            import fsspec
+
+            try:
+                fs, path = fsspec.core.url_to_fs(uri)
+            except (ValueError, ImportError) as error:
+                raise ValueError(f"cannot open {uri}: {error}") from None
+            return cls(pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path)
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(self.fs, f"{self.path.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.path
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def info(self) -> pafs.FileInfo:
+        return self.fs.get_file_info(self.path)
+
+    def exists(self) -> bool:
+        return self.info().type != pafs.FileType.NotFound
+
+    def list(self, suffix: str = "", recursive: bool = False) -> list[Location]:
+        """Files below this folder, sorted by path; hidden, temporary and underscore names left out."""
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        found = [
+            info.path
+            for info in self.fs.get_file_info(selector)
+            if info.type == pafs.FileType.File
+            and info.path.endswith(suffix)
+            and not any(p[:1] in "._" for p in info.path[len(self.path) :].split("/") if p)
+        ]
+        return [Location(self.fs, path) for path in sorted(found)]
+
+    def make_folder(self) -> None:
+        self.fs.create_dir(self.path, recursive=True)
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(self.path)
+
+    def remove_temporary(self) -> None:
+        """Removes what a killed writer left in this folder."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        for info in self.fs.get_file_info(selector):
+            if info.base_name.startswith(TEMPORARY):
+                Location(self.fs, info.path).remove()
+
+    def open(self) -> pa.NativeFile:
+        """A stream of the file's bytes, decompressed by its ending (.gz, .zst, .bz2)."""
+        return self.fs.open_input_stream(self.path, compression="detect")
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[IO[bytes]]:
+        """A binary stream whose content appears under this path when the block ends without an error."""
+        folder, name = self.path.rsplit("/", 1)
+        target = Location(self.fs, f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}") if self.is_local else self
+        if self.is_local:
+            self.fs.create_dir(folder, recursive=True)
+        stream = self.fs.open_output_stream(target.path, compression=None)
+        try:
+            yield stream
+            stream.close()
+        except BaseException:
+            # A store's upload that is closed would appear: closing is left to the garbage collector there,
+            # and what did appear is removed.
+            if self.is_local:
+                with contextlib.suppress(OSError):
+                    stream.close()
+            target.remove()
+            raise
+        if self.is_local:
+            os.replace(target.path, self.path)
+
+    def write_table(self, table: pa.Table) -> None:
+        """``table`` as a Parquet file (zstd)."""
+        with self.write() as stream:
+            pq.write_table(table, stream, compression="zstd")
+
+    def read_table(self, columns: list[str] | None = None) -> pa.Table:
+        with self.fs.open_input_file(self.path) as stream:
+            return pq.ParquetFile(stream).read(columns=columns)
+
+    def write_json(self, value: Any) -> None:
+        with self.write() as stream:
+            stream.write(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
+
+    def read_json(self) -> Any:
+        """The file's JSON value, None where there is no file. Raises ValueError on broken JSON."""
+        try:
+            with self.fs.open_input_stream(self.path, compression=None) as stream:
+                return json.loads(stream.read())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{self} is damaged: {error}") from None
+
+
+def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:
+    """The files that a path, folder, glob or URI names, sorted. Raises FileNotFoundError if there is none."""
+    if any(c in pattern for c in "*?["):
+        literal = Location.of(pattern) if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", pattern) else None
+        if literal is None or not literal.exists():
+            files = _glob(pattern)
+            if not files:
+                raise FileNotFoundError(f"no file matches {pattern}")
+            return files
+    place = Location.of(pattern)
+    kind = place.info().type
+    if kind == pafs.FileType.File:
+        return [place]
+    if kind == pafs.FileType.Directory:
+        files = [f for f in place.list(recursive=True) if f.path.lower().endswith(suffixes)]
+        if not files:
+            raise FileNotFoundError(f"no {', '.join(suffixes)} file in the folder {pattern}")
+        return files
+    raise FileNotFoundError(f"no such file or folder: {pattern}")
+
+
+def _glob(pattern: str) -> list[Location]:
+    """Matches of a glob: the fixed part of the path is listed and filtered. ``*`` stays within a folder, ``**`` does not."""
+    from fsspec.utils import glob_translate
+
+    place = Location.of(pattern)
+    parts = place.path.split("/")
+    fixed = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
+    folder = Location(place.fs, "/".join(parts[:fixed]) or "/")
+    wanted = re.compile(glob_translate(place.path))
+    return [f for f in folder.list(recursive=True) if wanted.fullmatch(f.path)]
