@@ -28,15 +28,13 @@ COMMANDS = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
+    given = list(sys.argv[1:] if args is None else args)
     try:
-        _commands().main(args=list(sys.argv[1:] if args is None else args), prog_name="qaray", standalone_mode=False)
+        return _commands().main(args=given, prog_name="qaray", standalone_mode=False) or 0
     except click.exceptions.Abort:
         return 130
-    except click.exceptions.Exit as done:
-        return done.exit_code
     except click.ClickException as error:
         return _fail(error.format_message(), USER_ERROR)
-    return 0
 
 
 class _Commands(click.Group):
@@ -68,14 +66,14 @@ def _command(name: str, config_name: str, text: str) -> click.Command:
     options: list[click.Parameter] = [_option(*item) for item in config_type.model_fields.items()]
     options.append(click.Option(["--config", "_config_file"], metavar="FILE", help="YAML file with the same keys"))
 
-    def run(_config_file: str | None, **flags: Any) -> None:
+    def run(_config_file: str | None, **flags: Any) -> int:
         given = {key: value for key, value in flags.items() if value is not None}
         values = {**(_read_yaml(_config_file) if _config_file else {}), **given}
         try:
             config = config_type(**values)
         except configs.ConfigError as error:
             raise click.UsageError(str(error)) from None
-        _run(RUN[name], config)
+        return _run(RUN[name], config)
 
     return click.Command(name, params=options, callback=run, help=text)
 
@@ -115,21 +113,39 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return values or {}
 
 
-def _run(command: Callable[[Any], None], config: Any) -> None:
-    """Runs a command and turns what the user can mend into one line."""
+def _run(command: Callable[[Any], None], config: Any) -> int:
+    """Runs a command and turns what the user can mend into one line; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from qaray.config import ConfigError
     from qaray.pipeline import Stopped
-    from qaray.runs import RunError
+    from qaray.runs import RunError, RunRefused
 
     try:
         command(config)
-    except (ConfigError, FileNotFoundError, PermissionError) as error:
-        raise click.UsageError(_message(error)) from None
+    except (ConfigError, RunRefused, FileNotFoundError, PermissionError) as error:
+        return _fail(_message(error), USER_ERROR)
     except RunError as error:
-        raise click.exceptions.Exit(_fail(str(error), FAILED)) from None
+        return _fail(str(error), FAILED)
     except Stopped as stopped:
-        raise click.exceptions.Exit(_fail(str(stopped), STOPPED)) from None
+        return _fail(str(stopped), STOPPED)
+    except Exception as error:  # Ray wraps what a task raised, a full disk among it
+        cause = _cause(error, (ConfigError, RunError, OSError))
+        if cause is None:
+            raise
+        return _fail(f"{_message(cause)}; what is done is kept: mend it and run the same command again", FAILED)
+    return 0
+
+
+def _cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
+    """The first of ``kinds`` among an error and its causes."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, kinds):
+            inner = getattr(error, "cause", None)
+            return inner if isinstance(inner, kinds) else error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
 
 
 def _message(error: BaseException) -> str:

@@ -114,8 +114,12 @@ def _convert(gguf: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def quiet_transformers() -> Any:
     """No loading bars and no advice from transformers inside the block."""
+    import logging as python_logging
+
     from transformers.utils import logging
 
+    # transformers imports deepspeed where it is installed, which warns where there is no GPU.
+    python_logging.getLogger("DeepSpeed").addFilter(_errors_only)
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -125,6 +129,10 @@ def quiet_transformers() -> Any:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _errors_only(record: Any) -> bool:
+    return bool(record.levelno >= 40)
 
 
 class HFTokenizer:

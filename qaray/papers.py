@@ -51,7 +51,7 @@ def ingest(config: GenerateConfig, run: Run, count_tokens: CountTokens, report: 
 
     Raises FileNotFoundError if the path names nothing, RunError if no record at all became a paper.
     """
-    files = expand(config.file_path, SUFFIXES)
+    files = input_files(config, run)
     known = (run.sources.read_json() or {"files": []})["files"]
     with _Index.of(run) as index:
         done = index.counts()
@@ -64,6 +64,18 @@ def ingest(config: GenerateConfig, run: Run, count_tokens: CountTokens, report: 
     if done.papers == 0:
         raise RunError(f"no paper could be read from {config.file_path}: {done.rejected} records were rejected")
     return done
+
+
+def input_files(config: GenerateConfig, run: Run) -> list[Location]:
+    """The files to read, those of the run itself left out: its folder may lie within the input folder.
+
+    Raises FileNotFoundError if there is none.
+    """
+    own = run.root.path.rstrip("/") + "/"
+    files = [file for file in expand(config.file_path, SUFFIXES) if not file.path.startswith(own)]
+    if not files:
+        raise FileNotFoundError(f"no input file: {config.file_path} holds the run's own files only")
+    return files
 
 
 def _read(

@@ -19,13 +19,11 @@ from qaray.engines import build_engine
 from qaray.engines.base import attempts
 from qaray.generate import Progress, generate
 from qaray.outputs import Totals, git_commit, now, versions, write_outputs
-from qaray.papers import Ingested, ingest
+from qaray.papers import Ingested, ingest, input_files
 from qaray.progress import Display, duration
 from qaray.prompts import PromptBuilder, WordTokenizer
-from qaray.records import SUFFIXES
 from qaray.report import write_report
 from qaray.runs import Run, StopSignal, lease
-from qaray.storage import expand
 
 
 class Stopped(Exception):
@@ -38,11 +36,11 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     Raises ConfigError, FileNotFoundError or RunError with one line for the user, Stopped after SIGTERM or SIGINT.
     """
     begun = time.monotonic()
-    expand(config.file_path, SUFFIXES)  # a wrong path is told before anything is set up
+    run, display = Run.at(config.output_dir), Display(config.no_progress)
+    input_files(config, run)  # a wrong path is told before anything is set up
     plan = models.plan(config)
     builder = BuilderFactory(config, plan)
     builder()  # a context too small for the request is told before any GPU is asked for
-    run, display = Run.at(config.output_dir), Display(config.no_progress)
 
     with lease(run) as held, stop_on_signal(run):
         run.identify(identity(config, plan))

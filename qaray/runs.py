@@ -33,6 +33,10 @@ class RunError(RuntimeError):
     """The run directory does not allow what was asked. One line for the user."""
 
 
+class RunRefused(RunError):
+    """The run belongs to another driver, or to other settings. Nothing was touched."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run directory. Picklable."""
@@ -101,7 +105,7 @@ class Run:
             return
         differing = [k for k in sorted({*stored, *record}) if k != "hash" and stored.get(k) != record.get(k)]
         changes = "; ".join(f"{k}: {stored.get(k)!r} in the run, {record.get(k)!r} asked for" for k in differing)
-        raise RunError(f"{self.root} holds another run ({changes}): choose another --output_dir or the run's own settings")
+        raise RunRefused(f"{self.root} holds another run ({changes}): choose another --output_dir or the run's own settings")
 
     def _stored_identity(self) -> dict[str, Any] | None:
         try:
@@ -156,14 +160,14 @@ class Lease:
     def acquire(self) -> None:
         holder = self._holder()
         if holder and (reason := _alive(holder)):
-            raise RunError(
+            raise RunRefused(
                 f"another driver works on {self.file.path.rsplit('/', 1)[0]} (host {holder.get('host')}, "
                 f"process {holder.get('pid')}, {reason}): wait for it or stop it"
             )
         self._write()
         time.sleep(0.25)  # a driver that came at the same moment wrote too: the last one has the run
         if (self._holder() or {}).get("id") != self.id:
-            raise RunError(f"another driver took {self.file.path.rsplit('/', 1)[0]} at the same moment")
+            raise RunRefused(f"another driver took {self.file.path.rsplit('/', 1)[0]} at the same moment")
         self._thread.start()
 
     def release(self) -> None:

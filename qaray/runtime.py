@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -19,20 +22,36 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
     Does nothing if the process is connected. A local cluster gets at least four logical CPUs: light stages share them.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     import ray
 
     if ray.is_initialized():
         configure()
         return
+    # Ray's core writes errors of its own workings into the driver's terminal; set this to "info" to see them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, **options)
+        options["address"] = address
     else:
         cores = len(psutil.Process().cpu_affinity() or []) or os.cpu_count() or 1
-        ray.init(num_cpus=local_cpus or max(4, cores), include_dashboard=False, **options)
+        options |= {"num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
+    with _no_standard_error():  # where the core says that it heeds the variable above
+        ray.init(**options)
     configure()
+
+
+@contextlib.contextmanager
+def _no_standard_error() -> Iterator[None]:
+    """Nothing written to file descriptor 2 inside the block reaches the user; Python's errors are raised as ever."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def configure() -> None:

@@ -32,15 +32,17 @@ class Sampling:
     min_tokens: int = 0  # before so many tokens nothing ends an answer
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sequence:
     """A prompt in a slot. Its slot is its place in the list of active sequences."""
 
     prompt: Prompt
-    future: Future[Completion]
+    future: Future[list[Completion]]
     draws: RandomStream
     begun: float = 0.0  # seconds of the monotonic clock
     tokens: list[int] = field(default_factory=list)
+    done: list[Completion] = field(default_factory=list)  # answers of earlier attempts
+    first_logits: torch.Tensor | None = None  # [V], after the prompt: another attempt starts from them
 
     @property
     def length(self) -> int:
@@ -64,10 +66,19 @@ class ContinuousBatcher:
 
     Out of memory halves the number of slots; what was in flight starts again from its own random stream, so that its
     text is the same. A prompt that does not even fit alone is answered with an error.
+
+    ``next_attempt`` says whether a prompt is asked again after an answer: that happens at once, in the same slot, whose
+    prompt is in the cache already.
     """
 
-    def __init__(self, model: CausalLM, sampling: Sampling, max_batch: int) -> None:
-        self.model, self.sampling = model, sampling
+    def __init__(
+        self,
+        model: CausalLM,
+        sampling: Sampling,
+        max_batch: int,
+        next_attempt: Callable[[Prompt, Completion], Prompt | None] = lambda prompt, completion: None,
+    ) -> None:
+        self.model, self.sampling, self.next_attempt = model, sampling, next_attempt
         self.max_batch = max_batch  # slots at most; halved when memory runs out
         self.steps = 0  # decoding steps so far
         self.decoded_tokens = 0
@@ -79,36 +90,35 @@ class ContinuousBatcher:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def submit(self, prompt: Prompt) -> Future[Completion]:
-        """The completion to come. A prompt with an error, or without room for an answer, comes back at once."""
-        future: Future[Completion] = Future()
+    def submit(self, prompt: Prompt) -> Future[list[Completion]]:
+        """The completions to come, one an attempt. A prompt with an error, or without room for an answer, comes back at
+        once."""
+        future: Future[list[Completion]] = Future()
         error = prompt["error"]
         if error is None and prompt["max_tokens"] < 1:
             error = f"{RejectReason.OVER_LENGTH}: no token is left for the answer"
         if error is not None:
-            future.set_result(complete(prompt, error=error))
+            future.set_result([complete(prompt, error=error)])
             return future
-        seed = stream_seed(self.sampling.seed, prompt["doi"], prompt["window"], prompt["attempt"])
         with self._wake:
             if self._failure:
                 raise RuntimeError("the engine has stopped") from self._failure
-            self._queue.append(_Sequence(prompt, future, RandomStream(seed)))
+            self._queue.append(_Sequence(prompt, future, self._draws(prompt)))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="qaray-batcher", daemon=True)
                 self._thread.start()
             self._wake.notify()
         return future
 
-    def complete_all(
-        self, prompts: Sequence[Prompt], on_done: Callable[[Completion], None] | None = None
-    ) -> list[Completion]:
-        """The completions of ``prompts`` in their order."""
+    def complete_all(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        """The completions of ``prompts`` in their order, all attempts of a prompt together."""
         futures = [self.submit(prompt) for prompt in prompts]
-        if on_done:
-            for future in futures:
-                future.add_done_callback(lambda done: on_done(done.result()))
-        return [future.result() for future in futures]
+        return [completion for future in futures for completion in future.result()]
 
+    def _draws(self, prompt: Prompt) -> RandomStream:
+        return RandomStream(stream_seed(self.sampling.seed, prompt["doi"], prompt["window"], prompt["attempt"]))
+
+    @torch.inference_mode()
     def _run(self) -> None:
         try:
             while True:
@@ -156,7 +166,8 @@ class ContinuousBatcher:
             sequence.begun = time.monotonic()
             logits = self.model.prefill(len(self._active) - 1, sequence.prompt["token_ids"])
             self.prefilled_tokens += len(sequence.prompt["token_ids"])
-            self._take(logits[None], [sequence])
+            sequence.first_logits = logits
+            self._take(logits[None].clone(), [sequence])
 
     def _reserve(self, places: int) -> None:
         """Makes the slots at least so long."""
@@ -206,22 +217,32 @@ class ContinuousBatcher:
             self._finish(sequence, FinishReason.LENGTH)
 
     def _finish(self, sequence: _Sequence, reason: FinishReason, text: str | None = None) -> None:
-        """Answers a sequence and frees its slot; the last active sequence moves there, so that slots stay dense."""
+        """Answers a sequence; then it begins another attempt, or frees its slot."""
+        completion = complete(
+            sequence.prompt,
+            self._text(sequence) if text is None else text,
+            output_tokens=len(sequence.tokens),
+            finish_reason=reason,
+            seconds=time.monotonic() - sequence.begun,
+        )
+        sequence.done.append(completion)
+        again = self.next_attempt(sequence.prompt, completion)
+        if again is not None and sequence.first_logits is not None:
+            sequence.prompt, sequence.draws, sequence.tokens = again, self._draws(again), []
+            sequence.begun = time.monotonic()
+            self._take(sequence.first_logits[None].clone(), [sequence])
+            return
+        self._free(sequence)
+        sequence.future.set_result(sequence.done)
+
+    def _free(self, sequence: _Sequence) -> None:
+        """Takes a sequence out; the last active one moves to its slot, so that slots stay dense."""
         slot, last = self._active.index(sequence), len(self._active) - 1
         if slot != last:
             # One place more than its length: its newest token may be in the cache without having been drawn from.
             self.model.cache.move(last, slot, min(self._active[last].length + 1, self.model.cache.capacity))
             self._active[slot] = self._active[last]
         self._active.pop()
-        sequence.future.set_result(
-            complete(
-                sequence.prompt,
-                self._text(sequence) if text is None else text,
-                output_tokens=len(sequence.tokens),
-                finish_reason=reason,
-                seconds=time.monotonic() - sequence.begun,
-            )
-        )
 
     def _text(self, sequence: _Sequence) -> str:
         return sequence.prompt["opening"] + self.model.tokenizer.decode(sequence.tokens)
@@ -233,20 +254,14 @@ class ContinuousBatcher:
         self.model.release()
         if len(flying) <= 1:
             for sequence in flying:
-                sequence.future.set_result(
-                    complete(sequence.prompt, error=error_text(RejectReason.ENGINE_ERROR, f"out of memory: {error}"))
-                )
+                failure = error_text(RejectReason.ENGINE_ERROR, f"out of memory: {error}")
+                sequence.future.set_result([*sequence.done, complete(sequence.prompt, error=failure)])
             return
         self.max_batch = max(1, len(flying) // 2)
-        again = [_restarted(sequence, self.sampling.seed) for sequence in flying]
+        for sequence in flying:
+            sequence.tokens, sequence.draws, sequence.first_logits = [], self._draws(sequence.prompt), None
         with self._wake:
-            self._queue.extendleft(reversed(again))
-
-
-def _restarted(sequence: _Sequence, seed: int) -> _Sequence:
-    prompt = sequence.prompt
-    draws = RandomStream(stream_seed(seed, prompt["doi"], prompt["window"], prompt["attempt"]))
-    return _Sequence(prompt, sequence.future, draws)
+            self._queue.extendleft(reversed(flying))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,8 +7,6 @@ lost when it dies.
 from __future__ import annotations
 
 import importlib.util
-import queue
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -92,10 +90,9 @@ class TransformersEngine:
         return (1.0 if cluster_gpus() else 0.0) if wanted is None else wanted
 
     def _resources(self) -> dict[str, Any]:
-        """Ray options of an actor. It restarts when it dies; its blocks run again elsewhere."""
+        """What an actor takes. Ray Data restarts actors that die and runs their blocks again."""
         gpus = self._gpus()
-        options: dict[str, Any] = {"num_cpus": self.config.cpus_per_actor, "max_restarts": -1, "max_task_retries": -1}
-        return {**options, "num_gpus": gpus} if gpus else options
+        return {"num_cpus": self.config.cpus_per_actor, **({"num_gpus": gpus} if gpus else {})}
 
 
 def _has_flash_attn() -> bool:
@@ -113,35 +110,17 @@ class _Generator:
 
         model = CausalLM(settings)
         sampling = Sampling(config.temperature, config.top_p, config.seed, config.min_gen_len)
-        self.batcher = ContinuousBatcher(model, sampling, max_batch)
         self.max_attempts = attempts(config)
         self.should_stop = should_stop
+        self.batcher = ContinuousBatcher(model, sampling, max_batch, self._again)
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
-        return table(list(self.answers(prompts.to_pylist())), COMPLETION_SCHEMA)
+        futures = [self.batcher.submit(prompt) for prompt in prompts.to_pylist() if not self.should_stop()]
+        return table([row for future in futures for row in future.result()], COMPLETION_SCHEMA)
 
-    def answers(self, prompts: list[Prompt]) -> Iterator[Completion]:
-        """Completions as they are done; a prompt that fell short is asked again at once, while the engine is warm."""
-        done: queue.SimpleQueue[tuple[Prompt, Any]] = queue.SimpleQueue()
-
-        def ask(prompt: Prompt) -> None:
-            future = self.batcher.submit(prompt)
-            future.add_done_callback(lambda answered: done.put((prompt, answered)))
-
-        waiting = 0
-        for prompt in prompts:
-            if not self.should_stop():
-                ask(prompt)
-                waiting += 1
-        while waiting:
-            prompt, answered = done.get()
-            waiting -= 1
-            completion = answered.result()
-            yield completion
-            again = None if self.should_stop() else next_attempt(prompt, completion, self.max_attempts)
-            if again is not None:
-                ask(again)
-                waiting += 1
+    def _again(self, prompt: Prompt, completion: Completion) -> Prompt | None:
+        """The next attempt of a prompt that fell short, while the engine is warm."""
+        return None if self.should_stop() else next_attempt(prompt, completion, self.max_attempts)
 
 
 class _Scorer:
