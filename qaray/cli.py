@@ -1,6 +1,7 @@
 """`qaray COMMAND --flags`: the fields of a configuration as flags.
 
-Nothing heavy is imported before the flags are parsed. A mistake of the user's is one line on standard error, exit code 2.
+Nothing heavy is imported before the flags are parsed. A mistake of the user's is one line on standard error, and
+exit code 2.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
             values = yaml.safe_load(stream)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise click.UsageError(f"--config {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values or {}, dict):
+    if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
         raise click.UsageError(f"--config {path}: must hold keys and values")
     return values or {}
 
@@ -161,9 +162,11 @@ def _fail(message: str, code: int) -> int:
 
 def _generate(config: Any) -> None:
     from qaray.pipeline import run_generate
+    from qaray.runs import Run
 
     run_generate(config)
-    print(f"results: {config.output_dir}  report: {config.output_dir.rstrip('/')}/report/index.html")
+    root = Run.at(config.output_dir).root  # without the query and the secrets that a URI may hold
+    print(f"results: {root}  report: {root / 'report'}/index.html")
 
 
 def _parse(config: Any) -> None:
@@ -186,7 +189,12 @@ def _demo(config: Any) -> None:
     print(f"report: {run_demo(config)}")
 
 
-RUN: dict[str, Callable[[Any], None]] = {"generate": _generate, "parse": _parse, "report": _report, "demo": _demo}
+RUN: dict[str, Callable[[Any], None]] = {
+    "generate": _generate,
+    "parse": _parse,
+    "report": _report,
+    "demo": _demo,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

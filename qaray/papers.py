@@ -8,6 +8,7 @@ read to their end, or that changed, and adds what is new.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import tempfile
 from collections import deque
@@ -27,6 +28,7 @@ from qaray.schema import PAPER_SCHEMA, REJECTED_SCHEMA, RejectReason, table
 from qaray.storage import Location, expand
 
 BLOCK_BYTES = 32 << 20  # text of one block on its way to a shard
+TEXTS_COUNTED = 16  # texts handed to the tokenizer at a time: it takes many times their size
 WRITES_AHEAD = 8  # shards being written while the next ones are looked at
 
 # A paper or a rejected record on its way: reason is null for a paper.
@@ -41,28 +43,41 @@ class Ingested:
 
     papers: int = 0
     rejected: int = 0
-    shards: int = 0
+    shards: int = 0  # one past the last shard's number
+    next_row: int = 0  # one past the last row id
     tokens: int = 0
     sources: list[dict[str, Any]] = field(default_factory=list)
 
 
-def ingest(config: GenerateConfig, run: Run, count_tokens: CountTokens, report: Callable[[Ingested], None]) -> Ingested:
+def ingest(
+    config: GenerateConfig,
+    run: Run,
+    count_tokens: CountTokens,
+    should_stop: Callable[[], bool],
+    report: Callable[[Ingested], None],
+) -> Ingested:
     """Reads ``config.file_path`` into ``run.papers``; ``report`` is called as shards are written.
 
-    Raises FileNotFoundError if the path names nothing, RunError if no record at all became a paper.
+    Told to stop, it returns early, and the files count as unread. Raises FileNotFoundError if the path names nothing,
+    RunError if no record at all became a paper.
     """
     files = input_files(config, run)
     known = (run.sources.read_json() or {"files": []})["files"]
-    with _Index.of(run) as index:
-        done = index.counts()
-        fresh = [file for file in files if not _read_before(file, known)]
-        if fresh:
-            _read(config, run, fresh, index, count_tokens, done, report)
-            known = _sources(known, fresh, complete=config.limit is None)
+    fresh = unread(files, known)
+    if fresh:
+        run.manifest.remove()  # what it accounts for is about to change
+        _forget_rejects(run, {file.path for file in fresh})
+    with _Index.of(run, {file.path for file in files}) as index:
+        done = index.counts
+        if fresh and _read(config, run, fresh, index, count_tokens, should_stop, report):
+            fresh_paths = {file.path for file in fresh}
+            read = [{**_fingerprint(file), "complete": config.limit is None} for file in fresh]
+            known = [entry for entry in known if entry["file"] not in fresh_paths] + read
             run.sources.write_json({"files": known})
     done.sources = known
-    if done.papers == 0:
-        raise RunError(f"no paper could be read from {config.file_path}: {done.rejected} records were rejected")
+    if done.papers == 0 and not should_stop():
+        why = f", the first because {index.first_reject}" if index.first_reject else ""
+        raise RunError(f"no paper could be read from {config.file_path}: {done.rejected} records were rejected{why}")
     return done
 
 
@@ -84,48 +99,53 @@ def _read(
     files: list[Location],
     index: _Index,
     count_tokens: CountTokens,
-    done: Ingested,
+    should_stop: Callable[[], bool],
     report: Callable[[Ingested], None],
-) -> None:
+) -> bool:
+    """Reads the files, up to ``config.limit`` records; False if it was told to stop before their end."""
     import ray
 
     identify = ray.remote(_identify).options(num_cpus=LIGHT)
     write = ray.remote(_write).options(num_cpus=LIGHT, max_retries=3)
-    seen, limit = 0, config.limit
+    done, seen = index.counts, 0
     ahead: deque[tuple[Any, Any]] = deque()
     writing: deque[Any] = deque()
+
+    def place(block: Any, ids: Any) -> None:
+        """Decides what is kept of a block and has it written."""
+        nonlocal seen
+        room = None if config.limit is None else config.limit - seen
+        verdicts = index.judge(ray.get(ids), room)
+        seen += len(verdicts)
+        kept = sum(v == "" for v in verdicts)
+        bad = sum(v not in ("", _AGAIN) for v in verdicts)
+        if kept or bad:
+            writing.append(write.remote(block, verdicts, run, SHARD.format(done.shards), done.next_row))
+            done.shards += 1
+            done.next_row += kept
+            done.papers += kept
+            done.rejected += bad
+            report(done)
+        settle(WRITES_AHEAD)
 
     def settle(keep_writing: int) -> None:
         while len(writing) > keep_writing:
             done.tokens += ray.get(writing.popleft())
 
-    def place(block: Any, ids: Any) -> bool:
-        """Decides what is kept of a block and has it written; False when the limit is reached."""
-        nonlocal seen
-        verdicts = index.judge(ray.get(ids), None if limit is None else limit - seen)
-        seen += len(verdicts)
-        kept = sum(v == "" for v in verdicts)
-        bad = sum(v not in ("", _AGAIN) for v in verdicts)
-        if kept or bad:
-            name = SHARD.format(done.shards)
-            writing.append(write.remote(block, verdicts, run, name, done.papers))
-            done.shards += 1
-            done.papers += kept
-            done.rejected += bad
-            report(done)
-        settle(WRITES_AHEAD)
-        return limit is None or seen < limit
+    def full() -> bool:
+        return config.limit is not None and seen >= config.limit
 
     for bundle in _staged(files, count_tokens, config.papers_per_shard).iter_internal_ref_bundles():
-        for block in bundle.blocks:
-            ref = getattr(block, "ref", None) or block[0]
-            ahead.append((ref, identify.remote(ref)))
-            if len(ahead) > 2 and not place(*ahead.popleft()):
-                settle(0)
-                return
-    while ahead and place(*ahead.popleft()):
-        pass
+        for entry in bundle.blocks:
+            ahead.append((entry.ref, identify.remote(entry.ref)))
+            if len(ahead) > 2:
+                place(*ahead.popleft())
+        if full() or should_stop():
+            break
+    while ahead and not full() and not should_stop():
+        place(*ahead.popleft())
     settle(0)
+    return not should_stop()
 
 
 def _staged(files: list[Location], count_tokens: CountTokens, rows_per_shard: int) -> Any:
@@ -134,11 +154,19 @@ def _staged(files: list[Location], count_tokens: CountTokens, rows_per_shard: in
 
     dataset = ray.data.from_items([{"file": f.path} for f in files], override_num_blocks=len(files))
     dataset = dataset.map_batches(
-        _FileReader(files[0].fs, rows_per_shard), batch_size=1, batch_format="pyarrow", num_cpus=LIGHT, zero_copy_batch=True
+        _FileReader(files[0].fs, rows_per_shard),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=LIGHT,
+        zero_copy_batch=True,
     )
-    dataset = dataset.repartition(target_num_rows_per_block=rows_per_shard)
+    dataset = dataset.repartition(target_num_rows_per_block=rows_per_shard, strict=True)
     dataset = dataset.map_batches(
-        _TokenCounter(count_tokens), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT, zero_copy_batch=True
+        _TokenCounter(count_tokens),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=LIGHT,
+        zero_copy_batch=True,
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = BLOCK_BYTES
@@ -192,9 +220,10 @@ class _TokenCounter:
     count_tokens: CountTokens
 
     def __call__(self, staged: pa.Table) -> pa.Table:
-        texts = staged["txt"].to_pylist()
-        counts = iter(self.count_tokens([t for t in texts if t is not None]))
-        tokens = [0 if t is None else next(counts) for t in texts]
+        texts = [text or "" for text in staged["txt"].to_pylist()]
+        tokens: list[int] = []
+        for first in range(0, len(texts), TEXTS_COUNTED):
+            tokens += self.count_tokens(texts[first : first + TEXTS_COUNTED])
         return staged.set_column(staged.schema.get_field_index("tokens"), "tokens", pa.array(tokens, pa.int64()))
 
 
@@ -234,29 +263,68 @@ def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row
 _AGAIN = "again"  # verdict on a record that an earlier start has taken in already
 
 
+def unread(files: list[Location], known: list[dict[str, Any]]) -> list[Location]:
+    """The files that were not read to their end before, or changed since. A file that was moved is known by its name,
+    size and content."""
+    complete = [entry for entry in known if entry["complete"]]
+    in_place = {entry["file"]: entry for entry in complete}
+    moved = {(entry["file"].rsplit("/", 1)[-1], entry["size"], entry["digest"]) for entry in complete}
+    fresh = []
+    for file in files:
+        entry = {**_fingerprint(file), "complete": True}
+        same = entry == in_place[file.path] if file.path in in_place else (
+            (file.name, entry["size"], entry["digest"]) in moved
+        )  # fmt: skip
+        if not same:
+            fresh.append(file)
+    return fresh
+
+
+def _fingerprint(file: Location) -> dict[str, Any]:
+    """What tells a file from another: path, size, time of change, and a hash of its first and last 64 KiB."""
+    info = file.info()
+    size, part = info.size or 0, 1 << 16
+    with file.fs.open_input_file(file.path) as stream:
+        head = stream.read(part)
+        stream.seek(max(0, size - part))
+        digest = hashlib.sha256(head + stream.read(part)).hexdigest()[:16]
+    return {"file": file.path, "size": size, "modified_ns": info.mtime_ns, "digest": digest}
+
+
+def _forget_rejects(run: Run, files: set[str]) -> None:
+    """Takes the rejected records of files that are read anew out of the shards."""
+    for shard in run.rejected_papers.files(".parquet"):
+        rows = shard.read_table()
+        kept = rows.filter(pa.array([file not in files for file in rows["file"].to_pylist()], pa.bool_()))
+        if kept.num_rows == 0:
+            shard.remove()
+        elif kept.num_rows < rows.num_rows:
+            shard.write_table(kept)
+
+
 class _Index:
     """Which doi came from where, on disk (SQLite), so that a corpus of any size needs no memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: set[str]) -> None:
+        self._inputs = inputs
         self._folder = tempfile.TemporaryDirectory(prefix="qaray-")
         self._db = sqlite3.connect(Path(self._folder.name) / "ids.sqlite", isolation_level=None)
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
             self._db.execute(f"PRAGMA {pragma}")
-        self._db.execute("CREATE TABLE papers (doi TEXT PRIMARY KEY, file TEXT, position INT, pass INT) WITHOUT ROWID")
-        self._db.execute("CREATE TABLE rejected (file TEXT, position INT, PRIMARY KEY (file, position)) WITHOUT ROWID")
-        self._counts = Ingested()
+        self._db.execute("CREATE TABLE papers (doi TEXT PRIMARY KEY, file TEXT, position INT, now INT) WITHOUT ROWID")
+        self.counts = Ingested()
+        self.first_reject = ""
 
     @classmethod
-    def of(cls, run: Run) -> _Index:
-        """The index of what the run holds already."""
-        index = cls()
+    def of(cls, run: Run, inputs: set[str]) -> _Index:
+        """The index of what the run holds already. ``inputs``: the files that this start was given."""
+        index = cls(inputs)
         for shard in run.paper_shards():
-            rows = shard.read_table(["doi", "file", "position", "tokens"])
-            index._add_papers(rows)
-            index._next_shard(shard)
-        for shard in run.rejected_papers.list(".parquet"):
-            index._add_rejected(shard.read_table(["file", "position"]))
-            index._next_shard(shard)
+            index._add(shard.read_table(["row", "doi", "file", "position", "tokens"]))
+            index._count(shard)
+        for shard in run.rejected_papers.files(".parquet"):
+            index.counts.rejected += shard.read_table(["file"]).num_rows
+            index._count(shard)
         return index
 
     def __enter__(self) -> _Index:
@@ -266,25 +334,18 @@ class _Index:
         self._db.close()
         self._folder.cleanup()
 
-    def counts(self) -> Ingested:
-        return self._counts
-
-    def _next_shard(self, shard: Location) -> None:
+    def _count(self, shard: Location) -> None:
         number = int("".join(c for c in shard.name if c.isdigit()))
-        self._counts.shards = max(self._counts.shards, number + 1)
+        self.counts.shards = max(self.counts.shards, number + 1)
 
-    def _add_papers(self, rows: pa.Table) -> None:
-        columns = [rows[n].to_pylist() for n in ("doi", "file", "position")]
+    def _add(self, rows: pa.Table) -> None:
+        columns = [rows[name].to_pylist() for name in ("doi", "file", "position")]
         self._db.execute("BEGIN")
         self._db.executemany("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 0)", zip(*columns, strict=True))
         self._db.execute("COMMIT")
-        self._counts.papers += rows.num_rows
-        self._counts.tokens += int(pc.sum(rows["tokens"]).as_py() or 0)
-
-    def _add_rejected(self, rows: pa.Table) -> None:
-        columns = [rows[n].to_pylist() for n in ("file", "position")]
-        self._db.executemany("INSERT OR IGNORE INTO rejected VALUES (?, ?)", zip(*columns, strict=True))
-        self._counts.rejected += rows.num_rows
+        self.counts.papers += rows.num_rows
+        self.counts.tokens += int(pc.sum(rows["tokens"]).as_py() or 0)
+        self.counts.next_row = max(self.counts.next_row, pc.max(rows["row"]).as_py() + 1)
 
     def judge(self, ids: list[tuple[str | None, str, int, str | None]], room: int | None) -> list[str]:
         """A verdict for each record, at most ``room`` of them: '' = a new paper, _AGAIN = taken in before, else why
@@ -292,34 +353,20 @@ class _Index:
         self._db.execute("BEGIN")
         verdicts = [self._verdict(*record) for record in ids[:room]]
         self._db.execute("COMMIT")
+        bad = (v for v in verdicts if v not in ("", _AGAIN))
+        self.first_reject = self.first_reject or next(bad, "")
         return verdicts
 
     def _verdict(self, doi: str | None, file: str, position: int, reason: str | None) -> str:
         if reason is not None:
-            new = self._db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?)", (file, position)).rowcount
-            return reason if new else _AGAIN
+            return reason
         if self._db.execute("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 1)", (doi, file, position)).rowcount:
             return ""
-        first_file, first_position, seen = self._db.execute(
-            "SELECT file, position, pass FROM papers WHERE doi = ?", (doi,)
+        first_file, first_position, now = self._db.execute(
+            "SELECT file, position, now FROM papers WHERE doi = ?", (doi,)
         ).fetchone()
-        if first_file == file and not seen:  # the file is read again: this is the paper taken in before
-            self._db.execute("UPDATE papers SET pass = 1 WHERE doi = ?", (doi,))
+        # A paper of an earlier start, met for the first time by this one, in its own file or where that has gone to.
+        if not now and (first_file == file or first_file not in self._inputs):
+            self._db.execute("UPDATE papers SET now = 1 WHERE doi = ?", (doi,))
             return _AGAIN
-        new = self._db.execute("INSERT OR IGNORE INTO rejected VALUES (?, ?)", (file, position)).rowcount
-        return f"record {first_position} of {first_file} has the same doi" if new else _AGAIN
-
-
-def _fingerprint(file: Location) -> dict[str, Any]:
-    info = file.info()
-    return {"file": file.path, "size": info.size, "modified_ns": info.mtime_ns}
-
-
-def _read_before(file: Location, known: list[dict[str, Any]]) -> bool:
-    """Whether the file was read to its end and has not changed since."""
-    return {**_fingerprint(file), "complete": True} in known
-
-
-def _sources(known: list[dict[str, Any]], files: list[Location], complete: bool) -> list[dict[str, Any]]:
-    fresh = {f.path: {**_fingerprint(f), "complete": complete} for f in files}
-    return [e for e in known if e["file"] not in fresh] + list(fresh.values())
+        return f"record {first_position} of {first_file} has the same doi"

@@ -18,23 +18,28 @@ from dataclasses import dataclass
 from qaray.schema import FinishReason, Pair, ParseStatus
 
 _DECORATION = r"[\s>#*_`\-•]*"
-_QUESTION = re.compile(
-    rf"^(?P<deco>{_DECORATION})(?:Q|Question)\s*(?:(?P<no>\d+)\s*[:.)\-–]|:)(?P<close>[*_`]*)\s*(?P<text>.*)$", re.I
+# A marker may stand behind a list number ("1. **Question:** …"), and its bold may close before or after the colon.
+_MARKER = (
+    rf"^(?P<deco>{_DECORATION}(?:\d+\s*[.)]{_DECORATION})?)(?:WORD)\s*"
+    r"(?:(?P<no>\d+)(?P<early>[*_`]*)\s*[:.)\-–]|(?P<early2>[*_`]*)\s*:)(?P<close>[*_`]*)\s*(?P<text>.*)$"
 )
-_ANSWER = re.compile(
-    rf"^(?P<deco>{_DECORATION})(?:A|Ans|Answer)\s*(?:(?P<no>\d+)\s*[:.)\-–]|:)(?P<close>[*_`]*)\s*(?P<text>.*)$", re.I
-)
+_QUESTION = re.compile(_MARKER.replace("WORD", "Q|Question"), re.I)
+_ANSWER = re.compile(_MARKER.replace("WORD", "A|Ans|Answer"), re.I)
 _NUMBERED = re.compile(rf"^(?P<deco>{_DECORATION})(?P<no>\d+)\s*[.):](?P<close>[*_`]*)\s+(?P<text>\S.*)$")
 # "…basis? A1: It is" on one line: the marker is put on its own.
-_INLINE = re.compile(r"(?<=[.?!:)\]*])[ \t]+(?=\**(?:Q|A|Question |Answer )\d+:\**\s)")
-_INLINE_ANSWER = re.compile(r"(?m)^(.{0,4}(?:Q|Question)(?:\s*\d+)?\s*:.*?\?)[ \t]+(?=(?:A|Answer):\s)")
+_INLINE = re.compile(r"(?<=[.?!:)\]*])(?<!\d[.)])[ \t]+(?=\**(?:Q|A|Question |Answer )\d+:\**\s)")
+_INLINE_ANSWER = re.compile(
+    r"(?m)^(.{0,4}(?:(?:Q|Question)(?:\s*\d+)?\s*:|\d+[.)]\s).*?\?\**)[ \t]+(?=\**(?:A|Answer):\**\s)"
+)
 _THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(?:</\1>|\Z)", re.S | re.I)
 _THOUGHT = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.S | re.I)
-_PLACEHOLDER = re.compile(r"[\[<({]?\s*(?:(?:your\s+)?(?:question|answer)(?:\s*\d+)?(?:\s+here)?|\.{2,}|…)\s*[\])}>]?[.?]?", re.I)
+_PLACEHOLDER = re.compile(
+    r"[\[<({]?\s*(?:(?:your\s+)?(?:question|answer)(?:\s*\d+)?(?:\s+here)?|\.{2,}|…)\s*[\])}>]?[.?]?", re.I
+)
 # What models say when they are done: a last paragraph that begins like this is no part of the answer.
 _FAREWELL = re.compile(
     r"^\W*(?:END\b\W*$|\[?END\]?$|-{3,}$|```|I hope\b|Let me know\b|Please (?:let|note|feel)\b|Feel free\b"
-    r"|(?:All |The |Each of )?(?:these|the above) (?:\w+ ){0,3}(?:questions?|Q&As?|pairs)\b|Keywords?:|Note: )",
+    r"|(?:All |The |Each of )?(?:these|the above) (?:\w+ ){0,3}(?:questions?|Q&As?|pairs)\b|Keywords?:)",
     re.I,
 )
 _SENTENCE_END = re.compile(r"[.!?…。)\]}\"'”’:;*`%°]\s*$")
@@ -60,9 +65,9 @@ class _Draft:
 def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> ParsedText:
     """Question-answer pairs of a model's text.
 
-    ``num_qas``: pairs that make it complete. ``finish_reason``: a FinishReason where it is known; a text that was cut off
-    loses a last answer that stops in the middle of a sentence. Repeated questions keep their first answer. Nothing is
-    raised: text without pairs gives none, with status MALFORMED.
+    ``num_qas``: pairs that make it complete. ``finish_reason``: a FinishReason where it is known; a text that was cut
+    off loses a last answer that stops in the middle of a sentence. Repeated questions keep their first answer.
+    Nothing is raised: text without pairs gives none, with status MALFORMED.
     """
     drafts = _drafts(_normal(text))
     cut = finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION)
@@ -94,20 +99,32 @@ def _normal(text: str) -> str:
 
 def _drafts(text: str) -> list[_Draft]:
     lines = text.split("\n")
-    explicit = [m for line in lines if (m := _QUESTION.match(line))]
-    if explicit:
-        return _marked(lines, numbered=explicit[0]["no"] is not None)
+    if any(_QUESTION.match(line) for line in lines):
+        return _marked(lines)
     return _listed(lines)
 
 
-def _marked(lines: list[str], numbered: bool) -> list[_Draft]:
-    """Grammar B and ours: questions carry a Q marker, numbered throughout if the first one is."""
+def _marked(lines: list[str]) -> list[_Draft]:
+    """Grammar B and ours: questions carry a Q marker.
+
+    The first marker tells whether they are numbered. One of the other kind counts if an answer marker of its own
+    follows; else it is text ("Q: heat" in an answer).
+    """
     drafts: list[_Draft] = []
-    for line in lines:
+    numbered: bool | None = None
+    for i, line in enumerate(lines):
         question = _QUESTION.match(line)
-        if question and (question["no"] is not None) == numbered:
-            drafts.append(_open(question))
-        elif drafts:
+        if question:
+            kind = question["no"] is not None
+            if kind == numbered or _answered(lines[i + 1 :], _QUESTION):
+                numbered = kind if numbered is None else numbered
+                drafts.append(_open(question))
+                continue
+            if numbered is None and kind:  # a numbered question that the text's end cut off
+                numbered = kind
+                drafts.append(_open(question))
+                continue
+        if drafts:
             _continue(drafts[-1], line)
     return drafts
 
@@ -117,7 +134,7 @@ def _listed(lines: list[str]) -> list[_Draft]:
     drafts: list[_Draft] = []
     for i, line in enumerate(lines):
         numbered = _NUMBERED.match(line)
-        if numbered and _answered(lines[i + 1 :]):
+        if numbered and _answered(lines[i + 1 :], _NUMBERED):
             drafts.append(_open(numbered))
         elif drafts:
             _continue(drafts[-1], line)
@@ -126,22 +143,22 @@ def _listed(lines: list[str]) -> list[_Draft]:
     return drafts
 
 
-def _answered(following: Iterable[str]) -> bool:
-    """Whether an answer marker comes within three lines of text."""
+def _answered(following: Iterable[str], another: re.Pattern[str]) -> bool:
+    """Whether an answer marker comes within three lines of text and before ``another`` question."""
     seen = 0
     for line in following:
         if _ANSWER.match(line):
             return True
         if line.strip():
             seen += 1
-            if seen == 3 or _NUMBERED.match(line):
+            if seen == 3 or another.match(line):
                 return False
     return False
 
 
 def _split_unanswered(drafts: list[_Draft], tail: list[str]) -> None:
     """A last numbered question that the text's end cut off from its answer is taken out of the answer before it."""
-    wanted = str(int(drafts[-1].number or 0) + 1)
+    wanted = str(int((drafts[-1].number or "0")[-9:]) + 1)
     for i, line in enumerate(tail):
         numbered = _NUMBERED.match(line)
         starts_block = i > 0 and not tail[i - 1].strip()
@@ -167,18 +184,22 @@ def _continue(draft: _Draft, line: str) -> None:
 
 def _unbold(marker: re.Match[str]) -> str:
     """The text after a marker, without the closing half of a bold marker that opened before it."""
+    groups = marker.groupdict()
     text, opened = marker["text"], "".join(c for c in marker["deco"] if c in "*_")
-    if opened and not marker["close"] and text.rstrip().endswith(opened):
+    if not opened or marker["close"] or groups.get("early") or groups.get("early2"):
+        return text
+    if text.rstrip().endswith(opened):
         return text.rstrip()[: -len(opened)]
-    if opened and not marker["close"]:
-        return text.replace(opened, "", 1)
-    return text
+    return text.replace(opened, "", 1)
 
 
 def _pair(draft: _Draft, last: bool) -> Pair | None:
     """The draft as a pair; None if a half is missing or a placeholder of the format."""
     answer = "\n".join(draft.answer or [])
-    question, answer = "\n".join(draft.question).strip(), (_without_farewell(answer) if last else answer).strip()
+    question, answer = (
+        "\n".join(draft.question).strip(),
+        (_without_farewell(answer) if last else answer).strip(),
+    )
     if wrapped := re.fullmatch(r"(\*\*|__)(.+)\1", question, re.S):
         question = wrapped[2].strip()
     if not question or not answer or _PLACEHOLDER.fullmatch(question) or _PLACEHOLDER.fullmatch(answer):

@@ -10,7 +10,7 @@ from typing import Any
 from qaray.config import ParseConfig
 from qaray.outputs import JsonList, merged_pairs, processed_record
 from qaray.parse import parse_answer
-from qaray.records import SUFFIXES, Problem, paper_fields, read_records
+from qaray.records import SUFFIXES, Problem, encodable, paper_fields, read_records
 from qaray.runs import RunError
 from qaray.schema import Rejected, RejectReason
 from qaray.storage import Location, expand
@@ -21,8 +21,8 @@ Output = tuple[int, str]  # (window, text)
 def parse_outputs(config: ParseConfig) -> dict[str, int]:
     """Writes processed_output.json (papers in their order) and rejected.jsonl; returns the counts.
 
-    Every paper and every output ends in one of the two. Raises FileNotFoundError for a missing file, RunError if no output
-    could be read.
+    Every paper and every output ends in one of the two. Raises FileNotFoundError for a missing file, RunError if no
+    output could be read.
     """
     rejected: list[Rejected] = []
     outputs = _read_outputs(config.original_output, rejected)
@@ -53,8 +53,9 @@ def parse_outputs(config: ParseConfig) -> dict[str, int]:
         processed.end()
     for doi in outputs:
         if doi not in done:
-            where = (config.original_output, None)
-            rejected.append(_rejected(doi, where, "parse", RejectReason.NO_PAPER, "no paper has this doi"))
+            rejected.append(
+                _rejected(doi, (config.original_output, None), "parse", RejectReason.NO_PAPER, "no paper has this doi")
+            )
     with (folder / "rejected.jsonl").write() as stream:
         for row in rejected:
             stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -88,8 +89,8 @@ def _read_outputs(pattern: str, rejected: list[Rejected]) -> dict[str, list[Outp
                     raise Problem(RejectReason.DUPLICATE_DOI, "an output with this doi came before")
                 outputs.setdefault(doi, []).append((window, text))
             except Problem as problem:
-                doi = record.value.get("doi") if isinstance(record.value, dict) else None
-                rejected.append(_rejected(doi, where, "parse", problem.reason, problem.detail))
+                bad = record.value.get("doi") if isinstance(record.value, dict) else None
+                rejected.append(_rejected(bad, where, "parse", problem.reason, problem.detail))
     return outputs
 
 
@@ -101,17 +102,17 @@ def _output_fields(value: Any) -> tuple[str, int, str]:
             raise Problem(RejectReason.MISSING_KEY, f"{key} is missing")
         if not isinstance(value[key], str):
             raise Problem(RejectReason.WRONG_TYPE, f"{key} must be a string, got {type(value[key]).__name__}")
+        if not encodable(value[key]):
+            raise Problem(RejectReason.UNDECODABLE, f"{key} is not valid Unicode")
     window = value.get("window") or 0
     if not isinstance(window, int):
         raise Problem(RejectReason.WRONG_TYPE, f"window must be a whole number, got {type(window).__name__}")
     return value["doi"], window, value["output"]
 
 
-def _rejected(
-    doi: Any, where: tuple[str, int | None], stage: str, reason: RejectReason, detail: str
-) -> Rejected:
+def _rejected(doi: Any, where: tuple[str, int | None], stage: str, reason: RejectReason, detail: str) -> Rejected:
     return Rejected(
-        doi=doi if isinstance(doi, str) else None,
+        doi=doi.encode("utf-8", "replace").decode() if isinstance(doi, str) else None,
         file=where[0],
         position=where[1],
         stage=stage,

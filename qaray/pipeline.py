@@ -36,6 +36,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     Raises ConfigError, FileNotFoundError or RunError with one line for the user, Stopped after SIGTERM or SIGINT.
     """
     begun = time.monotonic()
+    config = models.located(config)
     run, display = Run.at(config.output_dir), Display(config.no_progress)
     input_files(config, run)  # a wrong path is told before anything is set up
     plan = models.plan(config)
@@ -46,25 +47,27 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         run.identify(identity(config, plan))
         run.clean()
         runtime.connect(config.address, config.local_cpus)
+        should_stop = StopSignal(run.stop_flag)
 
-        papers = ingest(config, run, builder.count_tokens, display.ingested)
+        papers = ingest(config, run, builder.count_tokens, should_stop, display.ingested)
         display.say(f"{papers.papers} papers, {papers.rejected} rejected records, {papers.tokens:,} tokens")
 
-        engine = build_engine(config, plan, StopSignal(run.stop_flag))
+        engine = build_engine(config, plan, should_stop)
         display.say(f"engine: {engine.describe()}")
         progress = generate(config, run, engine, builder, attempts(config), papers, held, display.generated)
         display.close()
         if run.stop_flag.exists():
-            raise Stopped(f"stopped with {progress.settled} of {papers.papers} papers done: run the same command to go on")
+            raise Stopped(
+                f"stopped with {progress.settled} of {papers.papers} papers done: run the same command to go on"
+            )
 
-        totals = write_outputs(run, config, builder, papers.rejected)
+        totals = write_outputs(run, config, builder, papers)
         manifest = manifest_of(config, plan, run, papers, progress, totals, time.monotonic() - begun)
         run.manifest.write_json(manifest)
         write_report(run)
-    display.say(
-        f"{totals.pairs} pairs from {totals.with_pairs} of {totals.papers} papers, {sum(totals.rejected.values())} rejected, "
-        f"in {duration(time.monotonic() - begun)}"
-    )
+    out = f"{totals.pairs} pairs from {totals.with_pairs} of {totals.papers} papers"
+    rejected = sum(totals.rejected.values())
+    display.say(f"{out}, {rejected} rejected, in {duration(time.monotonic() - begun)}")
     return manifest
 
 
@@ -188,6 +191,7 @@ def stop_on_signal(run: Run) -> Iterator[None]:
     def ask() -> None:
         run.stop_flag.write_json({"asked": now()})
 
+    run.stop_flag.remove()
     previous = {each: signal.signal(each, handle) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

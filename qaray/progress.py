@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from qaray.generate import Progress
 from qaray.papers import Ingested
@@ -16,7 +17,7 @@ class Display:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self._bar = None
+        self._bar: Any = None
         self._terminal = sys.stderr.isatty()
         self._last = time.monotonic()
 
@@ -68,8 +69,9 @@ def describe(progress: Progress, eta: bool = True) -> str:
     if progress.rejected:
         parts.append(f"{progress.rejected} rejected")
     left = progress.papers - progress.settled
-    if eta and progress.prompts and left > 0:
-        parts.append(f"about {duration(left * seconds / progress.prompts)} left")
+    done = progress.settled - progress.settled_before
+    if eta and done and left > 0:
+        parts.append(f"about {duration(left * seconds / done)} left")
     return ", ".join(parts)
 
 

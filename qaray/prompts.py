@@ -100,6 +100,7 @@ class Template:
     name: str
     text: str
     opening: str = ""
+    source: str = ""  # what the text was rendered from, where that may differ from day to day
 
     def __post_init__(self) -> None:
         for slot in ("{instruction}", "{input}"):
@@ -109,7 +110,7 @@ class Template:
     @property
     def sha256(self) -> str:
         """Identifies the template: the same in training and inference."""
-        return hashlib.sha256(f"{self.text}\0{self.opening}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.source or self.text}\0{self.opening}".encode()).hexdigest()
 
     def render(self, instruction: str, input: str = "") -> str:
         """The text before the answer. Slots inside the instruction or the input are left alone."""
@@ -133,13 +134,15 @@ class Template:
         return ids
 
 
-def chat_template(render_turn: str) -> Template:
+def chat_template(turn: str, source: str = "") -> Template:
     """The template of a model's own chat format.
 
-    ``render_turn``: its rendering of one user message that reads ``{instruction}\\n{input}``, with the assistant's turn
-    opened.
+    ``turn``: its rendering of one user message, ``{instruction}\\n{input}``, with the assistant's turn opened.
+    ``source``: the format itself, which identifies it: some write the day's date. A turn that opens a thought gets no
+    opening of the answer.
     """
-    return Template("chat", render_turn, opening=OPENING)
+    thinks = turn.rstrip().endswith(("<think>", "<thinking>", "<reasoning>"))
+    return Template("chat", turn, opening="" if thinks else OPENING, source=source)
 
 
 def request(paper: str, keywords: Sequence[str], num_qas: int) -> str:
@@ -164,8 +167,12 @@ def answer_is_complete(text: str, num_qas: int) -> int | None:
 
     That is a question past the last one asked for, or a line END.
     """
-    match = re.search(rf"\n\s*(?:\*\*)?(?:Q(?:uestion )?0*{num_qas + 1}\s*[:.)]|END\b)", text)
-    return match.start() if match else None
+    thought = re.match(r"(?s).*</(?:think|thinking|reasoning)>", text)
+    start = thought.end() if thought else 0
+    if re.search(r"<(?:think|thinking|reasoning)>", text[start:]):
+        return None  # a draft in a thought ends nothing
+    match = re.search(rf"\n\s*(?:\*\*)?(?:Q(?:uestion )?0*{num_qas + 1}\s*[:.)]|END\b)", text[start:])
+    return start + match.start() if match else None
 
 
 @dataclass(frozen=True)
@@ -205,8 +212,8 @@ class PromptBuilder:
         empty = builder._tokens("", [], config.num_qas)
         if budget.longest_prompt < empty + 64:
             raise ConfigError(
-                f"seq_len {seq_len} leaves no room for a paper: the request takes {empty} tokens and {budget.reserve} are "
-                "kept for the answer: raise --seq_len, or lower --max_gen_len or --num_qas"
+                f"seq_len {seq_len} leaves no room for a paper: the request takes {empty} tokens and {budget.reserve} "
+                "are kept for the answer: raise --seq_len, or lower --max_gen_len or --num_qas"
             )
         return builder
 
@@ -215,7 +222,9 @@ class PromptBuilder:
 
         A paper that cannot be asked gives one row with an error, so that every paper has a row.
         """
-        paper = Paper(**{**paper, "txt": self.tokenizer.literal(paper["txt"])})  # type: ignore[typeddict-item]
+        literal = self.tokenizer.literal
+        harmless = {"txt": literal(paper["txt"]), "keywords": [literal(k) for k in paper["keywords"]]}
+        paper = Paper(**{**paper, **harmless})
         whole = self._prompt(paper, shard, 0, self.budget.num_qas, (0, len(paper["txt"])))
         if whole["prompt_tokens"] <= self.budget.longest_prompt:
             return [whole]
@@ -229,12 +238,20 @@ class PromptBuilder:
             return [_without_text(whole, f"{RejectReason.OVER_LENGTH}: {detail}")]
         if self.overlength == "truncate":
             prompt, kept = self._fit(paper, shard, 0, self.budget.num_qas, spans, 0, room)
-            return [Prompt(**{**prompt, "truncated_tokens": len(spans) - kept})]  # type: ignore[typeddict-item]
+            return [Prompt(**{**prompt, "truncated_tokens": len(spans) - kept})]
         return self._windows(paper, shard, spans, room)
 
-    def _windows(
-        self, paper: Paper, shard: str, spans: Sequence[tuple[int, int]], room: int
-    ) -> list[Prompt]:
+    def safely(self, paper: Paper, shard: str) -> list[Prompt]:
+        """The same; a paper that breaks the tokenizer or the template gives a row with the error, and no other is
+        lost."""
+        try:
+            return self(paper, shard)
+        except Exception as error:
+            empty = Paper(**{**paper, "txt": "", "keywords": []})
+            row = self._prompt(empty, shard, 0, self.budget.num_qas, (0, 0))
+            return [_without_text(row, f"{RejectReason.ENGINE_ERROR}: {type(error).__name__}: {error}")]
+
+    def _windows(self, paper: Paper, shard: str, spans: Sequence[tuple[int, int]], room: int) -> list[Prompt]:
         """Windows of nearly equal length that cover the text and share out the pairs, one at least each."""
         count = -(-len(spans) // room)
         while True:
@@ -246,7 +263,7 @@ class PromptBuilder:
                 prompts.append(prompt)
                 first = after
             if first >= len(spans):
-                return [Prompt(**{**p, "windows": count}) for p in prompts]  # type: ignore[typeddict-item]
+                return [Prompt(**{**p, "windows": count}) for p in prompts]
             count += 1  # a window took less than its share: one more
 
     def _fit(
@@ -303,12 +320,14 @@ class PromptBuilder:
         return len(self.template.encode(rendered, self.tokenizer)) or self.tokenizer.count([rendered])[0]
 
     def text(self, paper: Paper, start: int, end: int, num_qas: int) -> str:
-        """The rendered prompt over ``txt[start:end]``, as it was asked."""
+        """The rendered prompt over ``txt[start:end]`` as it was asked, without the answer's opening."""
         window = self.tokenizer.literal(paper["txt"][start:end])
-        return self.template.render(INSTRUCTION, request(window, paper["keywords"], num_qas))
+        keywords = [self.tokenizer.literal(keyword) for keyword in paper["keywords"]]
+        rendered = self.template.render(INSTRUCTION, request(window, keywords, num_qas))
+        return rendered.removesuffix(self.template.opening)
 
 
 def _without_text(prompt: Prompt, error: str) -> Prompt:
     return Prompt(
-        **{**prompt, "prompt": "", "token_ids": [], "max_tokens": 0, "error": error}  # type: ignore[typeddict-item]
+        **{**prompt, "prompt": "", "token_ids": [], "max_tokens": 0, "error": error}
     )

@@ -1,6 +1,6 @@
 """Records of an input file, one at a time: JSON list, JSONL or Parquet.
 
-A JSON list is decoded value by value from a sliding buffer, so that a list of any length needs the memory of one record.
+A JSON list is decoded value by value from a sliding buffer: a list of any length needs the memory of one record.
 A broken record costs that record: reading goes on at the next one that can be found.
 """
 
@@ -20,9 +20,7 @@ from qaray.schema import RejectReason
 from qaray.storage import Location
 
 SUFFIXES = tuple(
-    ending + packed
-    for ending in (".json", ".jsonl", ".ndjson", ".parquet")
-    for packed in ("", ".gz", ".zst", ".bz2")
+    ending + packed for ending in (".json", ".jsonl", ".ndjson", ".parquet") for packed in ("", ".gz", ".zst", ".bz2")
 )
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -155,6 +153,7 @@ def _decoder(head: bytes) -> codecs.IncrementalDecoder:
 def _values(file: Location) -> Iterator[Record]:
     """A JSON list, or JSON objects one after another, as a stream of values."""
     buffer, decoder, position = _Buffer(file), json.JSONDecoder(), 0
+    lost = False  # the end of the file was reached in search of a record after a broken one
     first = buffer.skip(_BLANK)
     in_list = first == "["
     if in_list:
@@ -173,12 +172,15 @@ def _values(file: Location) -> Iterator[Record]:
             detail = f"record {position}: {error.msg}"
             yield Record(position, problem=Problem(RejectReason.NOT_JSON, detail))
             position += 1
-            _resume(buffer, max(error.pos, buffer.at + 1), _NEXT_IN_LIST if in_list else _NEXT_LINE)
+            lost = not _resume(buffer, max(error.pos, buffer.at + 1), _NEXT_IN_LIST if in_list else _NEXT_LINE)
             continue
-        except (ValueError, RecursionError) as error:  # integers of thousands of digits, nesting of thousands of levels
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # integers of thousands of digits, nesting of thousands of levels
             yield Record(position, problem=Problem(RejectReason.NOT_JSON, f"record {position}: {error}"))
             position += 1
-            _resume(buffer, buffer.at + 1, _NEXT_IN_LIST if in_list else _NEXT_LINE)
+            lost = not _resume(buffer, buffer.at + 1, _NEXT_IN_LIST if in_list else _NEXT_LINE)
             continue
         if end == len(buffer.text) and buffer.more():
             continue  # a number may go on in the next chunk
@@ -189,7 +191,7 @@ def _values(file: Location) -> Iterator[Record]:
         yield Record(position, problem=buffer.problem)
     elif first == "":
         yield Record(0, problem=Problem(RejectReason.NOT_JSON, "the file is empty"))
-    elif in_list and head != "]":
+    elif in_list and head != "]" and not lost:
         yield Record(position, problem=Problem(RejectReason.NOT_JSON, "the list has no end: the file is cut off"))
     elif in_list:
         buffer.at += 1
@@ -197,31 +199,42 @@ def _values(file: Location) -> Iterator[Record]:
             yield Record(position, problem=Problem(RejectReason.NOT_JSON, "text after the end of the list"))
 
 
-def _resume(buffer: _Buffer, start: int, pattern: re.Pattern[str]) -> None:
-    """Moves to the next record after a broken one, else to the end of the file."""
+def _resume(buffer: _Buffer, start: int, pattern: re.Pattern[str]) -> bool:
+    """Moves to the next record after a broken one; False if there is none: then to the end of the file."""
     buffer.at = start
     while not (match := pattern.search(buffer.text, buffer.at)):
         buffer.at = max(buffer.at, len(buffer.text) - 256)  # a separator may straddle the buffer's end
         if not buffer.more():
             buffer.at = len(buffer.text)
-            return
+            return False
     buffer.at = match.end()
+    return True
 
 
 def _parquet(file: Location) -> Iterator[Record]:
     position = 0
     try:
         with file.fs.open_input_file(file.path) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(batch_size=64):
-                for value in batch.to_pylist():
-                    yield Record(position, value=value)
+            parquet = pq.ParquetFile(stream)
+            columns = [name for name in FIELDS if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(batch_size=64, columns=columns):
+                for row in range(batch.num_rows):
+                    yield _parquet_row(batch, row, position)
                     position += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         detail = f"the Parquet file cannot be read: {error}"
         yield Record(position, problem=Problem(RejectReason.UNDECODABLE, detail))
 
 
+def _parquet_row(batch: pa.RecordBatch, row: int, position: int) -> Record:
+    try:
+        return Record(position, value=batch.slice(row, 1).to_pylist()[0])
+    except (UnicodeDecodeError, pa.ArrowException) as error:
+        return Record(position, problem=Problem(RejectReason.UNDECODABLE, f"row {position} is not text: {error}"))
+
+
 REQUIRED = ("doi", "txt", "keywords")
+FIELDS = ("doi", "txt", "keywords", "abstract", "title", "source")
 
 
 def paper_fields(value: Any) -> dict[str, Any]:
@@ -234,7 +247,7 @@ def paper_fields(value: Any) -> dict[str, Any]:
     for key in REQUIRED:
         if value.get(key) is None:
             raise Problem(RejectReason.MISSING_KEY, f"{key} is missing" if key not in value else f"{key} is null")
-    fields = {"keywords": _keywords(value["keywords"])}
+    fields: dict[str, Any] = {"keywords": _keywords(value["keywords"])}
     for key in ("doi", "txt", "abstract", "title", "source"):
         text = value.get(key)
         if text is not None and not isinstance(text, str):
@@ -246,7 +259,7 @@ def paper_fields(value: Any) -> dict[str, Any]:
         for part in text if isinstance(text, list) else [text or ""]:
             if bad := _SURROGATE.search(part):
                 where = f"character {bad.start()} of {key}"
-                raise Problem(RejectReason.UNDECODABLE, f"{where} is not valid Unicode ({ascii(bad[0])})")
+                raise Problem(RejectReason.UNDECODABLE, f"{where} is not valid Unicode ({bad[0]!a})")
     if not any(c.isprintable() and not c.isspace() for c in fields["txt"]):
         raise Problem(RejectReason.EMPTY_TEXT, f"txt has no visible character ({len(fields['txt'])} in all)")
     return fields
@@ -259,10 +272,18 @@ def _keywords(value: Any) -> list[str]:
         raise Problem(RejectReason.WRONG_TYPE, f"keywords must be a list or a string, got {_type(value)}")
     for keyword in value:
         if not isinstance(keyword, str):
-            raise Problem(RejectReason.WRONG_TYPE, f"keywords must be strings, got {_type(keyword)}: {str(keyword)[:80]}")
+            raise Problem(
+                RejectReason.WRONG_TYPE,
+                f"keywords must be strings, got {_type(keyword)}: {str(keyword)[:80]}",
+            )
     return [keyword.strip() for keyword in value if keyword.strip()]
 
 
 def _type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
     return names.get(type(value), "a number")
+
+
+def encodable(text: str) -> bool:
+    """Whether a text has no lone surrogate: it can be written as UTF-8."""
+    return _SURROGATE.search(text) is None

@@ -1,8 +1,8 @@
 """The run directory: what identifies a run, who drives it, what is done already.
 
-    OUT/run.json      written first         OUT/lease.json   while a driver lives
-    OUT/papers/       shards of papers      OUT/stop         while a stop is asked for
-    OUT/generations/  shards of answers     OUT/manifest.json  written last
+OUT/run.json      written first         OUT/lease.json   while a driver lives
+OUT/papers/       shards of papers      OUT/stop         while a stop is asked for
+OUT/generations/  shards of answers     OUT/manifest.json  written last
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ class Run:
         return self.root / "stop"
 
     def paper_shards(self) -> list[Location]:
-        return self.papers.list(".parquet")
+        return self.papers.files(".parquet")
 
     def generation_files(self) -> dict[str, list[str]]:
         """Paths of generation shards by the paper shard that they belong to."""
         files: dict[str, list[str]] = defaultdict(list)
-        for file in self.generations.list(".parquet"):
+        for file in self.generations.files(".parquet"):
             files[file.name.split(".", 1)[0]].append(file.path)
         return dict(files)
 
@@ -105,7 +105,9 @@ class Run:
             return
         differing = [k for k in sorted({*stored, *record}) if k != "hash" and stored.get(k) != record.get(k)]
         changes = "; ".join(f"{k}: {stored.get(k)!r} in the run, {record.get(k)!r} asked for" for k in differing)
-        raise RunRefused(f"{self.root} holds another run ({changes}): choose another --output_dir or the run's own settings")
+        raise RunRefused(
+            f"{self.root} holds another run ({changes}): choose another --output_dir or the run's own settings"
+        )
 
     def _stored_identity(self) -> dict[str, Any] | None:
         try:
@@ -117,7 +119,6 @@ class Run:
         """Removes what a killed writer left behind. Only the holder of the lease may."""
         for folder in (self.root, self.papers, self.rejected_papers, self.generations):
             folder.remove_temporary()
-        self.stop_flag.remove()
 
 
 def identity_hash(identity: dict[str, Any]) -> str:
@@ -129,6 +130,9 @@ class StopSignal:
 
     def __init__(self, flag: Location) -> None:
         self.flag, self._seen, self._next = flag, False, 0.0
+
+    def __reduce__(self) -> tuple[type[StopSignal], tuple[Location]]:
+        return StopSignal, (self.flag,)  # another machine's clock is another one
 
     def __call__(self) -> bool:
         if not self._seen and time.monotonic() >= self._next:

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
-
 # Light stages (reading, prompting, writing) take this share of a logical CPU, so that they never starve the engine's
 # actors of theirs, nor are starved on a cluster of two.
 LIGHT = 0.1
@@ -29,12 +27,16 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
         return
     # Ray's core writes errors of its own workings into the driver's terminal; set this to "info" to see them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    options: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "configure_logging": True,
+    }
     if address or os.environ.get("RAY_ADDRESS"):
         options["address"] = address
     else:
-        cores = len(psutil.Process().cpu_affinity() or []) or os.cpu_count() or 1
-        options |= {"num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
     with _no_standard_error():  # where the core says that it heeds the variable above
         ray.init(**options)
     configure()

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from qaray.config import ConfigError
+
+SPOOLED = 1 << 26  # bytes of an upload that are kept in memory before a local file takes them
 TEMPORARY = ".tmp-"  # prefix of a file that is being written: never read, removed by the next run
 
 
@@ -31,7 +35,7 @@ class Location:
 
     @classmethod
     def of(cls, uri: str) -> Location:
-        """Raises ValueError for a URI scheme that neither pyarrow nor fsspec knows."""
+        """Raises ConfigError for a URI scheme that neither pyarrow nor fsspec knows."""
         if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", uri):
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))
         try:
@@ -42,7 +46,7 @@ class Location:
             try:
                 fs, path = fsspec.core.url_to_fs(uri)
             except (ValueError, ImportError) as error:
-                raise ValueError(f"cannot open {uri}: {error}") from None
+                raise ConfigError(f"cannot open {uri}: {error}") from None
             return cls(pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path)
 
     def __truediv__(self, name: str) -> Location:
@@ -65,7 +69,7 @@ class Location:
     def exists(self) -> bool:
         return self.info().type != pafs.FileType.NotFound
 
-    def list(self, suffix: str = "", recursive: bool = False) -> list[Location]:
+    def files(self, suffix: str = "", recursive: bool = False) -> list[Location]:
         """Files below this folder, sorted by path; hidden, temporary and underscore names left out."""
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         found = [
@@ -98,24 +102,32 @@ class Location:
     @contextlib.contextmanager
     def write(self) -> Iterator[IO[bytes]]:
         """A binary stream whose content appears under this path when the block ends without an error."""
-        folder, name = self.path.rsplit("/", 1)
-        target = Location(self.fs, f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}") if self.is_local else self
-        if self.is_local:
-            self.fs.create_dir(folder, recursive=True)
-        stream = self.fs.open_output_stream(target.path, compression=None)
-        try:
+        with self._write_local() if self.is_local else self._upload() as stream:
             yield stream
-            stream.close()
+
+    @contextlib.contextmanager
+    def _write_local(self) -> Iterator[IO[bytes]]:
+        """Written beside its place, then renamed."""
+        folder, name = self.path.rsplit("/", 1)
+        beside = Location(self.fs, f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}")
+        self.fs.create_dir(folder, recursive=True)
+        try:
+            with self.fs.open_output_stream(beside.path, compression=None) as stream:
+                yield stream
+            os.replace(beside.path, self.path)
         except BaseException:
-            # A store's upload that is closed would appear: closing is left to the garbage collector there,
-            # and what did appear is removed.
-            if self.is_local:
-                with contextlib.suppress(OSError):
-                    stream.close()
-            target.remove()
+            beside.remove()
             raise
-        if self.is_local:
-            os.replace(target.path, self.path)
+
+    @contextlib.contextmanager
+    def _upload(self) -> Iterator[IO[bytes]]:
+        """Written to a local file, then uploaded: an upload cannot be called off once it has begun."""
+        with tempfile.SpooledTemporaryFile(max_size=SPOOLED) as spool:
+            yield spool
+            spool.seek(0)
+            with self.fs.open_output_stream(self.path, compression=None) as stream:
+                while chunk := spool.read(1 << 22):
+                    stream.write(chunk)
 
     def write_table(self, table: pa.Table) -> None:
         """``table`` as a Parquet file (zstd)."""
@@ -155,7 +167,7 @@ def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:
     if kind == pafs.FileType.File:
         return [place]
     if kind == pafs.FileType.Directory:
-        files = [f for f in place.list(recursive=True) if f.path.lower().endswith(suffixes)]
+        files = [f for f in place.files(recursive=True) if f.path.lower().endswith(suffixes)]
         if not files:
             raise FileNotFoundError(f"no {', '.join(suffixes)} file in the folder {pattern}")
         return files
@@ -163,7 +175,7 @@ def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:
 
 
 def _glob(pattern: str) -> list[Location]:
-    """Matches of a glob: the fixed part of the path is listed and filtered. ``*`` stays within a folder, ``**`` does not."""
+    """Matches of a glob: its fixed part is listed and filtered. ``*`` stays within a folder, ``**`` does not."""
     from fsspec.utils import glob_translate
 
     place = Location.of(pattern)
@@ -171,4 +183,4 @@ def _glob(pattern: str) -> list[Location]:
     fixed = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
     folder = Location(place.fs, "/".join(parts[:fixed]) or "/")
     wanted = re.compile(glob_translate(place.path))
-    return [f for f in folder.list(recursive=True) if wanted.fullmatch(f.path)]
+    return [f for f in folder.files(recursive=True) if wanted.fullmatch(f.path)]

@@ -19,7 +19,10 @@ StopCheck = Callable[[], bool]  # True once the run is to end after the work in 
 class Engine(Protocol):
     """What turns prompts into text. Implementations are cheap to build; models are loaded by their actors."""
 
-    rows_per_block: int  # prompts that make one unit of work, lost together if an actor dies
+    @property
+    def rows_per_block(self) -> int:
+        """Prompts that make one unit of work: written together, and lost together if an actor dies."""
+        ...
 
     def describe(self) -> str:
         """One line for the user: what runs where, and what attention runs on. Ray must be connected."""
@@ -48,14 +51,14 @@ def stream_seed(seed: int, doi: str, window: int, attempt: int) -> int:
 def parsed(completion: Completion) -> Parsed:
     """The completion with its pairs."""
     result = parse_answer(completion["output"], completion["num_qas"], completion["finish_reason"])
-    return Parsed(**completion, status=str(result.status), pairs=result.pairs)  # type: ignore[typeddict-item]
+    return Parsed(**completion, status=str(result.status), pairs=result.pairs)
 
 
 def next_attempt(prompt: Prompt, completion: Completion, max_attempts: int) -> Prompt | None:
     """The prompt to ask again, or None if its answer will do or its attempts are spent."""
     if completion["error"] is not None or not falls_short(parsed(completion)) or prompt["attempt"] >= max_attempts:
         return None
-    return Prompt(**{**prompt, "attempt": prompt["attempt"] + 1})  # type: ignore[typeddict-item]
+    return Prompt(**{**prompt, "attempt": prompt["attempt"] + 1})
 
 
 def falls_short(row: Parsed) -> bool:

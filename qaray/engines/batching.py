@@ -1,4 +1,4 @@
-"""Continuous batching: a queue of prompts, slots that decode together, and a place for the next one as soon as one ends."""
+"""Continuous batching: a queue of prompts, slots that decode together, and the next prompt as soon as one ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qaray.engines.base import error_text, stream_seed
+from qaray.engines.base import StopCheck, error_text, stream_seed
 from qaray.engines.causal_lm import CausalLM
 from qaray.engines.sampling import RandomStream, runs_in_circles, sample
 from qaray.prompts import answer_is_complete
@@ -77,12 +77,15 @@ class ContinuousBatcher:
         sampling: Sampling,
         max_batch: int,
         next_attempt: Callable[[Prompt, Completion], Prompt | None] = lambda prompt, completion: None,
+        should_stop: StopCheck = lambda: False,
     ) -> None:
-        self.model, self.sampling, self.next_attempt = model, sampling, next_attempt
+        self.model, self.sampling = model, sampling
+        self.next_attempt, self.should_stop = next_attempt, should_stop
         self.max_batch = max_batch  # slots at most; halved when memory runs out
         self.steps = 0  # decoding steps so far
         self.decoded_tokens = 0
         self.prefilled_tokens = 0
+        self.prefill_seconds = self.decode_seconds = 0.0
         self._queue: deque[_Sequence] = deque()
         self._active: list[_Sequence] = []
         self._longest = 0  # places that every slot may come to need
@@ -91,8 +94,10 @@ class ContinuousBatcher:
         self._failure: BaseException | None = None
 
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
-        """The completions to come, one an attempt. A prompt with an error, or without room for an answer, comes back at
-        once."""
+        """The completions to come, one an attempt; none if the run stops before its turn.
+
+        A prompt with an error, or without room for an answer, comes back at once.
+        """
         future: Future[list[Completion]] = Future()
         error = prompt["error"]
         if error is None and prompt["max_tokens"] < 1:
@@ -148,6 +153,8 @@ class ContinuousBatcher:
     def _admit(self) -> None:
         """Fills free slots from the queue. The number of slots is set by what waits when none is in use."""
         cache = self.model.cache
+        if self._queue and self.should_stop():
+            self._turn_away()
         if not self._active:
             with self._wake:
                 waiting = list(self._queue)[: self.max_batch]
@@ -155,7 +162,11 @@ class ContinuousBatcher:
                 return
             self._longest = min(max(sequence.need for sequence in waiting), cache.budget_tokens)
             slots = max(1, min(self.max_batch, cache.budget_tokens // self._longest))
-            cache.shape(slots, min(waiting[0].capacity, cache.budget_tokens // slots))
+            # Only CPUs gain from slots that are no longer than what they hold.
+            capacity = waiting[0].capacity if self.model.device.type == "cpu" else self._longest
+            cache.shape(slots, min(capacity, cache.budget_tokens // slots))
+        if self._would_gain():
+            return
         while len(self._active) < min(cache.slots, self.max_batch):
             with self._wake:
                 if not self._queue or min(self._queue[0].need, cache.budget_tokens) > self._longest:
@@ -166,8 +177,26 @@ class ContinuousBatcher:
             sequence.begun = time.monotonic()
             logits = self.model.prefill(len(self._active) - 1, sequence.prompt["token_ids"])
             self.prefilled_tokens += len(sequence.prompt["token_ids"])
+            self.prefill_seconds += time.monotonic() - sequence.begun
             sequence.first_logits = logits
             self._take(logits[None].clone(), [sequence])
+
+    def _would_gain(self) -> bool:
+        """Whether shorter prompts wait for which the memory holds half as many slots again: then the slots drain."""
+        cache = self.model.cache
+        if cache.slots >= self.max_batch:
+            return False
+        with self._wake:
+            waiting = [*self._active, *list(self._queue)[: self.max_batch]]
+        longest = max((sequence.need for sequence in waiting), default=self._longest)
+        return 2 * min(self.max_batch, cache.budget_tokens // longest) >= 3 * cache.slots
+
+    def _turn_away(self) -> None:
+        """Lets those who wait for a slot go without an answer: the run stops."""
+        with self._wake:
+            waiting, self._queue = self._queue, deque()
+        for sequence in waiting:
+            sequence.future.set_result(sequence.done)
 
     def _reserve(self, places: int) -> None:
         """Makes the slots at least so long."""
@@ -176,13 +205,14 @@ class ContinuousBatcher:
             cache.grow(min(places, cache.budget_tokens // cache.slots), in_use=len(self._active))
 
     def _step(self) -> None:
-        active = self._active
+        active, begun = self._active, time.monotonic()
         longest = max(sequence.length for sequence in active) + 1
         if longest > self.model.cache.capacity:
             self._reserve(longest + GROWTH)
         logits = self.model.decode([s.tokens[-1] for s in active], [s.length for s in active])
         self.steps += 1
         self._take(logits, list(active))
+        self.decode_seconds += time.monotonic() - begun
 
     def _take(self, logits: torch.Tensor, sequences: list[_Sequence]) -> None:
         """Draws the next token of each sequence and ends those that are done. ``logits`` [B, V]."""

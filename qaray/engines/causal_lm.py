@@ -6,14 +6,17 @@ batching prompts would add padding and no speed, and memory stays bounded. Decod
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 
 from qaray.config import ConfigError
 from qaray.engines.kv_cache import ATTENTION, SlotCache, Step
@@ -32,7 +35,9 @@ class ModelSettings:
     rope_factor: float = 1.0
     dtype: str = "auto"
     flash_attn: bool = True
-    threads: int | None = None
+    gpus: float = 1.0  # share of a GPU that the actor has; 0 = CPUs
+    threads: int | None = None  # CPU threads; None: see ``actors``
+    actors: int = 1  # that may come to share a machine's cores and memory
     batch_tokens: int | None = None  # cache budget, tokens
     trust_remote_code: bool = False
 
@@ -42,10 +47,9 @@ class CausalLM:
 
     def __init__(self, settings: ModelSettings) -> None:
         """Raises ConfigError for a model that cannot be loaded or that the slot cache does not fit."""
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        torch.set_num_threads(settings.threads or default_threads(settings.actors))
         keep_freed_memory()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         self.dtype = pick_dtype(settings.dtype, self.device)
         self.tokenizer: HFTokenizer = load_tokenizer(settings.name, settings.cache_dir, settings.trust_remote_code)
         self.flash = _flash_attn(settings.flash_attn, self.device, self.dtype)
@@ -59,7 +63,7 @@ class CausalLM:
         self.kv_heads = getattr(config, "num_key_value_heads", None) or heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         self._check(SlotCache(self.layers, self.kv_heads, self.head_dim, 256, self.dtype, self.device))
-        self.budget_tokens = max(settings.batch_tokens or self._free_tokens(), settings.seq_len)
+        self.budget_tokens = max(settings.batch_tokens or self._free_tokens(settings), settings.seq_len)
         self.cache = self.new_cache(self.budget_tokens)
 
     @property
@@ -126,7 +130,7 @@ class CausalLM:
                     use_safetensors=True,
                     attn_implementation="sdpa",
                 )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"base_model {settings.name}: {str(error).strip().splitlines()[0]}") from None
         return model.to(self.device).eval()
 
@@ -162,14 +166,27 @@ class CausalLM:
                 f"the transformers engine cannot run this model: with its cache the logits agree to {alike:.3f} only"
             )
 
-    def _free_tokens(self) -> int:
-        """Tokens whose keys and values fit into the memory that is free."""
+    def _free_tokens(self, settings: ModelSettings) -> int:
+        """Tokens whose keys and values fit into this actor's share of the memory that is free."""
         per_token = 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
         if self.device.type == "cuda":
-            free = int(torch.cuda.mem_get_info(self.device)[0] * 0.8)
+            free = torch.cuda.mem_get_info(self.device)[0] * 0.8 * min(1.0, settings.gpus)
         else:
-            free = int(psutil.virtual_memory().available * 0.25)
-        return free // per_token
+            free = available_memory() * 0.25 / settings.actors
+        return int(free) // per_token
+
+
+def available_memory() -> int:
+    """Bytes of host memory that are free, within the limit of the process's control group."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            group = Path("/sys/fs/cgroup")
+            free = min(free, int((group / limit).read_text()) - int((group / used).read_text()))
+    return max(0, free)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -219,8 +236,8 @@ def _flash_attn(wanted: bool, device: torch.device, dtype: torch.dtype) -> Any:
 def keep_freed_memory() -> None:
     """Tells the C library to keep freed memory for the next tensor.
 
-    By default each tensor of more than some hundred kilobytes is fetched from the system anew, page by page: on a CPU that
-    costs decoding up to half of its time. Does nothing where the C library is not glibc.
+    By default each tensor of more than some hundred kilobytes is fetched from the system anew, page by page: on a CPU
+    that costs decoding up to half of its time. Does nothing where the C library is not glibc.
     """
     mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8  # malloc.h
     try:

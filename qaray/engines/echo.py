@@ -30,7 +30,9 @@ _SUBJECT = re.compile(
     r"(?P<subject>(?:[^\s,;()]+\s+){0,7}?[^\s,;()]+)\s+(?P<verb>is|are|was|were|has|have|had|can|could|may|must|requires?"
     r"|shows?|gives?|provides?|uses?|depends?|occurs?|forms?|contains?|converts?|follows?|becomes?)\b"
 )
-_PRONOUNS = frozenset("it this that these those they there we he she which such both one".split())
+_PRONOUNS = frozenset(
+    ["it", "this", "that", "these", "those", "they", "there", "we", "he", "she", "which", "such", "both", "one"]
+)
 _QUESTIONS = {
     "is": "What is {}?", "are": "What are {}?", "was": "What was {}?", "were": "What were {}?",
     "has": "What does {} have?", "have": "What do {} have?",
@@ -39,17 +41,23 @@ SHORTEST_USED = 4000  # characters of the paper that are looked at for each pair
 
 
 class EchoEngine:
-    rows_per_block = 500
-
     def __init__(self, config: GenerateConfig, should_stop: StopCheck) -> None:
         self.config, self.should_stop = config, should_stop
+
+    @property
+    def rows_per_block(self) -> int:
+        return 500
 
     def describe(self) -> str:
         return "echo: pairs from the papers' own sentences, no model"
 
     def generate(self, prompts: Dataset) -> Dataset:
         return prompts.map_batches(
-            _Echo(self.should_stop), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT, zero_copy_batch=True
+            _Echo(self.should_stop),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=LIGHT,
+            zero_copy_batch=True,
         )
 
     def score(self, requests: Dataset) -> Dataset:
@@ -123,7 +131,22 @@ def _question(sentence: str) -> str | None:
     words = subject.split()
     if words[0].lower() in _PRONOUNS or len(subject) < 4:
         return None
-    if words[0] in ("The", "A", "An", "In", "For", "At", "By", "On", "With", "Its", "Their", "Each", "Every", "Some"):
+    if words[0] in (
+        "The",
+        "A",
+        "An",
+        "In",
+        "For",
+        "At",
+        "By",
+        "On",
+        "With",
+        "Its",
+        "Their",
+        "Each",
+        "Every",
+        "Some",
+    ):
         subject = words[0].lower() + subject[len(words[0]) :]
     return _QUESTIONS.get(match["verb"], "What is known about {}?").format(subject)
 

@@ -1,11 +1,11 @@
 """A key-value cache of fixed slots, and the attention that reads it.
 
-Each sequence owns a slot and starts at its first place: nothing is padded in front, positions are the sequence's own, and
-a slot that becomes free takes the next prompt while the others go on. Letters: B slots, H query heads, K key-value heads,
-G = H / K query heads that share a key-value head, T new tokens, S tokens in the cache, D head dimension.
+Each sequence owns a slot and starts at its first place: nothing is padded in front, positions are the sequence's own,
+and a slot that becomes free takes the next prompt while the others go on. Letters: B slots, H query heads, K key-value
+heads, G = H / K query heads that share a key-value head, T new tokens, S tokens in the cache, D head dimension.
 
-transformers calls ``slot_attention`` through its attention interface. Since no mask function is registered under the same
-name, the model builds no mask of its own; what to see follows from the step.
+transformers calls ``slot_attention`` through its attention interface. Since no mask function is registered under the
+same name, the model builds no mask of its own; what to see follows from the step.
 """
 
 from __future__ import annotations
@@ -144,7 +144,12 @@ def slot_attention(
 
 
 def _prefill(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None, flash: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    window: int | None,
+    flash: Any,
 ) -> torch.Tensor:
     """Causal attention of the last T of S places: [1, H, T, D] → [1, T, H, D]."""
     new, seen = query.shape[2], key.shape[2]
@@ -204,7 +209,12 @@ def _visible(place: int, queries: int, first: int, stop: int, window: int | None
 
 
 def _decode(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None, step: Step
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    window: int | None,
+    step: Step,
 ) -> torch.Tensor:
     """One new token a slot: [B, H, 1, D] → [B, 1, H, D]. A key-value head is read once for its G query heads."""
     batch, heads, _, dim = query.shape
@@ -231,7 +241,10 @@ def _decode(
         return out.reshape(batch, 1, heads, dim)
     # On CPUs two batched products read the cache at 2.5 times the rate of the fused kernel, whose blocks are made for
     # many queries: [B·K, G, D] × [B·K, D, S], softmax in float32, [B·K, G, S] × [B·K, S, D].
-    flat_key, flat_value = key.reshape(batch * kv_heads, seen, dim), value.reshape(batch * kv_heads, seen, dim)
+    flat_key, flat_value = (
+        key.reshape(batch * kv_heads, seen, dim),
+        value.reshape(batch * kv_heads, seen, dim),
+    )
     scores = torch.bmm(grouped.reshape(batch * kv_heads, -1, dim) * scaling, flat_key.transpose(1, 2))
     scores = scores.view(batch, kv_heads, -1, seen) + bias
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)

@@ -24,7 +24,7 @@ class Scorer:
     def logprobs(self, prefix: str, suffix: str, choices: Sequence[str]) -> list[float]:
         """Natural log of P(choice | prefix + suffix) for each choice: the sum over its tokens.
 
-        Prefix, suffix and choice are tokenised apart, so that the border between them is the caller's. Raises ValueError
+        Prefix, suffix and choice are tokenised apart, so that the borders are the caller's. Raises ValueError
         for an empty choice or suffix, or a sequence beyond ``seq_len``.
         """
         tokenizer = self.model.tokenizer

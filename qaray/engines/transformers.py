@@ -1,7 +1,7 @@
 """The engine on transformers: an autoscaling pool of actors, each a model with continuous batching.
 
-Blocks are small, and an actor works on several at a time, so that its slots stay filled across their borders and little is
-lost when it dies.
+Blocks are small, and an actor works on several at a time, so that its slots stay filled across their borders and little
+is lost when it dies.
 """
 
 from __future__ import annotations
@@ -22,18 +22,15 @@ if TYPE_CHECKING:
     from qaray.engines.causal_lm import ModelSettings
 
 MAX_BATCH = {"cpu": 16, "cuda": 64}
-ROWS_PER_BLOCK = 4
 
 
 class TransformersEngine:
-    rows_per_block = ROWS_PER_BLOCK
-
     def __init__(self, config: GenerateConfig, plan: ModelPlan, should_stop: StopCheck) -> None:
         self.config, self.plan, self.should_stop = config, plan, should_stop
 
     def generate(self, prompts: Dataset) -> Dataset:
-        max_batch = self.config.max_batch or MAX_BATCH["cuda" if self._gpus() else "cpu"]
-        calls = max(2, -(-3 * max_batch // (2 * ROWS_PER_BLOCK)))  # half as many again as the slots hold
+        max_batch = self._max_batch()
+        calls = max(2, -(-3 * max_batch // (2 * self.rows_per_block)))  # half as many prompts again as there are slots
         return prompts.map_batches(
             _Generator,
             fn_constructor_args=(self.config, self._settings(), max_batch, self.should_stop),
@@ -54,6 +51,11 @@ class TransformersEngine:
             **self._resources(),
         )
 
+    @property
+    def rows_per_block(self) -> int:
+        """A quarter of the slots: 4 on a CPU, 16 on a GPU."""
+        return max(1, self._max_batch() // 4)
+
     def describe(self) -> str:
         low, high = self.config.pool
         actors = f"{low} to {high} actors" if high > low else f"{low} actor" + "s" * (low > 1)
@@ -67,7 +69,7 @@ class TransformersEngine:
         return f"transformers, {actors} on {gpus:g} GPU each, attention on {attention}"
 
     def _settings(self) -> ModelSettings:
-        from qaray.engines.causal_lm import ModelSettings, default_threads
+        from qaray.engines.causal_lm import ModelSettings
 
         config = self.config
         assert config.base_model is not None
@@ -78,10 +80,15 @@ class TransformersEngine:
             rope_factor=self.plan.rope_factor,
             dtype=config.dtype,
             flash_attn=config.flash_attn,
-            threads=config.threads_per_actor or default_threads(config.pool[1]),
+            gpus=self._gpus(),
+            threads=config.threads_per_actor,
+            actors=config.pool[1],
             batch_tokens=config.batch_tokens,
             trust_remote_code=config.trust_remote_code,
         )
+
+    def _max_batch(self) -> int:
+        return self.config.max_batch or MAX_BATCH["cuda" if self._gpus() else "cpu"]
 
     def _gpus(self) -> float:
         from qaray.runtime import cluster_gpus
@@ -102,9 +109,7 @@ def _has_flash_attn() -> bool:
 class _Generator:
     """An actor: answers blocks of prompts. Called from several threads, one a block."""
 
-    def __init__(
-        self, config: GenerateConfig, settings: ModelSettings, max_batch: int, should_stop: StopCheck
-    ) -> None:
+    def __init__(self, config: GenerateConfig, settings: ModelSettings, max_batch: int, should_stop: StopCheck) -> None:
         from qaray.engines.batching import ContinuousBatcher, Sampling
         from qaray.engines.causal_lm import CausalLM
 
@@ -112,7 +117,7 @@ class _Generator:
         sampling = Sampling(config.temperature, config.top_p, config.seed, config.min_gen_len)
         self.max_attempts = attempts(config)
         self.should_stop = should_stop
-        self.batcher = ContinuousBatcher(model, sampling, max_batch, self._again)
+        self.batcher = ContinuousBatcher(model, sampling, max_batch, self._again, should_stop)
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
         futures = [self.batcher.submit(prompt) for prompt in prompts.to_pylist() if not self.should_stop()]
@@ -136,7 +141,10 @@ class _Scorer:
         rows = []
         for request in requests.to_pylist():
             try:
-                logprobs, error = self.scorer.logprobs(request["prefix"], request["suffix"], request["choices"]), None
+                logprobs, error = (
+                    self.scorer.logprobs(request["prefix"], request["suffix"], request["choices"]),
+                    None,
+                )
             except ValueError as problem:
                 logprobs, error = [], error_text(RejectReason.ENGINE_ERROR, problem)
             rows.append({"key": request["key"], "logprobs": logprobs, "error": error})

@@ -9,9 +9,10 @@ import jinja2
 
 from qaray.generate import best_answers, read_answers
 from qaray.outputs import paper_outcome
-from qaray.runs import Run, RunError
+from qaray.runs import Run, RunRefused
 
 PAPERS_PER_PAGE = 500
+SHOWN = ["doi", "title", "source", "keywords", "tokens", "file", "position"]
 REASONS = {
     "missing_key": "a required key is missing",
     "wrong_type": "a field has the wrong type",
@@ -28,11 +29,13 @@ REASONS = {
 def write_report(run: Run) -> str:
     """Writes OUT/report/index.html and, beyond 500 papers, further pages. Returns the path of the first.
 
-    Raises RunError if the run is not finished.
+    Raises RunRefused if the run is not finished.
     """
     manifest = run.manifest.read_json()
     if manifest is None:
-        raise RunError(f"{run.root} holds no finished run (manifest.json is missing): run the command that began it again")
+        raise RunRefused(
+            f"{run.root} holds no finished run (manifest.json is missing): run the command that began it again"
+        )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qaray", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -60,7 +63,7 @@ def _papers(run: Run) -> Iterator[dict[str, Any]]:
     files = run.generation_files()
     for shard in run.paper_shards():
         answers = read_answers(shard.fs, files.get(shard.name.removesuffix(".parquet"), []))
-        for paper in shard.read_table().to_pylist():
+        for paper in shard.read_table(SHOWN).to_pylist():
             own = answers.get(paper["doi"], [])
             pairs, status, rejected = paper_outcome(paper, own)
             best = best_answers(own)
@@ -84,7 +87,7 @@ def _papers(run: Run) -> Iterator[dict[str, Any]]:
 def _rejected(run: Run, most: int = 200) -> Iterator[dict[str, Any]]:
     """The first rejected records of the ingest."""
     shown = 0
-    for shard in run.rejected_papers.list(".parquet"):
+    for shard in run.rejected_papers.files(".parquet"):
         for row in shard.read_table().to_pylist():
             if shown == most:
                 return

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.dataset as pads
@@ -15,25 +20,68 @@ import pytest
 
 from tests.conftest import ROOT, read_jsonl
 
-
-def command(*args, **env) -> tuple[list[str], dict[str, str]]:
-    return (
-        [sys.executable, "-m", "qaray.cli", *map(str, args)],
-        {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **env},
-    )
+CLUSTER: dict[str, str] = {}  # environment that leads to the tests' cluster
 
 
-def qaray(*args, timeout=300, **env) -> subprocess.CompletedProcess[str]:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster() -> Iterator[dict[str, str]]:
+    """A real Ray head with token authentication and a job server, as a user starts one; commands join it."""
+    port, dashboard = free_port(), free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    line = ["ray", "start", "--head", "--block", "--disable-usage-stats", f"--port={port}", "--num-cpus=4"]
+    line += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
+    environment = {**os.environ, **token, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as head:
+        try:
+            wait_for(lambda: listens(port) and listens(dashboard))
+            CLUSTER.update(token, RAY_ADDRESS=f"127.0.0.1:{port}", PATH=path, JOBS=f"http://127.0.0.1:{dashboard}")
+            yield CLUSTER
+        finally:
+            CLUSTER.clear()
+            os.killpg(head.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                head.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(head.pid, signal.SIGKILL)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def command(*args, local=False) -> tuple[list[str], dict[str, str]]:
+    """A command line and its environment; ``local``: with a cluster of its own."""
+    joined = {} if local else CLUSTER
+    environment = {**os.environ, **joined, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return [sys.executable, "-m", "qaray.cli", *map(str, args)], environment
+
+
+def qaray(*args, timeout=300, local=False) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
-    line, environment = command(*args, **env)
+    line, environment = command(*args, local=local)
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def start(*args, **env) -> subprocess.Popen[str]:
+def start(*args, local=False) -> subprocess.Popen[str]:
     """Starts a command in a process group of its own, which a test can kill."""
-    line, environment = command(*args, **env)
+    line, environment = command(*args, local=local)
     return subprocess.Popen(
-        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        line,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -143,7 +143,10 @@ def test_another_attempt_starts_from_the_cached_prompt(model):
     sampling = Sampling(0.8, 0.9, 7, min_tokens=1000)
     asked = [prompt(i, ids_of(n)) for i, n in enumerate(LENGTHS)]
     batcher = ContinuousBatcher(
-        model, sampling, 3, lambda p, c: {**p, "attempt": p["attempt"] + 1} if p["attempt"] < 1 + p["row"] % 3 else None
+        model,
+        sampling,
+        3,
+        lambda p, c: {**p, "attempt": p["attempt"] + 1} if p["attempt"] < 1 + p["row"] % 3 else None,
     )
     found = batcher.complete_all(asked)
     again = [{**p, "attempt": a} for p in asked for a in range(1, 2 + p["row"] % 3)]

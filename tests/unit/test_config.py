@@ -13,7 +13,10 @@ def config(**values):
         ({"num_qas": 0}, "num_qas must be between 1 and 100, got 0"),
         ({"temperature": "hot"}, "temperature must be a valid number"),
         ({"top_p": 0}, "top_p must be more than 0 and at most 1, got 0"),
-        ({"seq_len": 16384, "context_size": 12288}, "seq_len 16384 exceeds context_size 12288: lower --seq_len"),
+        (
+            {"seq_len": 16384, "context_size": 12288},
+            "seq_len 16384 exceeds context_size 12288: lower --seq_len",
+        ),
         ({"base_model": None}, "--base_model is needed"),
         ({"actors": "3:1"}, "actors must be MIN:MAX"),
         ({"overlength": "cut"}, "overlength must be 'truncate', 'skip' or 'split'"),

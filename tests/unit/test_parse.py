@@ -27,6 +27,13 @@ TWO = [("What is X?", "It is 3 mol."), ("Why Y?", "Because: Z.")]
         "**Q1:** What is X?\n**A1:** It is 3 mol.\n\n**Q2: Why Y?**\n**A2: Because: Z.**",
         "### Question 1: What is X?\nAnswer: It is 3 mol.\n### Question 2: Why Y?\nAnswer: Because: Z.",
         "1) **What is X?**\n**Answer:** It is 3 mol.\n\n2) **Why Y?**\n**Answer:** Because: Z.",
+        "**Q1**: What is X?\n**A1**: It is 3 mol.\n\n**Q2**: Why Y?\n**A2**: Because: Z.",
+        "1. **Question:** What is X?\n   **Answer:** It is 3 mol.\n2. **Question:** Why Y?\n   **Answer:** Because: Z.",
+        "1. Q: What is X?\nA: It is 3 mol.\n2. Q: Why Y?\nA: Because: Z.",
+        "1. Q1: What is X?\nA1: It is 3 mol.\n2. Q2: Why Y?\nA2: Because: Z.",
+        "1. What is X? A: It is 3 mol.\n2. Why Y? A: Because: Z.",
+        "Q1: What is X?\nA: It is 3 mol.\n\nQ: Why Y?\nA: Because: Z.",
+        "Q: format as below\n\nQ1: What is X?\nA1: It is 3 mol.\nQ2: Why Y?\nA2: Because: Z.",
         "Q1: What is X? A1: It is 3 mol. Q2: Why Y? A2: Because: Z.",
         "Q: What is X? A: It is 3 mol.\nQ: Why Y? A: Because: Z.",
         "Sure, here are 2 pairs:\n\nQ1: What is X?\r\nA1: It is 3 mol.\r\n\r\nQ2: Why Y?\r\nA2: Because: Z.\r\n",
@@ -44,7 +51,9 @@ def test_grammars(text):
 
 
 def test_answers_keep_lists_blank_lines_and_formulas():
-    answer = "Two steps:\n\n1. heat to 3.5 K\n2. cool: T = a:b\n\n- A: adenine\n\nQ = mcΔT holds.\nQ10 is 2.\n\nEnd of it."
+    answer = (
+        "Two steps:\n\n1. heat to 3.5 K\n2. cool: T = a:b\n\n- A: adenine\n\nQ = mcΔT holds.\nQ10 is 2.\n\nEnd of it."
+    )
     assert pairs(f"Q1: How?\nA1: {answer}\n\nQ2: Why Y?\nA2: Because: Z.") == [("How?", answer), TWO[1]]
 
 
@@ -57,8 +66,18 @@ def test_numbered_list_in_an_answer_of_grammar_a_is_no_question():
     ("text", "finish", "expected", "status"),
     [
         ("Q1: What is X?\nA1: It is 3 mol.\nQ2: Why", None, TWO[:1], ParseStatus.TRUNCATED),
-        ("Q1: What is X?\nA1: It is 3 mol.\nQ2: Why Y?\nA2: Beca", FinishReason.LENGTH, TWO[:1], ParseStatus.TRUNCATED),
-        ("Q1: What is X?\nA1: It is 3 mol.\nQ2: Why Y?\nA2:", FinishReason.LENGTH, TWO[:1], ParseStatus.TRUNCATED),
+        (
+            "Q1: What is X?\nA1: It is 3 mol.\nQ2: Why Y?\nA2: Beca",
+            FinishReason.LENGTH,
+            TWO[:1],
+            ParseStatus.TRUNCATED,
+        ),
+        (
+            "Q1: What is X?\nA1: It is 3 mol.\nQ2: Why Y?\nA2:",
+            FinishReason.LENGTH,
+            TWO[:1],
+            ParseStatus.TRUNCATED,
+        ),
         ("Q1: What is X?\nA1: It is 3 mol.", FinishReason.STOP, TWO[:1], ParseStatus.SHORT),
         ("1. What is X?\nA: It is 3 mol.\n\n2. Why Y", None, TWO[:1], ParseStatus.TRUNCATED),
         ("<think>still thinking Q1: a? A1: b.", FinishReason.LENGTH, [], ParseStatus.MALFORMED),

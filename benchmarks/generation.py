@@ -1,0 +1,224 @@
+"""The transformers engine against the plain loop, and the whole command against the engine alone.
+
+    ratio generation_vs_sequential   seconds of the loop (one prompt, model.generate, next) / seconds of the engine
+    ratio pipeline_overhead          seconds of `qaray generate` / seconds of the engine on the same prompts
+
+The prompts are the same, and so are the numbers of generated tokens: the end of text is forbidden. Each part runs in
+a process of its own, with the same threads and dtype; loading is not counted. The command's start-up (Ray, imports,
+loading, writing outputs) is that of the same command on one paper of a few words, and is taken off.
+
+    python benchmarks/generation.py [--papers PATH] [--number 16] [--tokens 700] [--parts sequential,engine,pipeline]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import resources
+from pathlib import Path
+from statistics import median
+
+MODEL = "bundled:smollm2-135m"
+WORDS = 3200  # of a paper: the mean of thirty papers of the original's corpus
+
+
+def corpus(path: str | None, number: int) -> list[dict]:
+    """``number`` papers of real length: those of ``path``, or the sample papers brought to it by one another's text."""
+    if path:
+        from qaray.records import SUFFIXES, paper_fields, read_records
+        from qaray.storage import expand
+
+        found = [paper_fields(r.value) for f in expand(path, SUFFIXES) for r in read_records(f) if r.problem is None]
+        return found[:number]
+    sample = json.loads((resources.files("qaray") / "sample" / "papers.json").read_text())
+    papers = []
+    for i in range(number):
+        first, second = sample[i % len(sample)], sample[(i + 1 + i // len(sample)) % len(sample)]
+        missing = max(0, WORDS - len(first["txt"].split()))
+        text = first["txt"] + "\n\n" + " ".join(second["txt"].split(" ")[:missing])
+        papers.append({**first, "doi": f"bench/{i}", "txt": text})
+    return papers
+
+
+def flags(tokens: int) -> dict:
+    """The settings that all parts share."""
+    return {
+        "base_model": MODEL,
+        "num_qas": 5,
+        "max_gen_len": tokens,
+        "min_gen_len": tokens,
+        "max_attempts": 1,
+        "seed": 0,
+    }
+
+
+def prompts_of(papers: list[dict], tokens: int) -> list[dict]:
+    from qaray.config import GenerateConfig
+    from qaray.models import plan
+    from qaray.pipeline import BuilderFactory
+
+    config = GenerateConfig(file_path="-", output_dir="-", **flags(tokens))
+    build = BuilderFactory(config, plan(config))()
+    rows = [prompt for i, paper in enumerate(papers) for prompt in build({**paper, "row": i}, "bench")]
+    return sorted(rows, key=lambda row: -row["prompt_tokens"])
+
+
+def sequential(prompts: list[dict], tokens: int) -> dict:
+    """One prompt at a time through ``model.generate``, as the original did."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from qaray.engines.causal_lm import default_threads, pick_dtype
+    from qaray.models import resolve
+
+    torch.set_num_threads(default_threads(1))
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(resolve(MODEL, "./cache"), dtype=pick_dtype("auto", device)).to(device)
+    options = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 0, "pad_token_id": 2}
+    begun = time.perf_counter()
+    written = 0
+    for prompt in prompts:
+        ids = torch.tensor([prompt["token_ids"]], device=device)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, **options
+        )
+        written += out.shape[1] - ids.shape[1]
+    return {"seconds": time.perf_counter() - begun, "tokens": written}
+
+
+def engine(prompts: list[dict], tokens: int) -> dict:
+    """The engine alone: what an actor does, without Ray."""
+    from qaray.config import GenerateConfig
+    from qaray.engines.batching import ContinuousBatcher, Sampling
+    from qaray.engines.causal_lm import CausalLM, ModelSettings, default_threads
+    from qaray.engines.transformers import MAX_BATCH
+    from qaray.models import plan
+
+    config = GenerateConfig(file_path="-", output_dir="-", **flags(tokens))
+    settings = ModelSettings(MODEL, config.cache_dir, plan(config).seq_len, threads=default_threads(1))
+    model = CausalLM(settings)
+    sampling = Sampling(config.temperature, config.top_p, config.seed, tokens)
+    batcher = ContinuousBatcher(model, sampling, MAX_BATCH[model.device.type])
+    begun = time.perf_counter()
+    done = batcher.complete_all(prompts)
+    seconds = time.perf_counter() - begun
+    return {
+        **rates(model, prompts, tokens, batcher.max_batch),
+        "seconds": seconds,
+        "tokens": sum(row["output_tokens"] for row in done),
+        "prefill_seconds": batcher.prefill_seconds,
+        "prefilled": batcher.prefilled_tokens,
+        "decode_seconds": batcher.decode_seconds,
+        "steps": batcher.steps,
+    }
+
+
+def rates(model, prompts: list[dict], tokens: int, slots: int) -> dict:
+    """Prefill and decode rates measured apart, tokens/s: the median prompt alone, and all slots half-way through."""
+    ids = prompts[len(prompts) // 2]["token_ids"]
+    slots = min(slots, len(prompts))
+    model.cache.shape(slots, len(ids) + tokens)
+    begun = time.perf_counter()
+    model.prefill(0, ids)
+    prefill = len(ids) / (time.perf_counter() - begun)
+    model.cache.shape(slots, len(ids) + tokens // 2 + 8)
+    model.decode([5] * slots, [len(ids) + tokens // 2] * slots)
+    begun = time.perf_counter()
+    for step in range(5):
+        model.decode([5] * slots, [len(ids) + tokens // 2 + step] * slots)
+    return {"prefill_rate": prefill, "decode_rate": 5 * slots / (time.perf_counter() - begun)}
+
+
+def pipeline(papers: list[dict], tokens: int) -> dict:
+    """The whole command, in a process of its own; its start-up is timed on a paper of a few words."""
+    tiny = {"doi": "tiny", "txt": "Water boils at 100 °C at a pressure of 1 atm.", "keywords": ["water"]}
+    start = _command([tiny], 1)["seconds"]
+    whole = _command(papers, tokens)
+    return {**whole, "seconds": whole["seconds"] - start, "start_seconds": start}
+
+
+def _command(papers: list[dict], tokens: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder) / "papers.json", Path(folder) / "out"
+        file.write_text(json.dumps(papers))
+        options = [f"--{k}={v}" for k, v in {**flags(tokens), "file_path": file, "output_dir": out}.items()]
+        begun = time.perf_counter()
+        line = [sys.executable, "-m", "qaray.cli", "generate", *options, "--no_progress"]
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - begun
+        return {
+            "seconds": seconds,
+            "tokens": json.loads((out / "manifest.json").read_text())["tokens"]["outputs"],
+        }
+
+
+def part(name: str, options: argparse.Namespace) -> dict:
+    """Runs one part in a process of its own."""
+    line = [
+        sys.executable,
+        __file__,
+        "--part",
+        name,
+        "--number",
+        str(options.number),
+        "--tokens",
+        str(options.tokens),
+    ]
+    line += ["--papers", options.papers] if options.papers else []
+    done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"{name}: {result['seconds']:.1f} s for {result['tokens']} tokens", flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--papers")
+    parser.add_argument("--number", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=700)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--parts", default="sequential,engine,pipeline")
+    parser.add_argument("--part")
+    options = parser.parse_args()
+    if options.part:
+        papers = corpus(options.papers, options.number)
+        work = {"sequential": sequential, "engine": engine}
+        result = (
+            pipeline(papers, options.tokens)
+            if options.part == "pipeline"
+            else work[options.part](prompts_of(papers, options.tokens), options.tokens)
+        )
+        print(json.dumps(result))
+        return
+    rounds = [{name: part(name, options) for name in options.parts.split(",")} for _ in range(options.repeat)]
+    report(rounds)
+
+
+def report(rounds: list[dict]) -> None:
+    direct = rounds[0].get("engine")
+    if direct is None:
+        return
+    prefill, decode = direct["prefill_rate"], direct["decode_rate"]
+    print(f"measured apart: prefill {prefill:.0f} tokens/s, decode with all slots {decode:.1f} tokens/s")
+    for name, over, under in (
+        ("generation_vs_sequential", "sequential", "engine"),
+        ("pipeline_overhead", "pipeline", "engine"),
+    ):
+        if over not in rounds[0]:
+            continue
+        assert all(r[over]["tokens"] == r[under]["tokens"] for r in rounds), "token counts differ"
+        print(f"ratio {name} {median(r[over]['seconds'] / r[under]['seconds'] for r in rounds):.3f}")
+    if "sequential" in rounds[0]:
+        floor = direct["prefilled"] / prefill + direct["tokens"] / decode
+        print(f"ceiling of generation_vs_sequential at these rates {rounds[0]['sequential']['seconds'] / floor:.3f}")
+    if "pipeline" in rounds[0]:
+        print(f"start-up of the command, taken off: {rounds[0]['pipeline']['start_seconds']:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The transformers engine in real actor pools, on a random tiny model and on the bundled one."""
+
+import json
+import os
+import signal
+
+import psutil
+import pytest
+
+from tests.conftest import make_paper, write_jsonl
+from tests.ray.conftest import check_complete, generations, qaray, start, wait_for
+
+SMALL = (
+    "--context_size",
+    "4096",
+    "--max_gen_len",
+    "64",
+    "--num_qas",
+    "2",
+    "--dtype",
+    "float32",
+    "--threads_per_actor",
+    "1",
+)
+
+
+def actors():
+    return [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if "MapWorker(MapBatches(_Generator" in "".join(p.info["cmdline"] or [])
+    ]
+
+
+def args_for(tmp_path, model, number, *more):
+    file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(number)])
+    return (
+        "generate",
+        "--file_path",
+        file,
+        "--output_dir",
+        tmp_path / "out",
+        "--base_model",
+        model,
+        *SMALL,
+        *more,
+    )
+
+
+def test_each_paper_is_asked_as_often_as_allowed(tmp_path, tiny_model):
+    done = qaray(*args_for(tmp_path, tiny_model, 9, "--max_attempts", "3", "--actors", "1:2"))
+    assert done.returncode == 0, done.stderr
+    assert "attention on SDPA" in done.stderr
+    manifest = check_complete(tmp_path / "out", {make_paper(i)["doi"] for i in range(9)})
+    rows = generations(tmp_path / "out")
+    found = {(r["doi"], r["attempt"]) for r in rows if r["status"] == "malformed"}
+    for doi in {r["doi"] for r in rows}:
+        attempts = sorted(r["attempt"] for r in rows if r["doi"] == doi)
+        assert attempts == list(range(1, len(attempts) + 1))
+        assert len(attempts) == 3 or (doi, len(attempts)) not in found
+    assert all(r["output_tokens"] <= 64 for r in rows)
+    assert json.loads((tmp_path / "out/run.json").read_text())["rope_factor"] == 8.0
+    assert manifest["counts"]["prompts"] == len(rows)
+
+
+def test_a_killed_actor_loses_nothing(tmp_path, tiny_model):
+    running = start(*args_for(tmp_path, tiny_model, 120, "--max_gen_len", "256", "--max_attempts", "1"))
+    out = tmp_path / "out"
+    wait_for(lambda: (out / "generations").exists() and len(list((out / "generations").glob("part*"))) >= 2)
+    victims = actors()
+    assert victims
+    for victim in victims:
+        os.kill(victim.pid, signal.SIGKILL)
+    output, _ = running.communicate(timeout=240)
+    assert running.returncode == 0, output
+    check_complete(out, {make_paper(i)["doi"] for i in range(120)})
+    assert len(generations(out)) == 120
+
+
+def test_logical_gpus_carry_the_pool(tmp_path, tiny_model):
+    """Two actors on a GPU each, where Ray believes in GPUs that are not there: placement is real, the work on CPUs."""
+    import ray
+
+    script = (
+        "import ray, sys; ray.init(num_cpus=4, num_gpus=2, log_to_driver=False, logging_level='ERROR');"
+        "from qaray.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    import subprocess
+    import sys
+
+    from tests.ray.conftest import command
+
+    assert not ray.is_initialized()
+    line, environment = command(
+        *args_for(tmp_path, tiny_model, 12, "--actors", "2:2", "--max_attempts", "1"), local=True
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *line[3:]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 actors on 1 GPU each" in done.stderr
+    check_complete(tmp_path / "out", {make_paper(i)["doi"] for i in range(12)})
+
+
+def test_a_model_without_safetensors_is_refused(tmp_path, tiny_model):
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    done = qaray(*args_for(tmp_path, folder, 2))
+    assert done.returncode != 0
+    assert "safetensors" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, model_cache):
+    """What a newcomer sees: real pairs of the bundled model for the sample papers, in a report."""
+    out = tmp_path / "demo"
+    done = qaray("demo", "--output_dir", out, "--cache_dir", model_cache, timeout=580)
+    assert done.returncode == 0, done.stderr
+    assert f"{out}/report/index.html" in done.stdout
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["counts"]["papers"] == 8
+    assert manifest["counts"]["pairs"] >= 8
+    page = (out / "report/index.html").read_text()
+    pair = json.loads((out / "processed_output.json").read_text())[0]["Q&A"][0]
+    assert "Haber–Bosch" in page
+    assert pair["Q"][:20].replace("&", "&amp;").replace("'", "&#39;").replace('"', "&#34;") in page

@@ -1,0 +1,173 @@
+"""Templates byte for byte, BOS once, budgets never exceeded, nothing of a paper lost without being counted."""
+
+import itertools
+import re
+
+import pytest
+
+from qaray.config import ConfigError, GenerateConfig
+from qaray.models import HFTokenizer, default_template, load_tokenizer, named_template
+from qaray.prompts import (
+    LLAMA2,
+    Budget,
+    PromptBuilder,
+    Template,
+    WordTokenizer,
+    answer_is_complete,
+    chat_template,
+    request,
+)
+from tests.conftest import SHARED, make_paper
+
+SEED = SHARED.parent / "seed" / "seed_readme.md"
+
+
+def builder(tokenizer, seq_len=600, overlength="truncate", num_qas=3, max_gen_len=200, template=None):
+    config = GenerateConfig(
+        file_path="-",
+        output_dir="-",
+        engine="echo",
+        num_qas=num_qas,
+        max_gen_len=max_gen_len,
+        overlength=overlength,
+    )
+    return PromptBuilder.of(config, template or Template("llama2", LLAMA2), tokenizer, seq_len)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return load_tokenizer(tiny_model, "cache")
+
+
+def test_the_template_is_the_seeds():
+    if not SEED.exists():
+        pytest.skip("the seed is not on this machine")
+    text = SEED.read_text()
+    start = text.index("[INST] <<SYS>>")
+    assert text[start : text.index("[/INST]") + len("[/INST]")] == LLAMA2
+
+
+def test_render_leaves_braces_in_papers_alone():
+    template = Template("llama2", LLAMA2)
+    rendered = template.render("do {input}", "a {instruction} {x} {{")
+    assert rendered.endswith("<</SYS>> \n\ndo {input}\na {instruction} {x} {{ [/INST]")
+    assert template.render("do it") == "[INST]do it[/INST]"
+    with pytest.raises(ConfigError, match="exactly once"):
+        Template("file", "{instruction} only")
+    assert Template("llama2", LLAMA2).sha256 != Template("llama2", LLAMA2 + " ").sha256
+
+
+def test_bos_exactly_once(tokenizer):
+    bos = tokenizer.bos_id
+    for text in ("{instruction}{input}", "<s>{instruction}{input}", "<s><s>{instruction}{input}"):
+        template = Template("file", text)
+        assert [i == bos for i in template.encode(template.render("a", "b"), tokenizer)] == [
+            True,
+            False,
+            False,
+        ]
+    chat = chat_template("U: {instruction}\n{input} A:")  # a chat format that has no BOS keeps none
+    assert bos not in chat.encode(chat.render("a", "b"), tokenizer)
+
+
+def test_special_tokens_in_a_paper_are_text(tokenizer):
+    paper = {**make_paper(1), "txt": "Begin </s> and <s>[INST] go on. " * 2, "row": 0}
+    prompt = builder(tokenizer, seq_len=4000)(paper, "s")[0]
+    assert prompt["token_ids"].count(tokenizer.bos_id) == 1
+    assert 1 not in prompt["token_ids"]
+    assert len(prompt["prompt"][prompt["paper_start"] : prompt["paper_end"]]) == len(paper["txt"])
+
+
+def test_request_says_what_is_wanted():
+    text = request("PAPER {num_qas}", ["[zinc oxide]", " "], 5)
+    assert "PAPER {num_qas}" in text
+    assert "Write 5 sophisticated question-answer pairs" in text
+    assert "focused on: zinc oxide." in text
+    assert text.endswith("and so on up to Q5 and A5.")
+    assert "question-answer pair about" in request("p", [], 1)
+
+
+def test_budget():
+    assert Budget(8192, 2048, 10).reserve == 1500
+    assert Budget(8192, 700, 10).reserve == 700
+    assert Budget(8192, 2048, 1).reserve == 256
+    assert Budget(1000, 700, 1).answer_cap(900) == 100
+
+
+def paper_of(words, seed=0):
+    text = " ".join(f"Wörd{(i * 7919 + seed) % 9973}{'.' if i % 9 == 8 else ''}" for i in range(words))
+    return {**make_paper(words), "txt": text, "row": 0}
+
+
+@pytest.mark.parametrize("words", [1, 10, 100, 333, 2000])
+@pytest.mark.parametrize("kind", ["words", "bytes"])
+def test_no_prompt_exceeds_its_budget(words, kind, tokenizer):
+    tok, seq_len = (WordTokenizer(), 900) if kind == "words" else (tokenizer, 3000)
+    paper = paper_of(words)
+    for overlength in ("truncate", "split"):
+        build = builder(tok, seq_len, overlength)
+        prompts = build(paper, "s")
+        for prompt in prompts:
+            assert prompt["prompt_tokens"] <= build.budget.longest_prompt
+            assert prompt["prompt_tokens"] + prompt["max_tokens"] <= seq_len
+            assert prompt["max_tokens"] > 0
+            assert (
+                prompt["prompt"][prompt["paper_start"] : prompt["paper_end"]]
+                == paper["txt"][prompt["start"] : prompt["end"]]
+            )
+            assert prompt["prompt"] == build.text(paper, prompt["start"], prompt["end"], prompt["num_qas"])
+        if overlength == "split":
+            spans = [(p["start"], p["end"]) for p in prompts]
+            assert spans[0][0] == 0
+            assert spans[-1][1] == len(paper["txt"])
+            assert all(not paper["txt"][a:b].strip() for (_, a), (b, _) in itertools.pairwise(spans))
+            assert [p["window"] for p in prompts] == list(range(len(prompts)))
+            assert {p["windows"] for p in prompts} == {len(prompts)}
+            assert sum(p["num_qas"] for p in prompts) == max(3, len(prompts))
+            assert not any(p["truncated_tokens"] for p in prompts)
+        else:
+            kept = tok.count([paper["txt"][: prompts[0]["end"]]])[0]
+            assert prompts[0]["truncated_tokens"] == tok.count([paper["txt"]])[0] - kept
+
+
+def test_skip_gives_a_row_with_the_figures(tokenizer):
+    build = builder(tokenizer, 3000, "skip")
+    row = build(paper_of(2000), "s")[0]
+    assert row["error"].startswith("over_length: the prompt has")
+    assert (row["prompt"], row["token_ids"]) == ("", [])
+    assert build(paper_of(10), "s")[0]["error"] is None
+
+
+def test_keywords_that_leave_no_room_are_an_error(tokenizer):
+    paper = {**paper_of(2000), "keywords": ["keyword"] * 500}
+    assert builder(tokenizer, 3000)(paper, "s")[0]["error"].startswith("over_length: the keywords leave")
+
+
+def test_a_context_without_room_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match="leaves no room for a paper"):
+        builder(tokenizer, 1000)
+
+
+def test_answer_is_complete():
+    text = "Q1: a\nA1: b\n\nQ2: c\nA2: d\n\nQ3: e"
+    assert text[: answer_is_complete(text, 2)] == "Q1: a\nA1: b\n\nQ2: c\nA2: d"
+    assert answer_is_complete(text, 3) is None
+    assert answer_is_complete("<think>\nQ3: draft", 2) is None
+    thought = "<think>\nQ3: draft</think>"
+    assert answer_is_complete(thought + text, 2) == len(thought) + answer_is_complete(text, 2)
+    assert answer_is_complete("Q1: a\nA1: b\nEND", 3) == len("Q1: a\nA1: b")
+
+
+def test_templates_by_name(tokenizer, tmp_path):
+    assert default_template(tokenizer).name == "llama2"
+    with pytest.raises(ConfigError, match="no chat template"):
+        named_template("chat", tokenizer)
+    (tmp_path / "t.txt").write_text("Do: {instruction}\nWith: {input}\n")
+    assert named_template(str(tmp_path / "t.txt"), tokenizer).render("a", "b") == "Do: a\nWith: b\n"
+
+    class Chat(HFTokenizer):
+        def __init__(self):
+            self.hf = tokenizer.hf.__class__.from_pretrained(tokenizer.hf.name_or_path)
+            self.hf.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+
+    assert re.fullmatch(r"<user>a\nb<assistant>Q1:", default_template(Chat()).render("a", "b"))
