@@ -26,6 +26,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/demo
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/generation.py --repeat $(REPEAT)
 
 preflight:

@@ -43,10 +43,11 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     builder = BuilderFactory(config, plan)
     builder()  # a context too small for the request is told before any GPU is asked for
 
-    with lease(run) as held, stop_on_signal(run):
+    with lease(run) as held, contextlib.ExitStack() as signals:
         run.identify(identity(config, plan))
         run.clean()
         runtime.connect(config.address, config.local_cpus)
+        signals.enter_context(stop_on_signal(run))  # after Ray, which brings handlers of its own
         should_stop = StopSignal(run.stop_flag)
 
         papers = ingest(config, run, builder.count_tokens, should_stop, display.ingested)
@@ -61,6 +62,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
                 f"stopped with {progress.settled} of {papers.papers} papers done: run the same command to go on"
             )
 
+        held.check()
         totals = write_outputs(run, config, builder, papers)
         manifest = manifest_of(config, plan, run, papers, progress, totals, time.monotonic() - begun)
         run.manifest.write_json(manifest)

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from qaray.config import ConfigError, GenerateConfig
 from qaray.schema import Paper, Prompt, RejectReason
@@ -223,7 +223,7 @@ class PromptBuilder:
         A paper that cannot be asked gives one row with an error, so that every paper has a row.
         """
         literal = self.tokenizer.literal
-        harmless = {"txt": literal(paper["txt"]), "keywords": [literal(k) for k in paper["keywords"]]}
+        harmless: dict[str, Any] = {"txt": literal(paper["txt"]), "keywords": [literal(k) for k in paper["keywords"]]}
         paper = Paper(**{**paper, **harmless})
         whole = self._prompt(paper, shard, 0, self.budget.num_qas, (0, len(paper["txt"])))
         if whole["prompt_tokens"] <= self.budget.longest_prompt:
@@ -328,6 +328,4 @@ class PromptBuilder:
 
 
 def _without_text(prompt: Prompt, error: str) -> Prompt:
-    return Prompt(
-        **{**prompt, "prompt": "", "token_ids": [], "max_tokens": 0, "error": error}
-    )
+    return Prompt(**{**prompt, "prompt": "", "token_ids": [], "max_tokens": 0, "error": error})

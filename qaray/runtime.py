@@ -11,7 +11,7 @@ from typing import Any
 
 # Light stages (reading, prompting, writing) take this share of a logical CPU, so that they never starve the engine's
 # actors of theirs, nor are starved on a cluster of two.
-LIGHT = 0.1
+LIGHT = 0.25
 
 
 def connect(address: str | None = None, local_cpus: int | None = None) -> None:

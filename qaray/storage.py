@@ -155,13 +155,13 @@ class Location:
 
 def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:
     """The files that a path, folder, glob or URI names, sorted. Raises FileNotFoundError if there is none."""
-    if any(c in pattern for c in "*?["):
-        literal = Location.of(pattern) if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", pattern) else None
-        if literal is None or not literal.exists():
-            files = _glob(pattern)
-            if not files:
-                raise FileNotFoundError(f"no file matches {pattern}")
-            return files
+    is_uri = re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", pattern) is not None
+    wild = "*[" if is_uri else "*?["  # a URI's question mark begins its query
+    if any(c in pattern for c in wild) and (is_uri or not Location.of(pattern).exists()):
+        files = _glob(pattern)
+        if not files:
+            raise FileNotFoundError(f"no file matches {pattern}")
+        return files
     place = Location.of(pattern)
     kind = place.info().type
     if kind == pafs.FileType.File:

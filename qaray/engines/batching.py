@@ -19,6 +19,7 @@ from qaray.schema import Completion, FinishReason, Prompt, RejectReason, complet
 
 LOOK_EVERY = 16  # tokens between two looks at the text of a sequence
 ROUND = 64  # slot lengths are multiples of this
+RECOVERY = 64  # answers after which the number of slots may double again
 GROWTH = 128  # places by which slots grow: a copy of the cache every so many steps
 
 
@@ -81,13 +82,14 @@ class ContinuousBatcher:
     ) -> None:
         self.model, self.sampling = model, sampling
         self.next_attempt, self.should_stop = next_attempt, should_stop
-        self.max_batch = max_batch  # slots at most; halved when memory runs out
+        self.max_batch = self.most = max_batch  # slots at most; halved when memory runs out
         self.steps = 0  # decoding steps so far
         self.decoded_tokens = 0
         self.prefilled_tokens = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         self._queue: deque[_Sequence] = deque()
         self._active: list[_Sequence] = []
+        self._since_shrink = 0  # answers since memory ran out
         self._longest = 0  # places that every slot may come to need
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -156,6 +158,8 @@ class ContinuousBatcher:
         if self._queue and self.should_stop():
             self._turn_away()
         if not self._active:
+            if self._since_shrink >= RECOVERY:  # what was too much then need not be now
+                self.max_batch, self._since_shrink = min(self.most, 2 * self.max_batch), 0
             with self._wake:
                 waiting = list(self._queue)[: self.max_batch]
             if not waiting:
@@ -273,14 +277,14 @@ class ContinuousBatcher:
             self.model.cache.move(last, slot, min(self._active[last].length + 1, self.model.cache.capacity))
             self._active[slot] = self._active[last]
         self._active.pop()
+        self._since_shrink += 1
 
     def _text(self, sequence: _Sequence) -> str:
         return sequence.prompt["opening"] + self.model.tokenizer.decode(sequence.tokens)
 
     def _shrink(self, error: BaseException) -> None:
         """Half as many slots after running out of memory; alone, the sequence is given up."""
-        flying = self._active
-        self._active = []
+        flying, self._active, self._since_shrink = self._active, [], 0
         self.model.release()
         if len(flying) <= 1:
             for sequence in flying:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from qaray.engines.causal_lm import ModelSettings
 
 MAX_BATCH = {"cpu": 16, "cuda": 64}
+# Threads would have memory of their own, which goes back to the system when it is freed: see keep_freed_memory.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 class TransformersEngine:
@@ -34,7 +36,7 @@ class TransformersEngine:
         return prompts.map_batches(
             _Generator,
             fn_constructor_args=(self.config, self._settings(), max_batch, self.should_stop),
-            batch_size=None,
+            batch_size=self.rows_per_block,
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=pool(*self.config.pool, concurrent_calls=calls),
@@ -45,7 +47,7 @@ class TransformersEngine:
         return requests.map_batches(
             _Scorer,
             fn_constructor_args=(self._settings(),),
-            batch_size=None,
+            batch_size=64,
             batch_format="pyarrow",
             compute=pool(*self.config.pool),
             **self._resources(),
@@ -99,7 +101,8 @@ class TransformersEngine:
     def _resources(self) -> dict[str, Any]:
         """What an actor takes. Ray Data restarts actors that die and runs their blocks again."""
         gpus = self._gpus()
-        return {"num_cpus": self.config.cpus_per_actor, **({"num_gpus": gpus} if gpus else {})}
+        options: dict[str, Any] = {"num_cpus": self.config.cpus_per_actor, "runtime_env": {"env_vars": ONE_ARENA}}
+        return {**options, "num_gpus": gpus} if gpus else options
 
 
 def _has_flash_attn() -> bool:

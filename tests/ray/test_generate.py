@@ -34,7 +34,7 @@ def test_every_record_ends_in_a_row_or_a_reason(tmp_path):
     assert done.returncode == 0, done.stderr
     dois = {p["doi"] for p in [*papers, *odd, make_paper(50), make_paper(51)]}
     manifest = check_complete(out, dois)
-    reasons = {"empty_text": 1, "wrong_type": 2, "missing_key": 1, "duplicate_doi": 2, "not_json": 3}
+    reasons = {"empty_text": 1, "wrong_type": 2, "missing_key": 1, "duplicate_doi": 2, "not_json": 2}
     assert manifest["counts"]["by_reject_reason"] == reasons
     duplicate = next(r for r in read_jsonl(out / "rejected.jsonl") if r["reason"] == "duplicate_doi")
     assert duplicate["detail"] == f"record 3 of {folder}/1.json has the same doi"

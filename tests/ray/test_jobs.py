@@ -69,7 +69,7 @@ def test_commands_of_the_readme(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "runs/parsed/processed_output.json").read_text())
     flags = re.findall(r"--[a-z_]+", README)
     known = qaray("generate", "--help").stdout + qaray("parse", "--help").stdout
-    assert {f for f in flags if f not in known} <= {"--working-dir"}
+    assert {f for f in flags if f not in known} <= {"--working"}
 
 
 def test_parse_needs_no_cluster(tmp_path):

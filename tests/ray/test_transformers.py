@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
 
 from tests.conftest import make_paper, write_jsonl
-from tests.ray.conftest import check_complete, generations, qaray, start, wait_for
+from tests.ray.conftest import check_complete, command, generations, qaray, start, wait_for
 
 SMALL = (
     "--context_size",
@@ -79,18 +82,10 @@ def test_a_killed_actor_loses_nothing(tmp_path, tiny_model):
 
 def test_logical_gpus_carry_the_pool(tmp_path, tiny_model):
     """Two actors on a GPU each, where Ray believes in GPUs that are not there: placement is real, the work on CPUs."""
-    import ray
-
     script = (
-        "import ray, sys; ray.init(num_cpus=4, num_gpus=2, log_to_driver=False, logging_level='ERROR');"
+        "import ray, sys; ray.init(address='local', num_cpus=4, num_gpus=2, log_to_driver=False);"
         "from qaray.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    import subprocess
-    import sys
-
-    from tests.ray.conftest import command
-
-    assert not ray.is_initialized()
     line, environment = command(
         *args_for(tmp_path, tiny_model, 12, "--actors", "2:2", "--max_attempts", "1"), local=True
     )
@@ -108,8 +103,6 @@ def test_logical_gpus_carry_the_pool(tmp_path, tiny_model):
 
 
 def test_a_model_without_safetensors_is_refused(tmp_path, tiny_model):
-    import shutil
-
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     done = qaray(*args_for(tmp_path, folder, 2))
