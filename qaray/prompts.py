@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from qaray.config import ConfigError, GenerateConfig
 from qaray.schema import Paper, Prompt, RejectReason
@@ -223,8 +223,8 @@ class PromptBuilder:
         A paper that cannot be asked gives one row with an error, so that every paper has a row.
         """
         literal = self.tokenizer.literal
-        harmless: dict[str, Any] = {"txt": literal(paper["txt"]), "keywords": [literal(k) for k in paper["keywords"]]}
-        paper = Paper(**{**paper, **harmless})
+        keywords = [literal(keyword) for keyword in paper["keywords"]]
+        paper = Paper(**{**paper, "txt": literal(paper["txt"]), "keywords": keywords})
         whole = self._prompt(paper, shard, 0, self.budget.num_qas, (0, len(paper["txt"])))
         if whole["prompt_tokens"] <= self.budget.longest_prompt:
             return [whole]
