@@ -35,6 +35,9 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
     if address or os.environ.get("RAY_ADDRESS"):
         options["address"] = address
     else:
+        # By default workers yield to all else (niceness 15). On a machine of few cores Ray's own processes would then
+        # hold up an engine's threads, which wait for one another at every product.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
     with _no_standard_error():  # where the core says that it heeds the variable above
