@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from qaray.config import GenerateConfig
 from qaray.engines import Engine
 from qaray.engines.base import falls_short, parsed
 from qaray.papers import Ingested
@@ -46,7 +45,6 @@ class Progress:
 
 
 def generate(
-    config: GenerateConfig,
     run: Run,
     engine: Engine,
     make_builder: MakeBuilder,
@@ -65,7 +63,7 @@ def generate(
         run.manifest.remove()  # the run is not finished any more
     while owed.shards and not should_stop():
         before = progress.prompts
-        for summary in _round(config, run, engine, make_builder, max_attempts, owed.shards, should_stop):
+        for summary in _round(run, engine, make_builder, max_attempts, owed.shards, should_stop):
             _add(progress, summary)
             lease.check()
             report(progress)
@@ -78,7 +76,6 @@ def generate(
 
 
 def _round(
-    config: GenerateConfig,
     run: Run,
     engine: Engine,
     make_builder: MakeBuilder,

@@ -55,7 +55,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
 
         engine = build_engine(config, plan, should_stop)
         display.say(f"engine: {engine.describe()}")
-        progress = generate(config, run, engine, builder, attempts(config), papers, held, display.generated)
+        progress = generate(run, engine, builder, attempts(config), papers, held, display.generated)
         display.close()
         if run.stop_flag.exists():
             raise Stopped(
