@@ -21,6 +21,7 @@ USER_ERROR, FAILED, STOPPED = 2, 1, 143  # 143 = 128 + SIGTERM: stopped, to be r
 
 COMMANDS = {
     "generate": ("GenerateConfig", "Papers to question-answer pairs."),
+    "evaluate": ("EvaluateConfig", "Question-answer pairs to scores: coverage, similarity, RACAR, grounding."),
     "parse": ("ParseConfig", "Outputs made elsewhere to question-answer pairs."),
     "report": ("ReportConfig", "Write the report of a finished run again."),
     "demo": ("DemoConfig", "The main job on the sample papers with the bundled model."),
@@ -87,6 +88,8 @@ def _option(name: str, field: Any) -> click.Option:
         text += " (required)"
     elif field.default is not None:
         text += f" [{field.default}]"
+    if typing.get_origin(kind) is tuple:
+        return click.Option([f"--{name}"], nargs=len(typing.get_args(kind)), help=text)
     if typing.get_origin(kind) is typing.Literal:
         return click.Option([f"--{name}"], type=click.Choice(typing.get_args(kind)), help=text)
     if kind is bool:  # the seed writes --flash_attn True; a bare flag means True
@@ -169,6 +172,24 @@ def _generate(config: Any) -> None:
     print(f"results: {root}  report: {root / 'report'}/index.html")
 
 
+def _evaluate(config: Any) -> None:
+    from qaray.runs import Run
+
+    if config.compare:
+        from qaray.summary import compare, comparison_lines
+
+        first, second = (Run.at(folder).evaluation for folder in config.compare)
+        print("\n".join(comparison_lines(compare(first, second))))
+        return
+    from qaray.pipeline import run_evaluate
+    from qaray.summary import summary_lines
+
+    summary = run_evaluate(config)
+    run = Run.at(config.output_dir)
+    print("\n".join(summary_lines(summary)))
+    print(f"scores: {run.evaluation.root}  report: {run.root / 'report'}/index.html")
+
+
 def _parse(config: Any) -> None:
     from qaray.parse_outputs import parse_outputs
 
@@ -180,7 +201,7 @@ def _report(config: Any) -> None:
     from qaray.report import write_report
     from qaray.runs import Run
 
-    print(write_report(Run.at(config.output_dir)))
+    print(write_report(Run.at(config.output_dir), config.report_papers))
 
 
 def _demo(config: Any) -> None:
@@ -191,6 +212,7 @@ def _demo(config: Any) -> None:
 
 RUN: dict[str, Callable[[Any], None]] = {
     "generate": _generate,
+    "evaluate": _evaluate,
     "parse": _parse,
     "report": _report,
     "demo": _demo,

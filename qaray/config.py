@@ -38,16 +38,18 @@ class RunConfig(Config):
     local_cpus: int | None = Field(
         None, ge=1, description="logical CPUs of the local cluster (default: cores, at least 4)"
     )
+    report_papers: int = Field(1000, ge=0, description="papers that get a page of the report, the first ones")
     export_json: Literal["auto", "always", "never"] = Field(
         "auto", description="write the JSON exports: auto = up to 50,000 papers"
     )
 
 
-class GenerateConfig(RunConfig):
-    """Papers to question-answer pairs."""
+class EngineConfig(RunConfig):
+    """What an engine is built from, whether it writes answers or scores them."""
 
-    file_path: str = Field(description="papers: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
-    base_model: str | None = Field(None, description="a local path, a hub id or bundled:NAME")
+    engine: Literal["auto", "echo", "transformers"] = Field(
+        "auto", description="what runs the model; echo needs none; auto = transformers"
+    )
     cache_dir: str = Field("./cache", description="folder for downloaded and converted models")
     context_size: int | None = Field(
         None, ge=16, description="context length of the fine-tuning, tokens (default: the model's)"
@@ -55,25 +57,13 @@ class GenerateConfig(RunConfig):
     seq_len: int | None = Field(
         None, ge=16, description="cap on prompt + answer, tokens; at most context_size (the default)"
     )
-    flash_attn: bool = Field(True, description="use flash-attn where a GPU and the package are there")
-    temperature: float = Field(0.6, ge=0, le=10, description="sampling temperature; 0 = greedy")
-    top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling mass")
-    max_gen_len: int = Field(2048, ge=1, description="cap on the answer, tokens")
-    min_gen_len: int = Field(0, ge=0, description="no end of text before so many tokens (for benchmarks)")
-    num_qas: int = Field(10, ge=1, le=100, description="pairs wanted of each paper")
-    engine: Literal["auto", "echo", "transformers"] = Field(
-        "auto", description="what writes the answers; echo needs no model; auto = transformers"
-    )
-    overlength: Literal["truncate", "skip", "split"] = Field(
-        "truncate", description="a paper beyond the budget: cut its tail, reject it, or ask window by window"
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="of the random streams, one per (doi, window, attempt)")
     prompt_template: str | None = Field(
         None, description="llama2, chat or a file with {instruction} and {input} (default: the model's own)"
     )
-    max_attempts: int = Field(2, ge=1, le=20, description="times a paper is asked until it has num_qas pairs")
-    limit: int | None = Field(None, ge=1, description="read only the first so many records")
-    actors: str = Field("1:1", description="engine actors, MIN:MAX")
+    flash_attn: bool = Field(True, description="use flash-attn where a GPU and the package are there")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="weights and activations; auto = bfloat16 where the hardware has it"
+    )
     gpus_per_actor: float | None = Field(
         None, ge=0, description="GPUs an actor takes (default: 1 if the cluster has GPUs, else 0)"
     )
@@ -81,17 +71,53 @@ class GenerateConfig(RunConfig):
     threads_per_actor: int | None = Field(
         None, ge=1, description="CPU threads of an actor (default: cores / largest number of actors)"
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="weights and activations; auto = bfloat16 where the hardware has it"
-    )
-    max_batch: int | None = Field(
-        None, ge=1, le=1024, description="papers decoded together at most (default: 16 on a CPU, 64 on a GPU)"
-    )
     batch_tokens: int | None = Field(
         None, ge=16, description="token budget of the key-value cache of an actor (default: from its memory)"
     )
     papers_per_shard: int = Field(500, ge=1, le=100_000, description="papers in one shard of OUT/papers")
     trust_remote_code: bool = Field(False, description="run the code that a model folder brings along")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> EngineConfig:
+        if self.seq_len and self.context_size and self.seq_len > self.context_size:
+            raise ValueError(seq_len_message(self.seq_len, self.context_size))
+        return self
+
+    @property
+    def model(self) -> str | None:
+        """The causal language model's name; None: the engine needs none."""
+        raise NotImplementedError
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """Fewest and most engine actors."""
+        raise NotImplementedError
+
+    @property
+    def resolved_engine(self) -> str:
+        return "transformers" if self.engine == "auto" else self.engine
+
+
+class GenerateConfig(EngineConfig):
+    """Papers to question-answer pairs."""
+
+    file_path: str = Field(description="papers: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
+    base_model: str | None = Field(None, description="a local path, a hub id or bundled:NAME")
+    temperature: float = Field(0.6, ge=0, le=10, description="sampling temperature; 0 = greedy")
+    top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling mass")
+    max_gen_len: int = Field(2048, ge=1, description="cap on the answer, tokens")
+    min_gen_len: int = Field(0, ge=0, description="no end of text before so many tokens (for benchmarks)")
+    num_qas: int = Field(10, ge=1, le=100, description="pairs wanted of each paper")
+    overlength: Literal["truncate", "skip", "split"] = Field(
+        "truncate", description="a paper beyond the budget: cut its tail, reject it, or ask window by window"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of the random streams, one per (doi, window, attempt)")
+    max_attempts: int = Field(2, ge=1, le=20, description="times a paper is asked until it has num_qas pairs")
+    limit: int | None = Field(None, ge=1, description="read only the first so many records")
+    actors: str = Field("1:1", description="engine actors, MIN:MAX")
+    max_batch: int | None = Field(
+        None, ge=1, le=1024, description="papers decoded together at most (default: 16 on a CPU, 64 on a GPU)"
+    )
 
     @field_validator("actors")
     @classmethod
@@ -103,19 +129,103 @@ class GenerateConfig(RunConfig):
     def _consistent(self) -> GenerateConfig:
         if self.engine not in NO_MODEL_ENGINES and not self.base_model:
             raise ValueError(f"--base_model is needed by --engine {self.engine}; only echo works without a model")
-        if self.seq_len and self.context_size and self.seq_len > self.context_size:
-            raise ValueError(seq_len_message(self.seq_len, self.context_size))
         if self.min_gen_len > self.max_gen_len:
             raise ValueError(f"min_gen_len {self.min_gen_len} exceeds max_gen_len {self.max_gen_len}")
         return self
 
     @property
+    def model(self) -> str | None:
+        return self.base_model
+
+    @property
     def pool(self) -> tuple[int, int]:
         return parse_pool(self.actors)
 
+
+METRICS = ("coverage", "similarity", "racar", "grounding")
+
+
+class EvaluateConfig(EngineConfig):
+    """Question-answer pairs to scores. The engine and its flags are the judge's."""
+
+    output_dir: str = Field("", description="a run directory of generate, or a folder to write")
+    processed_output: str | None = Field(
+        None, description="pairs made anywhere: a processed output with the papers' txt (default: those of the run)"
+    )
+    compare: tuple[str, str] | None = Field(
+        None, description="two evaluated runs A B: their paired differences with intervals, and nothing else"
+    )
+    metrics: str = Field(",".join(METRICS), description="a comma-separated subset")
+    embedding_model: str | None = Field(
+        None, description="a sentence-transformers folder or hub id, bundled:NAME, or echo (default: bundled:minilm)"
+    )
+    query_instruction: str = Field(
+        "", description="put before a pair when it is embedded, as models like e5-mistral want it"
+    )
+    judge_model: str | None = Field(
+        None, description="causal LM that scores: a path, a hub id or bundled:NAME (default: bundled:smollm2-135m)"
+    )
+    judge_above: float = Field(
+        -1.0, ge=-1, le=1, description="judge only questions with at least this cosine; -1 = all"
+    )
+    control_papers: int = Field(
+        100, ge=0, description="papers, about, whose pairs also test the judge: paraphrases, swapped answers"
+    )
+    duplicate_cosine: float = Field(
+        0.9, gt=0, le=1, description="questions of different papers at least so near count as duplicates"
+    )
+    embed_actors: str = Field("1:1", description="embedding actors, MIN:MAX")
+    judge_actors: str = Field("1:1", description="judge actors, MIN:MAX")
+
+    @field_validator("embed_actors", "judge_actors")
+    @classmethod
+    def _actors(cls, value: str) -> str:
+        parse_pool(value)
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        if unknown := [name for name in names if name not in METRICS]:
+            raise ValueError(f"knows no {unknown[0]!r}: choose from {', '.join(METRICS)}")
+        if not names:
+            raise ValueError(f"names none: choose from {', '.join(METRICS)}")
+        return ",".join(name for name in METRICS if name in names)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluateConfig:
+        if not self.compare and not self.output_dir:
+            raise ValueError("--output_dir is required")
+        return self
+
     @property
-    def resolved_engine(self) -> str:
-        return "transformers" if self.engine == "auto" else self.engine
+    def judges(self) -> bool:
+        """Whether a judge is needed."""
+        return "similarity" in self.measures or "racar" in self.measures
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(self.metrics.split(","))
+
+    @property
+    def model(self) -> str | None:
+        if self.engine in NO_MODEL_ENGINES:
+            return self.judge_model
+        return self.judge_model or "bundled:smollm2-135m"
+
+    @property
+    def embedder(self) -> str:
+        """Name of the embedding model. The echo engine's runs embed without a model, too."""
+        return self.embedding_model or ("echo" if self.engine == "echo" else "bundled:minilm")
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        return parse_pool(self.judge_actors)
+
+    @property
+    def embed_pool(self) -> tuple[int, int]:
+        return parse_pool(self.embed_actors)
 
 
 class ParseConfig(Config):
@@ -131,6 +241,7 @@ class ReportConfig(Config):
     """A finished run to its report."""
 
     output_dir: str = Field(description="a run directory")
+    report_papers: int = Field(1000, ge=0, description="papers that get a page of the report, the first ones")
 
 
 class DemoConfig(Config):

@@ -14,10 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from qaray import models
+from qaray.config import GenerateConfig
+from qaray.doi_index import Ingested
 from qaray.engines import Engine
 from qaray.engines.base import falls_short, parsed
-from qaray.papers import Ingested
-from qaray.prompts import PromptBuilder
+from qaray.prompts import PromptBuilder, WordTokenizer
 from qaray.runs import Lease, Run, RunError, StopSignal
 from qaray.runtime import LIGHT
 from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, table
@@ -26,6 +28,26 @@ from qaray.storage import Location
 MakeBuilder = Callable[[], PromptBuilder]
 Key = tuple[str, int, int]  # (doi, window, attempt)
 OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "error", "pairs"]
+
+
+@dataclass(frozen=True)
+class BuilderFactory:
+    """Makes the run's PromptBuilder wherever it is needed: a tokenizer is loaded once a process, not sent about."""
+
+    config: GenerateConfig
+    plan: models.ModelPlan
+
+    def __call__(self) -> PromptBuilder:
+        return PromptBuilder.of(self.config, self.plan.template, self._tokenizer(), self.plan.seq_len)
+
+    def count_tokens(self, texts: Any) -> list[int]:
+        return self._tokenizer().count(texts) if texts else []
+
+    def _tokenizer(self) -> Any:
+        config = self.config
+        if config.model is None:
+            return WordTokenizer()
+        return models.load_tokenizer(config.model, config.cache_dir, config.trust_remote_code)
 
 
 @dataclass

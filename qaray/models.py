@@ -16,11 +16,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qaray.config import ConfigError, GenerateConfig, seq_len_message
+from qaray.config import ConfigError, EngineConfig, seq_len_message
 from qaray.prompts import LLAMA2, Template, chat_template
 from qaray.storage import Location
 
@@ -49,11 +49,16 @@ CATALOGUE = {
 }
 
 
-def located(config: GenerateConfig) -> GenerateConfig:
+AnyEngineConfig = TypeVar("AnyEngineConfig", bound=EngineConfig)
+
+
+def located(config: AnyEngineConfig) -> AnyEngineConfig:
     """The configuration with absolute folders: workers run in other directories."""
     changes = {"cache_dir": os.path.abspath(os.path.expanduser(config.cache_dir))}
-    if config.base_model and os.path.isdir(os.path.expanduser(config.base_model)):
-        changes["base_model"] = os.path.abspath(os.path.expanduser(config.base_model))
+    for field in ("base_model", "judge_model", "embedding_model"):
+        name = getattr(config, field, None)
+        if name and os.path.isdir(os.path.expanduser(name)):
+            changes[field] = os.path.abspath(os.path.expanduser(name))
     return config.model_copy(update=changes)
 
 
@@ -69,7 +74,7 @@ def resolve(name: str, cache_dir: str) -> str:
         return str(path.absolute())
     looks_like_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix in (".bin", ".gguf")
     if looks_like_path:
-        raise ConfigError(f"base_model {name}: no such folder")
+        raise ConfigError(f"model {name}: no such folder")
     return name
 
 
@@ -181,9 +186,9 @@ def load_tokenizer(name: str, cache_dir: str, trust_remote_code: bool = False) -
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"base_model {name}: no tokenizer could be loaded: {_first_line(error)}") from None
+        raise ConfigError(f"model {name}: no tokenizer could be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
-        raise ConfigError(f"base_model {name}: a fast tokenizer (tokenizer.json) is needed for character offsets")
+        raise ConfigError(f"model {name}: a fast tokenizer (tokenizer.json) is needed for character offsets")
     return HFTokenizer(tokenizer)
 
 
@@ -221,7 +226,7 @@ class Contract(BaseModel):
             values = (Location.of(folder) / CONTRACT).read_json()
             return None if values is None else cls(**values)
         except (ValueError, ValidationError, TypeError) as error:
-            raise ConfigError(f"{folder}/{CONTRACT}: {_first_line(error)}") from None
+            raise ConfigError(f"{folder}/{CONTRACT}: {first_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -234,9 +239,9 @@ class ModelPlan:
     rope_factor: float  # linear factor to load the model with; 1 = as trained
 
 
-def plan(config: GenerateConfig) -> ModelPlan:
+def plan(config: EngineConfig) -> ModelPlan:
     """Template, lengths and RoPE factor of a run. Raises ConfigError on what contradicts the model or its contract."""
-    name = config.base_model
+    name = config.model
     if name is None:  # echo without a model
         size = config.context_size or config.seq_len or 1 << 20
         template = named_template(config.prompt_template, None) or Template("llama2", LLAMA2)
@@ -267,7 +272,7 @@ def plan(config: GenerateConfig) -> ModelPlan:
     return ModelPlan(template, size, _seq_len(config, size), wanted)
 
 
-def _seq_len(config: GenerateConfig, context_size: int) -> int:
+def _seq_len(config: EngineConfig, context_size: int) -> int:
     seq_len = config.seq_len or context_size
     if seq_len > context_size:
         raise ConfigError(seq_len_message(seq_len, context_size))
@@ -283,14 +288,12 @@ def rope_factor(length: int, max_position_embeddings: int, factor: float = 1.0) 
     return factor if length <= reach else factor * -(-length // reach)
 
 
-def _model_context(name: str, folder: str, config: GenerateConfig) -> tuple[int, float, str]:
+def _model_context(name: str, folder: str, config: EngineConfig) -> tuple[int, float, str]:
     """(max_position_embeddings, linear factor, RoPE type) of a model."""
     hf = load_config(folder, config.cache_dir, config.trust_remote_code, name)
     own = getattr(hf, "max_position_embeddings", None)
     if not own:
-        raise ConfigError(
-            f"base_model {name}: its config names no max_position_embeddings: it is no causal LM with RoPE"
-        )
+        raise ConfigError(f"model {name}: its config names no max_position_embeddings: it is no causal LM with RoPE")
     rope = getattr(hf, "rope_parameters", None) or {}
     rope_type = str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "unknown"
     if rope and "rope_type" not in rope and any(isinstance(v, dict) for v in rope.values()):
@@ -307,7 +310,7 @@ def load_config(folder: str, cache_dir: str, trust_remote_code: bool, name: str 
         with quiet_transformers():
             return AutoConfig.from_pretrained(folder, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"base_model {name or folder}: {_first_line(error)}") from None
+        raise ConfigError(f"model {name or folder}: {first_line(error)}") from None
 
 
 def named_template(name: str | None, tokenizer: HFTokenizer | None) -> Template | None:
@@ -324,7 +327,7 @@ def named_template(name: str | None, tokenizer: HFTokenizer | None) -> Template 
         with Location.of(name).open() as stream:
             return Template("file", stream.read().decode())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompt_template {name}: {_first_line(error)}") from None
+        raise ConfigError(f"--prompt_template {name}: {first_line(error)}") from None
 
 
 def default_template(tokenizer: HFTokenizer) -> Template:
@@ -338,5 +341,5 @@ def _chat(tokenizer: HFTokenizer) -> Template:
     return chat_template(rendered, source=str(tokenizer.hf.chat_template))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,21 +6,16 @@ Each paper shard is settled by a task of its own; the driver writes what comes b
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
 from typing import IO, Any
 
 from qaray.config import GenerateConfig
+from qaray.doi_index import Ingested
 from qaray.engines.base import split_error
 from qaray.generate import MakeBuilder, best_answers, read_answers
-from qaray.papers import Ingested
 from qaray.parse import question_key
 from qaray.prompts import PromptBuilder
 from qaray.runs import Run, RunError
@@ -29,7 +24,6 @@ from qaray.schema import FinishReason, Pair, Paper, Parsed, ParseStatus, Rejecte
 from qaray.storage import Location
 
 EXPORT_LIMIT = 50_000  # papers up to which the JSON exports are made by default
-LIBRARIES = ("qaray", "ray", "torch", "transformers", "pyarrow")
 
 
 @dataclass
@@ -240,33 +234,3 @@ class JsonList:
 
     def end(self) -> None:
         self.stream.write(b"\n]\n")
-
-
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that qaray runs from, None if it runs from none."""
-    folder = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

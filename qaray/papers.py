@@ -9,19 +9,16 @@ read to their end, or that changed, and adds what is new.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qaray.config import GenerateConfig
-from qaray.records import SUFFIXES, Problem, paper_fields, read_records
+from qaray.doi_index import AGAIN, DoiIndex, Ingested
+from qaray.records import SUFFIXES, Problem, doi_of, paper_fields, read_records
 from qaray.runs import SHARD, Run, RunError
 from qaray.runtime import LIGHT
 from qaray.schema import PAPER_SCHEMA, REJECTED_SCHEMA, RejectReason, table
@@ -31,78 +28,79 @@ BLOCK_BYTES = 32 << 20  # text of one block on its way to a shard
 TEXTS_COUNTED = 16  # texts handed to the tokenizer at a time: it takes many times their size
 WRITES_AHEAD = 8  # shards being written while the next ones are looked at
 
-# A paper or a rejected record on its way: reason is null for a paper.
-STAGED_SCHEMA = pa.schema([*PAPER_SCHEMA, ("reason", pa.string()), ("detail", pa.string())])
-
 CountTokens = Callable[[Sequence[str]], list[int]]
 
 
-@dataclass
-class Ingested:
-    """What the shards hold after an ingest."""
+@dataclass(frozen=True)
+class Intake:
+    """What is read, and as what."""
 
-    papers: int = 0
-    rejected: int = 0
-    shards: int = 0  # one past the last shard's number
-    next_row: int = 0  # one past the last row id
-    tokens: int = 0
-    sources: list[dict[str, Any]] = field(default_factory=list)
+    pattern: str  # a file, a folder, a glob or a URI
+    papers_per_shard: int
+    limit: int | None = None  # records that are read at most
+    fields: Callable[[Any], dict[str, Any]] = paper_fields  # of a record; raises Problem
+    schema: pa.Schema = PAPER_SCHEMA  # of the shards
+
+    @property
+    def staged_schema(self) -> pa.Schema:
+        """A paper or a rejected record on its way: reason is null for a paper."""
+        return pa.schema([*self.schema, ("reason", pa.string()), ("detail", pa.string())])
 
 
 def ingest(
-    config: GenerateConfig,
+    intake: Intake,
     run: Run,
     count_tokens: CountTokens,
     should_stop: Callable[[], bool],
     report: Callable[[Ingested], None],
 ) -> Ingested:
-    """Reads ``config.file_path`` into ``run.papers``; ``report`` is called as shards are written.
+    """Reads the intake into ``run.papers``; ``report`` is called as shards are written.
 
     Told to stop, it returns early, and the files count as unread. Raises FileNotFoundError if the path names nothing,
     RunError if no record at all became a paper.
     """
-    files = input_files(config, run)
+    files = input_files(intake.pattern, run)
     known = (run.sources.read_json() or {"files": []})["files"]
     fresh = unread(files, known)
     if fresh:
         run.manifest.remove()  # what it accounts for is about to change
         _forget_rejects(run, {file.path for file in fresh})
-    with _Index.of(run, {file.path for file in files}) as index:
+    with DoiIndex.of(run, {file.path for file in files}) as index:
         done = index.counts
-        if fresh and _read(config, run, fresh, index, count_tokens, should_stop, report):
+        if fresh and _read(intake, run, fresh, index, count_tokens, should_stop, report):
             fresh_paths = {file.path for file in fresh}
-            read = [{**_fingerprint(file), "complete": config.limit is None} for file in fresh]
+            read = [{**_fingerprint(file), "complete": intake.limit is None} for file in fresh]
             known = [entry for entry in known if entry["file"] not in fresh_paths] + read
             run.sources.write_json({"files": known})
     done.sources = known
     if done.papers == 0 and not should_stop():
         why = f", the first because {index.first_reject}" if index.first_reject else ""
-        raise RunError(f"no paper could be read from {config.file_path}: {done.rejected} records were rejected{why}")
+        raise RunError(f"no paper could be read from {intake.pattern}: {done.rejected} records were rejected{why}")
     return done
 
 
-def input_files(config: GenerateConfig, run: Run) -> list[Location]:
+def input_files(pattern: str, run: Run) -> list[Location]:
     """The files to read, those of the run itself left out: its folder may lie within the input folder.
 
     Raises FileNotFoundError if there is none.
     """
     own = run.root.path.rstrip("/") + "/"
-    files = [file for file in expand(config.file_path, SUFFIXES) if not file.path.startswith(own)]
+    files = [file for file in expand(pattern, SUFFIXES) if not file.path.startswith(own)]
     if not files:
-        raise FileNotFoundError(f"no input file: {config.file_path} holds the run's own files only")
+        raise FileNotFoundError(f"no input file: {pattern} holds the run's own files only")
     return files
 
 
 def _read(
-    config: GenerateConfig,
+    intake: Intake,
     run: Run,
     files: list[Location],
-    index: _Index,
+    index: DoiIndex,
     count_tokens: CountTokens,
     should_stop: Callable[[], bool],
     report: Callable[[Ingested], None],
 ) -> bool:
-    """Reads the files, up to ``config.limit`` records; False if it was told to stop before their end."""
+    """Reads the files, up to ``intake.limit`` records; False if it was told to stop before their end."""
     import ray
 
     identify = ray.remote(_identify).options(num_cpus=LIGHT)
@@ -114,13 +112,14 @@ def _read(
     def place(block: Any, ids: Any) -> None:
         """Decides what is kept of a block and has it written."""
         nonlocal seen
-        room = None if config.limit is None else config.limit - seen
+        room = None if intake.limit is None else intake.limit - seen
         verdicts = index.judge(ray.get(ids), room)
         seen += len(verdicts)
         kept = sum(v == "" for v in verdicts)
-        bad = sum(v not in ("", _AGAIN) for v in verdicts)
+        bad = sum(v not in ("", AGAIN) for v in verdicts)
         if kept or bad:
-            writing.append(write.remote(block, verdicts, run, SHARD.format(done.shards), done.next_row))
+            name = SHARD.format(done.shards)
+            writing.append(write.remote(block, verdicts, run, name, done.next_row, intake.schema))
             done.shards += 1
             done.next_row += kept
             done.papers += kept
@@ -133,9 +132,9 @@ def _read(
             done.tokens += ray.get(writing.popleft())
 
     def full() -> bool:
-        return config.limit is not None and seen >= config.limit
+        return intake.limit is not None and seen >= intake.limit
 
-    for bundle in _staged(files, count_tokens, config.papers_per_shard).iter_internal_ref_bundles():
+    for bundle in _staged(files, count_tokens, intake).iter_internal_ref_bundles():
         for entry in bundle.blocks:
             ahead.append((entry.ref, identify.remote(entry.ref)))
             if len(ahead) > 2:
@@ -148,19 +147,19 @@ def _read(
     return not should_stop()
 
 
-def _staged(files: list[Location], count_tokens: CountTokens, rows_per_shard: int) -> Any:
+def _staged(files: list[Location], count_tokens: CountTokens, intake: Intake) -> Any:
     """Dataset of staged rows in the order (file, position)."""
     import ray
 
     dataset = ray.data.from_items([{"file": f.path} for f in files], override_num_blocks=len(files))
     dataset = dataset.map_batches(
-        _FileReader(files[0].fs, rows_per_shard),
+        _FileReader(files[0].fs, intake),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=LIGHT,
         zero_copy_batch=True,
     )
-    dataset = dataset.repartition(target_num_rows_per_block=rows_per_shard, strict=True)
+    dataset = dataset.repartition(target_num_rows_per_block=intake.papers_per_shard, strict=True)
     dataset = dataset.map_batches(
         _TokenCounter(count_tokens),
         batch_size=None,
@@ -178,41 +177,35 @@ class _FileReader:
     """A file's records as staged tables of at most so many rows or BLOCK_BYTES of text."""
 
     fs: Any
-    rows: int
+    intake: Intake
 
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
+        schema = self.intake.staged_schema
         for path in files["file"].to_pylist():
             rows: list[dict[str, Any]] = []
             size = 0
             for record in read_records(Location(self.fs, path)):
-                row = _stage(path, record.position, record.value, record.problem)
+                row = self._stage(path, record.position, record.value, record.problem)
                 rows.append(row)
                 size += len(row["txt"] or "")
-                if len(rows) == self.rows or size > BLOCK_BYTES:
-                    yield table(rows, STAGED_SCHEMA)
+                if len(rows) == self.intake.papers_per_shard or size > BLOCK_BYTES:
+                    yield table(rows, schema)
                     rows, size = [], 0
             if rows:
-                yield table(rows, STAGED_SCHEMA)
+                yield table(rows, schema)
 
-
-def _stage(path: str, position: int, value: Any, problem: Problem | None) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    if problem is None:
-        try:
-            fields = paper_fields(value)
-        except Problem as found:
-            problem = found
-    row: dict[str, Any] = dict.fromkeys(STAGED_SCHEMA.names)
-    row.update(fields, row=-1, file=path, position=position, tokens=0)
-    if problem is not None:
-        row.update(doi=_doi(value), reason=str(problem.reason), detail=problem.detail)
-    return row
-
-
-def _doi(value: Any) -> str | None:
-    """The id of a bad record, as far as it has one."""
-    doi = value.get("doi") if isinstance(value, dict) else None
-    return doi.encode("utf-8", "replace").decode() if isinstance(doi, str) else None
+    def _stage(self, path: str, position: int, value: Any, problem: Problem | None) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        if problem is None:
+            try:
+                fields = self.intake.fields(value)
+            except Problem as found:
+                problem = found
+        row: dict[str, Any] = dict.fromkeys(self.intake.staged_schema.names)
+        row.update(fields, row=-1, file=path, position=position, tokens=0)
+        if problem is not None:
+            row.update(doi=doi_of(value), reason=str(problem.reason), detail=problem.detail)
+        return row
 
 
 @dataclass(frozen=True)
@@ -233,13 +226,13 @@ def _identify(staged: pa.Table) -> list[tuple[str | None, str, int, str | None]]
     return list(zip(*columns, strict=True))
 
 
-def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row: int) -> int:
+def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row: int, schema: pa.Schema) -> int:
     """Writes the papers and the rejected records of a block; returns the papers' tokens."""
     staged = staged.slice(0, len(verdicts))
     papers = staged.filter(pa.array([v == "" for v in verdicts]))
     if papers.num_rows:
         rows = pa.array(range(first_row, first_row + papers.num_rows), pa.int64())
-        papers = papers.set_column(0, "row", rows).select(PAPER_SCHEMA.names).cast(PAPER_SCHEMA)
+        papers = papers.set_column(0, "row", rows).select(schema.names).cast(schema)
         (run.papers / f"{name}.parquet").write_table(papers)
     rejected = [
         {
@@ -253,14 +246,11 @@ def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row
         for row, verdict in zip(
             staged.select(["doi", "file", "position", "reason", "detail"]).to_pylist(), verdicts, strict=True
         )
-        if verdict not in ("", _AGAIN)
+        if verdict not in ("", AGAIN)
     ]
     if rejected:
         (run.rejected_papers / f"{name}.parquet").write_table(table(rejected, REJECTED_SCHEMA))
     return int(pc.sum(papers["tokens"]).as_py() or 0)
-
-
-_AGAIN = "again"  # verdict on a record that an earlier start has taken in already
 
 
 def unread(files: list[Location], known: list[dict[str, Any]]) -> list[Location]:
@@ -300,73 +290,3 @@ def _forget_rejects(run: Run, files: set[str]) -> None:
             shard.remove()
         elif kept.num_rows < rows.num_rows:
             shard.write_table(kept)
-
-
-class _Index:
-    """Which doi came from where, on disk (SQLite), so that a corpus of any size needs no memory."""
-
-    def __init__(self, inputs: set[str]) -> None:
-        self._inputs = inputs
-        self._folder = tempfile.TemporaryDirectory(prefix="qaray-")
-        self._db = sqlite3.connect(Path(self._folder.name) / "ids.sqlite", isolation_level=None)
-        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
-            self._db.execute(f"PRAGMA {pragma}")
-        self._db.execute("CREATE TABLE papers (doi TEXT PRIMARY KEY, file TEXT, position INT, now INT) WITHOUT ROWID")
-        self.counts = Ingested()
-        self.first_reject = ""
-
-    @classmethod
-    def of(cls, run: Run, inputs: set[str]) -> _Index:
-        """The index of what the run holds already. ``inputs``: the files that this start was given."""
-        index = cls(inputs)
-        for shard in run.paper_shards():
-            index._add(shard.read_table(["row", "doi", "file", "position", "tokens"]))
-            index._count(shard)
-        for shard in run.rejected_papers.files(".parquet"):
-            index.counts.rejected += shard.read_table(["file"]).num_rows
-            index._count(shard)
-        return index
-
-    def __enter__(self) -> _Index:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
-        self._folder.cleanup()
-
-    def _count(self, shard: Location) -> None:
-        number = int("".join(c for c in shard.name if c.isdigit()))
-        self.counts.shards = max(self.counts.shards, number + 1)
-
-    def _add(self, rows: pa.Table) -> None:
-        columns = [rows[name].to_pylist() for name in ("doi", "file", "position")]
-        self._db.execute("BEGIN")
-        self._db.executemany("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 0)", zip(*columns, strict=True))
-        self._db.execute("COMMIT")
-        self.counts.papers += rows.num_rows
-        self.counts.tokens += int(pc.sum(rows["tokens"]).as_py() or 0)
-        self.counts.next_row = max(self.counts.next_row, pc.max(rows["row"]).as_py() + 1)
-
-    def judge(self, ids: list[tuple[str | None, str, int, str | None]], room: int | None) -> list[str]:
-        """A verdict for each record, at most ``room`` of them: '' = a new paper, _AGAIN = taken in before, else why
-        it is rejected."""
-        self._db.execute("BEGIN")
-        verdicts = [self._verdict(*record) for record in ids[:room]]
-        self._db.execute("COMMIT")
-        bad = (v for v in verdicts if v not in ("", _AGAIN))
-        self.first_reject = self.first_reject or next(bad, "")
-        return verdicts
-
-    def _verdict(self, doi: str | None, file: str, position: int, reason: str | None) -> str:
-        if reason is not None:
-            return reason
-        if self._db.execute("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 1)", (doi, file, position)).rowcount:
-            return ""
-        first_file, first_position, now = self._db.execute(
-            "SELECT file, position, now FROM papers WHERE doi = ?", (doi,)
-        ).fetchone()
-        # A paper of an earlier start, met for the first time by this one, in its own file or where that has gone to.
-        if not now and (first_file == file or first_file not in self._inputs):
-            self._db.execute("UPDATE papers SET now = 1 WHERE doi = ?", (doi,))
-            return _AGAIN
-        return f"record {first_position} of {first_file} has the same doi"

@@ -10,7 +10,7 @@ from typing import Any
 from qaray.config import ParseConfig
 from qaray.outputs import JsonList, merged_pairs, processed_record
 from qaray.parse import parse_answer
-from qaray.records import SUFFIXES, Problem, encodable, paper_fields, read_records
+from qaray.records import SUFFIXES, Problem, doi_of, encodable, paper_fields, read_records
 from qaray.runs import RunError
 from qaray.schema import Rejected, RejectReason
 from qaray.storage import Location, expand
@@ -112,7 +112,7 @@ def _output_fields(value: Any) -> tuple[str, int, str]:
 
 def _rejected(doi: Any, where: tuple[str, int | None], stage: str, reason: RejectReason, detail: str) -> Rejected:
     return Rejected(
-        doi=doi.encode("utf-8", "replace").decode() if isinstance(doi, str) else None,
+        doi=doi_of({"doi": doi}),
         file=where[0],
         position=where[1],
         stage=stage,

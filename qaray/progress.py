@@ -6,8 +6,9 @@ import sys
 import time
 from typing import Any
 
+from qaray.doi_index import Ingested
+from qaray.evaluate import Measured
 from qaray.generate import Progress
-from qaray.papers import Ingested
 
 EVERY = 10.0  # seconds between two plain lines
 
@@ -38,6 +39,17 @@ class Display:
             self._draw(progress)
         elif self._due() or progress.settled == progress.papers:
             self._line(f"{progress.settled}/{progress.papers} papers, {describe(progress)}")
+
+    def measured(self, progress: Measured) -> None:
+        if self._terminal and not self.quiet:
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=progress.papers, desc=progress.stage, unit="paper", dynamic_ncols=True)
+            self._bar.n = progress.done
+            self._bar.refresh()
+        elif self._due() or (progress.done == progress.papers and not self.quiet):
+            self._line(f"{progress.stage}: {progress.done}/{progress.papers} papers")
 
     def close(self) -> None:
         if self._bar is not None:

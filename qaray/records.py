@@ -7,6 +7,7 @@ A broken record costs that record: reading goes on at the next one that can be f
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qaray.schema import RejectReason
+from qaray.schema import Pair, RejectReason
 from qaray.storage import Location
 
 SUFFIXES = tuple(
@@ -233,8 +234,9 @@ def _parquet_row(batch: pa.RecordBatch, row: int, position: int) -> Record:
         return Record(position, problem=Problem(RejectReason.UNDECODABLE, f"row {position} is not text: {error}"))
 
 
+PAIRS_KEY = "Q&A"
 REQUIRED = ("doi", "txt", "keywords")
-FIELDS = ("doi", "txt", "keywords", "abstract", "title", "source")
+FIELDS = ("doi", "txt", "keywords", "abstract", "title", "source", PAIRS_KEY)
 
 
 def paper_fields(value: Any) -> dict[str, Any]:
@@ -263,6 +265,47 @@ def paper_fields(value: Any) -> dict[str, Any]:
     if not any(c.isprintable() and not c.isspace() for c in fields["txt"]):
         raise Problem(RejectReason.EMPTY_TEXT, f"txt has no visible character ({len(fields['txt'])} in all)")
     return fields
+
+
+def paired_fields(value: Any) -> dict[str, Any]:
+    """The same of a record of processed output, whose keywords may be missing, and its pairs with their digest.
+
+    An absent, null or NaN question or answer is an empty one. Raises Problem.
+    """
+    fields = paper_fields({**value, "keywords": value.get("keywords") or []} if isinstance(value, dict) else value)
+    if value.get(PAIRS_KEY) is None:
+        raise Problem(RejectReason.MISSING_KEY, f"{PAIRS_KEY} is missing")
+    if not isinstance(value[PAIRS_KEY], list):
+        raise Problem(RejectReason.WRONG_TYPE, f"{PAIRS_KEY} must be a list, got {_type(value[PAIRS_KEY])}")
+    pairs = [_pair(pair, i) for i, pair in enumerate(value[PAIRS_KEY])]
+    return {**fields, "pairs": pairs, "digest": digest(pairs, fields["txt"])}
+
+
+def _pair(value: Any, number: int) -> Pair:
+    if not isinstance(value, dict):
+        raise Problem(RejectReason.WRONG_TYPE, f"pair {number} must be an object, got {_type(value)}")
+    texts = {}
+    for key in ("Q", "A"):
+        text = value.get(key)
+        text = "" if text is None or text != text else text
+        if not isinstance(text, str):
+            raise Problem(RejectReason.WRONG_TYPE, f"{key} of pair {number} must be a string, got {_type(text)}")
+        if not encodable(text):
+            raise Problem(RejectReason.UNDECODABLE, f"{key} of pair {number} is not valid Unicode")
+        texts[key] = text
+    return Pair(Q=texts["Q"], A=texts["A"])
+
+
+def digest(pairs: list[Pair], txt: str = "") -> str:
+    """Identifies what the scores of a paper depend on."""
+    text = json.dumps([[pair["Q"], pair["A"]] for pair in pairs] + [txt])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def doi_of(value: Any) -> str | None:
+    """The id of a bad record, as far as it has one."""
+    doi = value.get("doi") if isinstance(value, dict) else None
+    return doi.encode("utf-8", "replace").decode() if isinstance(doi, str) else None
 
 
 def _keywords(value: Any) -> list[str]:

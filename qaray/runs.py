@@ -8,9 +8,11 @@ OUT/generations/  shards of answers     OUT/manifest.json  written last
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -74,6 +76,15 @@ class Run:
         return self.root / "run.json"
 
     @property
+    def evaluation(self) -> Run:
+        """The evaluation of this run's pairs: a run directory of its own, within."""
+        return Run(self.root / "evaluation")
+
+    @property
+    def summary(self) -> Location:
+        return self.root / "summary.json"
+
+    @property
     def stop_flag(self) -> Location:
         return self.root / "stop"
 
@@ -103,11 +114,37 @@ class Run:
             return
         if stored.get("hash") == record["hash"]:
             return
-        differing = [k for k in sorted({*stored, *record}) if k != "hash" and stored.get(k) != record.get(k)]
-        changes = "; ".join(f"{k}: {stored.get(k)!r} in the run, {record.get(k)!r} asked for" for k in differing)
+        changes = differences({**stored, "hash": None}, {**record, "hash": None})
         raise RunRefused(
             f"{self.root} holds another run ({changes}): choose another --output_dir or the run's own settings"
         )
+
+    def identify_parts(self, parts: dict[str, dict[str, Any]]) -> None:
+        """The same where a start may name some parts of the identity only: those of run.json must say the same, new
+        ones are added."""
+        stored = self._stored_identity() or {}
+        stored.pop("hash", None)
+        for part, wanted in parts.items():
+            known = stored.get(part, wanted)
+            changes = differences(known, wanted)
+            if changes:
+                raise RunRefused(
+                    f"{self.root} holds another {part} ({changes}): remove that folder, or choose the settings that it "
+                    "was made with"
+                )
+        merged = {**stored, **parts}
+        if merged != stored:
+            self.root.make_folder()
+            self.identity.write_json({**merged, "hash": identity_hash(merged)})
+
+    def finished(self) -> dict[str, Any]:
+        """The manifest. Raises RunRefused if there is none."""
+        manifest = self.manifest.read_json()
+        if manifest is None:
+            raise RunRefused(
+                f"{self.root} holds no finished run (manifest.json is missing): run the command that began it again"
+            )
+        return manifest
 
     def _stored_identity(self) -> dict[str, Any] | None:
         try:
@@ -117,12 +154,26 @@ class Run:
 
     def clean(self) -> None:
         """Removes what a killed writer left behind. Only the holder of the lease may."""
-        for folder in (self.root, self.papers, self.rejected_papers, self.generations):
+        for folder in (self.root, self.papers, self.rejected_papers, self.generations, *self.root.folders(".parquet")):
             folder.remove_temporary()
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What two identities say differently, in words; '' if nothing."""
+    names = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
+    return "; ".join(f"{k}: {stored.get(k)!r} in the run, {wanted.get(k)!r} asked for" for k in names)
+
+
+def utc_now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def identity_hash(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class Stopped(Exception):
+    """The run was told to stop. What is done is durable; the same command goes on."""
 
 
 class StopSignal:
@@ -226,3 +277,27 @@ def _alive(holder: dict[str, Any]) -> str:
         return "alive" if same and not gone and process.pid != os.getpid() else ""
     age = time.time() - float(holder.get("heartbeat", 0))
     return f"last sign of life {age:.0f} s ago" if age < STALE else ""
+
+
+@contextlib.contextmanager
+def stop_on_signal(run: Run) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for a stop: what is in hand is finished and written. A second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: Any) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, previous[each])
+        threading.Thread(target=ask, name="qaray-stop").start()  # a handler must not wait for a store
+
+    def ask() -> None:
+        run.stop_flag.write_json({"asked": utc_now()})
+
+    run.stop_flag.remove()
+    previous = {each: signal.signal(each, handle) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)

@@ -76,6 +76,11 @@ def configure() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def actor_gpus(wanted: float | None) -> float:
+    """GPUs that an actor takes: what is wanted, else one if the cluster has any."""
+    return (1.0 if cluster_gpus() else 0.0) if wanted is None else wanted
+
+
 def cluster_gpus() -> float:
     """GPUs of the connected cluster, in all."""
     import ray

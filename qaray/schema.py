@@ -1,4 +1,4 @@
-"""One row type a stage: Paper → Prompt → Completion → Parsed.
+"""One row type a stage: Paper → Prompt → Completion → Parsed → Paired → scores.
 
 Each type is given twice: as a ``TypedDict`` for code that handles single rows, and as an Arrow schema for
 the shards on disk. Letters in shape comments: P papers, Q pairs, S sentences, T tokens.
@@ -136,19 +136,31 @@ class Parsed(Completion):
     pairs: list[Pair]
 
 
-class ScoreRequest(TypedDict):
-    """One question to the scorer: how likely is each choice after prefix + suffix?"""
+class Paired(TypedDict):
+    """A paper with its pairs, to be evaluated."""
 
-    key: str  # returned with the answer
-    prefix: str  # shared by many rows: computed once
-    suffix: str
+    doi: str
+    shard: str  # name of the shard that it was read from, which names its scores' shards too
+    digest: str  # of what the scores depend on: a paper with another digest is measured again
+    title: str | None
+    txt: str
+    pairs: list[Pair]
+
+
+class ScoreRequest(TypedDict):
+    """Questions to the scorer that share a prefix: how likely is each choice after prefix + suffix?
+
+    A dataset of them may have further columns: they come back with the answer.
+    """
+
+    prefix: str  # read once; neighbouring rows that begin alike share that part too
+    suffixes: list[str]
     choices: list[str]
 
 
 class ScoreResult(TypedDict):
-    key: str
-    logprobs: list[float]  # natural log of P(choice | prefix, suffix), one a choice; not normalised over them
-    error: str | None
+    logprobs: list[list[float]] | None  # natural log of P(choice | prefix, suffix), [suffixes][choices]; not normalised
+    error: str | None  # set: no logprobs; "REASON: detail"
 
 
 PAIRS = pa.list_(pa.struct([("Q", pa.string()), ("A", pa.string())]))
@@ -219,7 +231,83 @@ COMPLETION_SCHEMA = pa.schema(
 
 PARSED_SCHEMA = pa.schema([*COMPLETION_SCHEMA, ("status", pa.string()), ("pairs", PAIRS)])
 
-SCORE_SCHEMA = pa.schema([("key", pa.string()), ("logprobs", pa.list_(pa.float64())), ("error", pa.string())])
+REQUEST_COLUMNS = ["prefix", "suffixes", "choices"]
+LOGPROBS = pa.list_(pa.list_(pa.float64()))
+
+
+SCORE_KEY = [("doi", pa.string()), ("digest", pa.string())]
+EVIDENCE = pa.list_(
+    pa.list_(pa.struct([("sentence", pa.int32()), ("text", pa.string()), ("score", pa.float32())]))
+)  # [Q][at most 10], the best first
+
+# What the metrics give, in the run's evaluation folder. ``problem``: why a value is missing, null where none is.
+COVERAGE_SCHEMA = pa.schema(
+    [
+        *SCORE_KEY,
+        ("sentences", pa.list_(pa.string())),  # [S]; joined they are txt
+        ("matrix", pa.list_(pa.list_(pa.float32()))),  # [Q][S], cosine of pair and sentence
+        ("overall", pa.float64()),
+        ("individual", pa.float64()),
+        ("null", pa.float64()),
+        ("lift", pa.float64()),
+        ("sentence_std", pa.list_(pa.float64())),  # [S]
+        ("evidence", EVIDENCE),
+        ("pair_tokens_lost", pa.list_(pa.int32())),  # [Q], beyond the embedding model's limit
+        ("sentence_tokens_lost", pa.list_(pa.int32())),  # [S]
+        ("problem", pa.string()),
+    ]
+)
+QUESTION_SCHEMA = pa.schema(
+    [*SCORE_KEY, ("questions", pa.list_(pa.string())), ("vectors", pa.list_(pa.list_(pa.float32())))]
+)
+SIMILARITY_SCHEMA = pa.schema(
+    [
+        *SCORE_KEY,
+        (
+            "pairs",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("i", pa.int32()),
+                        ("j", pa.int32()),  # i < j
+                        ("cosine", pa.float32()),
+                        ("judge", pa.float64()),  # in [0, 1]: question i first; null where it was not asked
+                        ("judge_swapped", pa.float64()),  # question j first
+                    ]
+                )
+            ),
+        ),
+        ("control", pa.list_(pa.struct([("kind", pa.string()), ("score", pa.float64())]))),
+        ("problem", pa.string()),
+    ]
+)
+DIMENSIONS = ("relevance", "agnosticism", "completeness", "accuracy", "reasonableness")
+RACAR_SCHEMA = pa.schema(
+    [
+        *SCORE_KEY,
+        ("qa", pa.int32()),  # index of the pair
+        *((name, pa.float64()) for name in DIMENSIONS),  # expected value, 1…5
+        *((f"{name}_argmax", pa.int32()) for name in DIMENSIONS),  # the likeliest level
+        ("passes", pa.bool_()),  # the rule of SciQAG's test set
+        ("paper_tokens_lost", pa.int64()),  # of the paper's end, which the judge's context did not hold
+        ("swapped", pa.struct([(name, pa.float64()) for name in DIMENSIONS])),  # control: with another paper's answer
+        ("problem", pa.string()),
+    ]
+)
+GROUNDING_SCHEMA = pa.schema(
+    [
+        *SCORE_KEY,
+        ("qa", pa.int32()),
+        ("numbers", pa.int32()),  # in the answer
+        ("numbers_found", pa.int32()),  # of them in the paper, with their unit
+        ("missing", pa.list_(pa.string())),  # the others, as written
+        ("self_contained", pa.bool_()),
+        ("leans_on", pa.string()),  # the words by which the question needs its paper
+        ("answer_words", pa.int32()),
+        ("overlap", pa.float64()),  # of the answer's content words, those in its evidence; null without coverage
+        ("problem", pa.string()),
+    ]
+)
 
 
 def complete(
@@ -250,6 +338,13 @@ def complete(
         seconds=seconds,
         error=error,
     )
+
+
+def scored(requests: pa.Table, logprobs: list[list[list[float]] | None], errors: list[str | None]) -> pa.Table:
+    """The ScoreResult rows of ScoreRequest rows: their further columns, and the answers."""
+    rest = requests.drop_columns(REQUEST_COLUMNS)
+    rest = rest.append_column("logprobs", pa.array(logprobs, LOGPROBS))
+    return rest.append_column("error", pa.array(errors, pa.string()))
 
 
 def table(rows: list[Any], schema: pa.Schema) -> pa.Table:

@@ -81,6 +81,16 @@ class Location:
         ]
         return [Location(self.fs, path) for path in sorted(found)]
 
+    def folders(self, suffix: str) -> list[Location]:
+        """Folders in this folder whose names end so."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        found = self.fs.get_file_info(selector)
+        return [
+            Location(self.fs, info.path)
+            for info in found
+            if info.type == pafs.FileType.Directory and info.path.endswith(suffix)
+        ]
+
     def make_folder(self) -> None:
         self.fs.create_dir(self.path, recursive=True)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from qaray.config import GenerateConfig
+from qaray.config import EngineConfig
 from qaray.engines.base import Engine, StopCheck
 from qaray.models import ModelPlan
 
 
-def build_engine(config: GenerateConfig, plan: ModelPlan, should_stop: StopCheck) -> Engine:
+def build_engine(config: EngineConfig, plan: ModelPlan, should_stop: StopCheck) -> Engine:
     """The engine that ``config.resolved_engine`` names. Its heavy imports come only here."""
     if config.resolved_engine == "echo":
         from qaray.engines.echo import EchoEngine

@@ -38,7 +38,10 @@ class Engine(Protocol):
         ...
 
     def score(self, requests: Dataset) -> Dataset:
-        """Dataset[ScoreRequest] → Dataset[ScoreResult]: one row for each request."""
+        """Dataset[ScoreRequest] → Dataset[ScoreResult], further columns untouched.
+
+        A row for each request, in any order. Requests that are left out because the run stops are simply missing.
+        """
         ...
 
 

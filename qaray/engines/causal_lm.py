@@ -75,16 +75,35 @@ class CausalLM:
         return SlotCache(self.layers, self.kv_heads, self.head_dim, budget_tokens, self.dtype, self.device)
 
     @torch.inference_mode()
-    def prefill(self, slot: int, ids: Sequence[int], start: int = 0, logits: str = "last") -> torch.Tensor:
-        """Puts ``ids`` at places ``start`` … of a slot; float32 logits of the last token [V], or of ``all`` [T, V]."""
-        kept = []
+    def prefill(self, slot: int, ids: Sequence[int], start: int = 0) -> torch.Tensor:
+        """Puts ``ids`` at places ``start`` … of a slot; float32 logits after the last token, [V]."""
         for first in range(0, len(ids), self.chunk):
             chunk = ids[first : first + self.chunk]
             step = Step(slot=slot, start=start + first, flash=self.flash)
             places = torch.arange(step.start, step.start + len(chunk), device=self.device)
-            out = self._forward(torch.tensor([list(chunk)], device=self.device), places[None], step, logits == "all")
-            kept.append(out[0])
-        return torch.cat(kept).float() if logits == "all" else kept[-1][-1].float()
+            kept = self._forward(torch.tensor([list(chunk)], device=self.device), places[None], step)[0, -1]
+        return kept.float()
+
+    @torch.inference_mode()
+    def prefill_tree(
+        self, slot: int, ids: Sequence[int], parents: Sequence[int], start: int, heads: Sequence[int]
+    ) -> torch.Tensor:
+        """Computes a tree of tokens that grows from place ``start`` of a slot, whose places before it are filled.
+
+        ``ids`` [T] in depth-first order; ``parents`` [T]: the index of each token's parent, −1 at the root. Float32
+        logits after the tokens ``heads`` [N]: [N, V]. What the tree leaves in the cache is of no use.
+        """
+        depths, ends = [0] * len(ids), list(range(1, len(ids) + 1))
+        for token, parent in enumerate(parents):
+            depths[token] = depths[parent] + 1 if parent >= 0 else 0
+        for token in reversed(range(len(ids))):
+            if parents[token] >= 0:
+                ends[parents[token]] = max(ends[parents[token]], ends[token])
+        depth = torch.tensor(depths, device=self.device)
+        step = Step(slot=slot, start=start, ends=torch.tensor(ends, device=self.device), depths=depth, flash=self.flash)
+        kept = torch.tensor(list(heads), device=self.device)
+        tokens = torch.tensor([list(ids)], device=self.device)
+        return self._forward(tokens, (start + depth)[None], step, kept)[0].float()
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
@@ -94,16 +113,17 @@ class CausalLM:
         longest = self.cache.capacity if self.device.type == "cpu" else max(lengths) + 1
         step = Step(lengths=held, longest=longest, flash=self.flash)
         ids = torch.tensor(list(tokens), device=self.device)[:, None]
-        return self._forward(ids, held[:, None], step, all_logits=False)[:, -1].float()
+        return self._forward(ids, held[:, None], step)[:, -1].float()
 
-    def _forward(self, ids: torch.Tensor, places: torch.Tensor, step: Step, all_logits: bool) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, places: torch.Tensor, step: Step, kept: Any = 1) -> torch.Tensor:
+        """Logits of the last token, or of the indices ``kept``."""
         self.cache.step = step
         out = self.model(
             input_ids=ids,
             position_ids=places,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=0 if all_logits else 1,
+            logits_to_keep=kept,
             slot_step=step,
         )
         return out.logits
@@ -131,7 +151,7 @@ class CausalLM:
                     attn_implementation="sdpa",
                 )
         except (OSError, ValueError, SafetensorError) as error:
-            raise ConfigError(f"base_model {settings.name}: {str(error).strip().splitlines()[0]}") from None
+            raise ConfigError(f"model {settings.name}: {str(error).strip().splitlines()[0]}") from None
         return model.to(self.device).eval()
 
     def _eos_ids(self) -> frozenset[int]:

@@ -5,6 +5,7 @@ Deterministic: the same prompt gives the same answer.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import time
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from qaray.config import GenerateConfig
+from qaray.config import EngineConfig
 from qaray.engines.base import StopCheck
 from qaray.parse import question_key
 from qaray.runtime import LIGHT
-from qaray.schema import COMPLETION_SCHEMA, SCORE_SCHEMA, FinishReason, Prompt, complete, table
+from qaray.schema import COMPLETION_SCHEMA, REQUEST_COLUMNS, FinishReason, Prompt, complete, scored, table
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -41,7 +42,7 @@ SHORTEST_USED = 4000  # characters of the paper that are looked at for each pair
 
 
 class EchoEngine:
-    def __init__(self, config: GenerateConfig, should_stop: StopCheck) -> None:
+    def __init__(self, config: EngineConfig, should_stop: StopCheck) -> None:
         self.config, self.should_stop = config, should_stop
 
     @property
@@ -61,7 +62,9 @@ class EchoEngine:
         )
 
     def score(self, requests: Dataset) -> Dataset:
-        return requests.map_batches(_echo_scores, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
+        return requests.map_batches(
+            _EchoScores(self.should_stop), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT, zero_copy_batch=True
+        )
 
 
 class _Echo:
@@ -151,15 +154,20 @@ def _question(sentence: str) -> str | None:
     return _QUESTIONS.get(match["verb"], "What is known about {}?").format(subject)
 
 
-def _echo_scores(requests: pa.Table) -> pa.Table:
-    """Every choice as likely as the others, the first one a little more: the shape of a judge's answer."""
-    rows = [
-        {"key": r["key"], "logprobs": _uniform(r["choices"]), "error": None if r["choices"] else "no choices"}
-        for r in requests.to_pylist()
-    ]
-    return table(rows, SCORE_SCHEMA)
+class _EchoScores:
+    def __init__(self, should_stop: StopCheck) -> None:
+        self.should_stop = should_stop
+
+    def __call__(self, requests: pa.Table) -> pa.Table:
+        if self.should_stop():
+            requests = requests.slice(0, 0)
+        rows = requests.select(REQUEST_COLUMNS).to_pylist()
+        answers = [[echo_logprobs(r["prefix"], suffix, r["choices"]) for suffix in r["suffixes"]] for r in rows]
+        return scored(requests, answers, [None] * len(rows))
 
 
-def _uniform(choices: Sequence[str]) -> list[float]:
-    n = len(choices)
-    return [math.log((1 + (i == 0)) / (n + 1)) for i in range(n)]
+def echo_logprobs(prefix: str, suffix: str, choices: Sequence[str]) -> list[float]:
+    """Log-probabilities drawn from a hash of the prompt: the shape of a judge's answers, and no judgement."""
+    digest = hashlib.sha256(f"{prefix}\0{suffix}".encode("utf-8", "surrogatepass")).digest()
+    weights = [1 + digest[i % len(digest)] for i in range(len(choices))]
+    return [math.log(weight / sum(weights)) for weight in weights]

@@ -25,12 +25,16 @@ QUERY_BLOCK = 256  # queries of a prefill block on the CPU
 class Step:
     """One call of the model.
 
-    Prefill: ``slot`` is given; T tokens go to places ``start`` … ``start + T`` of that slot.
+    Prefill: ``slot`` is given; T tokens go to places ``start`` … ``start + T`` of that slot. With ``ends`` they are a
+    tree in depth-first order instead of a line: token t has its descendants at t + 1 … ends[t] − 1, and sees its
+    ancestors only.
     Decode: ``lengths`` [B] is given; one token a slot, put at place ``lengths[b]``.
     """
 
     slot: int = -1
     start: int = 0
+    ends: torch.Tensor | None = None  # int64 [T]
+    depths: torch.Tensor | None = None  # int64 [T], of the tree's tokens: 0 for those that follow the start
     lengths: torch.Tensor | None = None  # int64 [B], tokens in the cache before this step
     longest: int = 0  # places that decoding reads: more than max(lengths)
     flash: Any = None  # the flash_attn module, None where it is not used
@@ -139,22 +143,17 @@ def slot_attention(
         raise ValueError("the model does not hand the engine's step to its attention layers")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if slot_step.lengths is None:
-        return _prefill(query, key, value, scaling, window, slot_step.flash), None
+        return _prefill(query, key, value, scaling, window, slot_step), None
     return _decode(query, key, value, scaling, window, slot_step), None
 
 
 def _prefill(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    window: int | None,
-    flash: Any,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None, step: Step
 ) -> torch.Tensor:
-    """Causal attention of the last T of S places: [1, H, T, D] → [1, T, H, D]."""
+    """Causal attention of the last T of S places, a line or a tree: [1, H, T, D] → [1, T, H, D]."""
     new, seen = query.shape[2], key.shape[2]
-    if flash is not None:
-        return flash.flash_attn_func(
+    if step.flash is not None and step.ends is None:
+        return step.flash.flash_attn_func(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
@@ -163,19 +162,21 @@ def _prefill(
             window_size=(window - 1, 0) if window else (-1, -1),
         )
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        return _prefill_bf16_cpu(query, key, value, scaling, window)
+        return _prefill_bf16_cpu(query, key, value, scaling, window, step)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if new == seen and not window:
+    if new == seen and not window and step.ends is None:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     else:
-        mask = _visible(seen - new, new, 0, seen, window, query.device)
+        mask = torch.ones(new, seen, dtype=torch.bool, device=query.device)
+        first = 0 if window else seen - new  # without a window all before the new places is seen
+        mask[:, first:] = _visible(step, 0, new, first, seen, window, query.device)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[None, None], scale=scaling)
     return out.transpose(1, 2)
 
 
 def _prefill_bf16_cpu(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None, step: Step
 ) -> torch.Tensor:
     """The same on CPUs with bfloat16 products: by blocks of queries, whose scores stay in the processor's cache.
 
@@ -188,24 +189,36 @@ def _prefill_bf16_cpu(
     for first in range(0, new, QUERY_BLOCK):
         block = min(QUERY_BLOCK, new - first)
         place = seen - new + first  # of the block's first query
-        start = max(0, place - window + 1) if window else 0
+        start = max(0, place - window + 1) if window and step.ends is None else 0
         stop = place + block
         rows = (query[0, :, first : first + block] * scaling).reshape(kv_heads, -1, dim)
         scores = torch.bmm(rows, key[0, :, start:stop].transpose(1, 2)).view(heads, block, stop - start)
-        tail = stop - start if window else block  # without a window all before the block is seen
-        hidden = ~_visible(place, block, stop - tail, stop, window, query.device)
-        scores[..., -tail:].masked_fill_(hidden, float("-inf"))
+        # Without a window a line sees all before the block, and a tree all before its root.
+        masked = start if window else place if step.ends is None else seen - new
+        visible = _visible(step, first, block, masked, stop, window, query.device)
+        scores[..., masked - start :].masked_fill_(~visible, float("-inf"))
         weights = torch.softmax(scores, dim=-1).view(kv_heads, -1, stop - start)
         out[:, first : first + block] = torch.bmm(weights, value[0, :, start:stop]).view(heads, block, dim)
     return out.transpose(0, 1)[None]
 
 
-def _visible(place: int, queries: int, first: int, stop: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Which of the places ``first`` … ``stop − 1`` the queries at ``place`` … see: bool [queries, stop − first]."""
-    own = torch.arange(place, place + queries, device=device)[:, None]
-    other = torch.arange(first, stop, device=device)[None, :]
+def _visible(
+    step: Step, first: int, queries: int, start: int, stop: int, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """Which of the places ``start`` … ``stop − 1`` the new tokens ``first`` … see: bool [queries, stop − start]."""
+    own = torch.arange(step.start + first, step.start + first + queries, device=device)[:, None]
+    other = torch.arange(start, stop, device=device)[None, :]
     seen = other <= own
-    return seen & (other > own - window) if window else seen
+    if step.ends is None:
+        return seen & (other > own - window) if window else seen
+    assert step.depths is not None
+    new = (other - step.start).clamp(min=0)
+    end = torch.where(other < step.start, stop, step.start + step.ends[new])
+    seen &= own < end  # a descendant, or a place before the tree
+    if window:
+        position = torch.where(other < step.start, other, step.start + step.depths[new])
+        seen &= position > step.start + step.depths[own - step.start] - window
+    return seen
 
 
 def _decode(

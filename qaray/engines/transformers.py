@@ -11,23 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from qaray.config import GenerateConfig
+from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.base import StopCheck, attempts, error_text, next_attempt, pool
 from qaray.models import ModelPlan
-from qaray.schema import COMPLETION_SCHEMA, SCORE_SCHEMA, Completion, Prompt, RejectReason, table
+from qaray.schema import (
+    COMPLETION_SCHEMA,
+    REQUEST_COLUMNS,
+    Completion,
+    Prompt,
+    RejectReason,
+    ScoreRequest,
+    scored,
+    table,
+)
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
     from qaray.engines.causal_lm import ModelSettings
 
+ROWS_SCORED = 8  # prefixes, papers as a rule, that are lost together if an actor dies
 MAX_BATCH = {"cpu": 16, "cuda": 64}
 # Threads would have memory of their own, which goes back to the system when it is freed: see keep_freed_memory.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 class TransformersEngine:
-    def __init__(self, config: GenerateConfig, plan: ModelPlan, should_stop: StopCheck) -> None:
+    def __init__(self, config: EngineConfig, plan: ModelPlan, should_stop: StopCheck) -> None:
         self.config, self.plan, self.should_stop = config, plan, should_stop
 
     def generate(self, prompts: Dataset) -> Dataset:
@@ -46,9 +56,10 @@ class TransformersEngine:
     def score(self, requests: Dataset) -> Dataset:
         return requests.map_batches(
             _Scorer,
-            fn_constructor_args=(self._settings(),),
-            batch_size=64,
+            fn_constructor_args=(self._settings(), self.should_stop),
+            batch_size=ROWS_SCORED,
             batch_format="pyarrow",
+            zero_copy_batch=True,
             compute=pool(*self.config.pool),
             **self._resources(),
         )
@@ -74,9 +85,9 @@ class TransformersEngine:
         from qaray.engines.causal_lm import ModelSettings
 
         config = self.config
-        assert config.base_model is not None
+        assert config.model is not None
         return ModelSettings(
-            name=config.base_model,
+            name=config.model,
             cache_dir=config.cache_dir,
             seq_len=self.plan.seq_len,
             rope_factor=self.plan.rope_factor,
@@ -90,13 +101,13 @@ class TransformersEngine:
         )
 
     def _max_batch(self) -> int:
-        return self.config.max_batch or MAX_BATCH["cuda" if self._gpus() else "cpu"]
+        wanted = self.config.max_batch if isinstance(self.config, GenerateConfig) else None
+        return wanted or MAX_BATCH["cuda" if self._gpus() else "cpu"]
 
     def _gpus(self) -> float:
-        from qaray.runtime import cluster_gpus
+        from qaray.runtime import actor_gpus
 
-        wanted = self.config.gpus_per_actor
-        return (1.0 if cluster_gpus() else 0.0) if wanted is None else wanted
+        return actor_gpus(self.config.gpus_per_actor)
 
     def _resources(self) -> dict[str, Any]:
         """What an actor takes. Ray Data restarts actors that die and runs their blocks again."""
@@ -134,21 +145,27 @@ class _Generator:
 class _Scorer:
     """An actor: scores blocks of choices."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, should_stop: StopCheck) -> None:
         from qaray.engines.causal_lm import CausalLM
         from qaray.engines.scoring import Scorer
 
+        self.should_stop = should_stop
         self.scorer = Scorer(CausalLM(settings))
 
     def __call__(self, requests: pa.Table) -> pa.Table:
-        rows = []
-        for request in requests.to_pylist():
-            try:
-                logprobs, error = (
-                    self.scorer.logprobs(request["prefix"], request["suffix"], request["choices"]),
-                    None,
-                )
-            except ValueError as problem:
-                logprobs, error = [], error_text(RejectReason.ENGINE_ERROR, problem)
-            rows.append({"key": request["key"], "logprobs": logprobs, "error": error})
-        return table(rows, SCORE_SCHEMA)
+        prefixes = requests["prefix"].to_pylist()
+        done = {}
+        for row in sorted(range(requests.num_rows), key=lambda row: prefixes[row]):  # those that begin alike together
+            if not self.should_stop():
+                done[row] = self._answer(requests.slice(row, 1).select(REQUEST_COLUMNS).to_pylist()[0])
+        rows = sorted(done)
+        return scored(requests.take(rows), [done[row][0] for row in rows], [done[row][1] for row in rows])
+
+    def _answer(self, request: ScoreRequest) -> tuple[list[list[float]] | None, str | None]:
+        """(log-probabilities, error). What one request cannot have does not concern the others."""
+        import torch
+
+        try:
+            return self.scorer.logprobs(request["prefix"], request["suffixes"], request["choices"]), None
+        except (ValueError, torch.OutOfMemoryError) as problem:
+            return None, error_text(RejectReason.ENGINE_ERROR, problem)

@@ -1,18 +1,26 @@
-"""The static report of a run: opens from disk, no network, no script. Paper text is escaped by Jinja2."""
+"""The static report of a run: opens from disk with no network. Paper text is escaped by Jinja2 and never runs.
+
+OUT/report/index.html   yield, scores, figures, a table of papers to sort and filter
+OUT/report/papers/      a page a paper: its pairs, its text with their evidence, its figures
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections import Counter
 from collections.abc import Iterator
+from importlib import resources
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-from qaray.generate import best_answers, read_answers
-from qaray.outputs import paper_outcome
+from qaray.report.papers import COLUMNS, papers_of
 from qaray.runs import Run, RunRefused
+from qaray.summary import BOUNDS
 
-PAPERS_PER_PAGE = 500
-SHOWN = ["doi", "title", "source", "keywords", "tokens", "file", "position"]
+FIRST_PAPERS = 1000
 REASONS = {
     "missing_key": "a required key is missing",
     "wrong_type": "a field has the wrong type",
@@ -24,64 +32,174 @@ REASONS = {
     "engine_error": "the engine failed on it",
     "no_pairs": "no pair in any answer",
 }
+MEANINGS = {
+    "coverage_overall": "tenths of the paper that hold the sentences nearest to all pairs together",
+    "coverage_individual": "the same of each pair's own nearest sentences",
+    "coverage_null": "what as many random sentences would hit",
+    "coverage_lift": "overall − random: below 0 the pairs cluster more than chance would",
+    "sentence_std": "spread of a sentence's cosines over the pairs",
+    "similarity_judge": "do two questions of a paper ask the same? by the judge, both orders, 0 to 1",
+    "similarity_cosine": "the same by the questions' embeddings",
+    "similarity_flagged": f"share of a paper's question pairs above {0.5}",
+    "racar_relevance": "1 to 5: about the paper's science",
+    "racar_agnosticism": "1 to 5: understood without the paper",
+    "racar_completeness": "1 to 5: answers all that is asked",
+    "racar_accuracy": "1 to 5: agrees with the paper",
+    "racar_reasonableness": "1 to 5: coherent, soundly reasoned",
+    "racar_passes": "share of pairs that pass the test-set rule: 3 in all, and a question that stands alone",
+    "numbers_found": "share of the answers' numbers that stand in the paper, with their unit",
+    "self_contained": "share of questions without “this study”, “Figure 3” and the like",
+    "answer_words": "words of an answer",
+    "evidence_overlap": "share of an answer's content words that its evidence has",
+}
 
 
-def write_report(run: Run) -> str:
-    """Writes OUT/report/index.html and, beyond 500 papers, further pages. Returns the path of the first.
+def write_report(run: Run, most: int = FIRST_PAPERS) -> str:
+    """Writes the pages of the first ``most`` papers and the index. Returns the index's path.
 
-    Raises RunRefused if the run is not finished.
+    Raises RunRefused unless the run is finished, or its evaluation is.
     """
-    manifest = run.manifest.read_json()
-    if manifest is None:
+    manifest, evaluation = run.manifest.read_json(), run.evaluation.manifest.read_json()
+    if manifest is None and evaluation is None:
         raise RunRefused(
             f"{run.root} holds no finished run (manifest.json is missing): run the command that began it again"
         )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qaray", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = lambda value: f"{value:,}"
-    template = environment.get_template("report.html")
-    folder = run.root / "report"
-    pages = max(1, -(-manifest["counts"]["papers"] // PAPERS_PER_PAGE))
-    papers = _papers(run)
-    for page in range(pages):
-        rows = (row for row, _ in zip(papers, range(PAPERS_PER_PAGE), strict=False))
-        context = {"manifest": manifest, "papers": rows, "page": page, "pages": pages, "page_name": page_name}
-        if page == 0:
-            context |= {"rejected": list(_rejected(run)), "reasons": REASONS}
-        with (folder / page_name(page)).write() as stream:
-            template.stream(context).dump(stream, encoding="utf-8")
-    return (folder / page_name(0)).path
+    summary = run.evaluation.summary.read_json() if evaluation else None
+    folder, pages = run.root / "report", _Pages()
+    papers: list[dict[str, Any]] = []
+    for paper in papers_of(run, evaluation is not None, most):
+        paper["page"] = f"{len(papers) + 1:06d}.html"
+        pages.write(folder / "papers" / paper["page"], "paper.html", "paper.js", paper=paper)
+        papers.append({name: paper[name] for name in ("page", "title", "doi", "status", "columns")})
+    for page in (folder / "papers").files(".html")[len(papers) :]:
+        page.remove()  # of an earlier report with more papers
+    total = evaluation["counts"]["papers"] if manifest is None else manifest["counts"]["papers"]
+    rejected = list(_rejected(run if manifest else run.evaluation))
+    reject_reasons = manifest["counts"]["by_reject_reason"] if manifest else Counter(row["reason"] for row in rejected)
+    pages.write(
+        folder / "index.html", "index.html", "table.js",
+        manifest=manifest, evaluation=evaluation, headline=_headline(manifest, evaluation),
+        source=_source(manifest, evaluation), papers=papers, papers_left_out=max(0, total - len(papers)),
+        columns=[title for title, shown in COLUMNS if shown is None or evaluation], rejected=rejected,
+        reject_reasons=reject_reasons, reasons=REASONS, figures=_figures(manifest, summary),
+        metrics=_metrics(summary), notices=_notices(summary), facts=_facts(summary),
+    )  # fmt: skip
+    return (folder / "index.html").path
 
 
-def page_name(page: int) -> str:
-    return "index.html" if page == 0 else f"page-{page + 1}.html"
+class _Pages:
+    """The templates, and what a page carries with it: style, and a script that only its own hash lets run."""
+
+    def __init__(self) -> None:
+        self.environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("qaray", "report/templates"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        self.environment.filters["number"] = lambda value: f"{value:,}"
+        self.environment.filters["figure"] = figure
+        static = resources.files("qaray") / "report" / "static"
+        self.static = {name: (static / name).read_text() for name in ("style.css", "table.js", "paper.js")}
+
+    def write(self, place: Any, template: str, script: str, **context: Any) -> None:
+        code = self.static[script]
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+        page = self.environment.get_template(template).stream(
+            **context, style=Markup(self.static["style.css"]), script=Markup(code), script_hash=f"'sha256-{digest}'"
+        )
+        with place.write() as stream:
+            page.dump(stream, encoding="utf-8")
 
 
-def _papers(run: Run) -> Iterator[dict[str, Any]]:
-    """What the report shows of each paper, one shard in memory at a time."""
-    files = run.generation_files()
-    for shard in run.paper_shards():
-        answers = read_answers(shard.fs, files.get(shard.name.removesuffix(".parquet"), []))
-        for paper in shard.read_table(SHOWN).to_pylist():
-            own = answers.get(paper["doi"], [])
-            pairs, status, rejected = paper_outcome(paper, own)
-            best = best_answers(own)
-            yield {
-                "doi": paper["doi"],
-                "title": paper["title"] or paper["doi"],
-                "source": paper["source"],
-                "keywords": paper["keywords"],
-                "tokens": paper["tokens"],
-                "truncated": max((a["truncated_tokens"] for a in own), default=0),
-                "status": str(status) if not rejected else "rejected",
-                "why": rejected["detail"] if rejected else "",
-                "attempts": max((a["attempt"] for a in own), default=0),
-                "windows": len(best),
-                "wanted": sum(a["num_qas"] for a in best),
-                "pairs": pairs,
-                "outputs": [a["output"] for a in best] if rejected else [],
-            }
+def figure(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def _headline(manifest: Any, evaluation: Any) -> str:
+    if manifest is None:
+        counts = evaluation["counts"]
+        return f"{counts['pairs']:,} question-answer pairs of {counts['papers']:,} papers, measured"
+    counts = manifest["counts"]
+    papers = f"{counts['papers_with_pairs']:,} of {counts['papers']:,} papers"
+    return f"{counts['pairs']:,} question-answer pairs from {papers}"
+
+
+def _source(manifest: Any, evaluation: Any) -> str:
+    if manifest is None:
+        return f"pairs from {evaluation['pairs_of']}"
+    return f"written by {manifest['run']['base_model'] or 'the echo engine'}"
+
+
+def _metrics(summary: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": name.replace("_", " "),
+            "mean": figure(found["mean"]),
+            "interval": f"{figure(found['low'])} … {figure(found['high'])}" if found["low"] is not None else "–",
+            "papers": found["papers"],
+            "missing": found["missing"],
+            "meaning": MEANINGS[name],
+        }
+        for name, found in (summary["metrics"] if summary else {}).items()
+    ]
+
+
+def _notices(summary: Any) -> Iterator[str]:
+    """What the reader must know before believing a score."""
+    for name in ("similarity", "racar"):
+        control = (summary or {}).get(name, {}).get("control", {})
+        if control.get("near_chance"):
+            yield (
+                f"The judge's {name} scores say little: on {control['what']}, it tells the two apart with an AUC of "
+                f"{control['auc']:.2f}, where 0.5 is chance."
+            )
+
+
+def _facts(summary: Any) -> Iterator[str]:
+    if not summary:
+        return
+    for name in ("similarity", "racar"):
+        control = summary.get(name, {}).get("control", {})
+        if control.get("auc") is not None:
+            yield f"control of {name}: AUC {control['auc']:.3f} ({control['positives']} against {control['negatives']})"
+    found = summary.get("similarity", {})
+    if found.get("flagged_share") is not None:
+        yield f"{found['flagged_share']:.1%} of {found['judged']:,} judged question pairs above 0.5"
+    if found.get("judge_cosine_spearman") is not None:
+        yield f"rank correlation of judge and cosine {found['judge_cosine_spearman']:.2f}"
+    if found.get("mean_gap_of_orders") is not None:
+        yield f"the judge's two orders differ by {found['mean_gap_of_orders']:.3f} on average"
+    if "racar" in summary and summary["racar"]["passing_share"] is not None:
+        yield f"{summary['racar']['passing']:,} pairs pass the test-set rule"
+    if "grounding" in summary:
+        yield f"{summary['grounding']['numbers_found']:,} of {summary['grounding']['numbers']:,} numbers found"
+    if "near_duplicates" in summary:
+        yield f"{summary['near_duplicates']['pairs']:,} near-duplicate questions across papers"
+    for problem, count in summary["problems"].items():
+        yield f"{count:,} × {problem}"
+
+
+def _figures(manifest: Any, summary: Any) -> Iterator[Markup]:
+    from qaray.report import figures
+
+    if manifest:
+        rejected = manifest["counts"]["papers"] - manifest["counts"]["papers_with_pairs"]
+        status = {name: manifest["counts"]["by_status"].get(name, 0) for name in ("complete", "short", "truncated")}
+        yield figures.yield_bars({**status, "no pairs": rejected})
+    shown = (
+        "coverage_overall", "coverage_individual", "similarity_judge", "similarity_cosine", "racar_accuracy",
+        "racar_relevance", "numbers_found", "self_contained",
+    )  # fmt: skip
+    metrics = summary["metrics"] if summary else {}
+    for name in BOUNDS:
+        if name in shown and name in metrics and metrics[name]["papers"]:
+            null = metrics["coverage_null"]["mean"] if name.startswith("coverage") else None
+            title = name.replace("_", " ") + (", dashed: random" if null is not None else "")
+            yield figures.distribution(metrics[name], title, null)
 
 
 def _rejected(run: Run, most: int = 200) -> Iterator[dict[str, Any]]:

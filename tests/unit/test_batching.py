@@ -10,7 +10,6 @@ from qaray.config import ConfigError
 from qaray.engines import causal_lm, kv_cache
 from qaray.engines.batching import ContinuousBatcher, Sampling
 from qaray.engines.causal_lm import CausalLM, ModelSettings, scale_rope
-from qaray.engines.scoring import Scorer
 from qaray.schema import FinishReason
 from tests.conftest import save_tiny_model
 
@@ -223,23 +222,3 @@ def test_linear_rope_matches_transformers(tiny_model):
     found = model.prefill(0, ids)
     assert torch.allclose(found, wanted, atol=1e-3)
     assert not torch.allclose(found, unscaled, atol=1e-1)
-
-
-def test_scores_equal_a_dense_forward(model, reference):
-    prefix, choices = "A paper about iron. " * 5, ["1", "5", "100", "10"]
-    tokenizer = model.tokenizer
-    scorer = Scorer(model)
-    for suffix in ("How good? ", "How bad, in all? "):
-        head = [tokenizer.bos_id] * tokenizer.adds_bos + tokenizer.encode(prefix) + tokenizer.encode(suffix)
-        found = scorer.logprobs(prefix, suffix, choices)
-        for choice, logprob in zip(choices, found, strict=True):
-            tail = tokenizer.encode(choice)
-            with torch.no_grad():
-                logits = reference(torch.tensor([head + tail])).logits[0].log_softmax(-1)
-            rows = range(len(head) - 1, len(head) + len(tail) - 1)
-            assert logprob == pytest.approx(sum(float(logits[r, t]) for r, t in zip(rows, tail, strict=True)), abs=1e-3)
-    assert scorer.prefills == 1
-    with pytest.raises(ValueError, match="empty"):
-        scorer.logprobs(prefix, "x", ["", "a"])
-    with pytest.raises(ValueError, match="fit"):
-        scorer.logprobs("x" * 5000, "y", ["a"])

@@ -1,0 +1,204 @@
+"""The embedding stage: papers with their pairs → cosines of pairs and sentences, vectors of questions.
+
+An actor takes a block of papers and embeds all their texts together: batches cross the borders of papers and hold texts
+of like length under a token budget, so that little is padded. D: dimensions of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from qaray import models
+from qaray.config import ConfigError, EvaluateConfig
+from qaray.engines.base import StopCheck, pool
+from qaray.metrics.similarity import unit_vectors
+from qaray.runtime import actor_gpus
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+ECHO = "echo"  # the name of the embedding model that is none
+ECHO_DIMENSIONS = 256
+PAPERS_PER_BLOCK = 16  # embedded together, and lost together if an actor dies
+BATCH_CHARACTERS = {"cpu": 16_000, "cuda": 256_000}  # of a batch, padding counted: about a quarter as many tokens
+
+TEXTS = ("queries", "documents", "questions")
+EMBEDDED = [
+    ("matrix", pa.list_(pa.list_(pa.float32()))),  # [Q][S]
+    ("vectors", pa.list_(pa.list_(pa.float32()))),  # [Q][D], of the questions
+    ("query_tokens_lost", pa.list_(pa.int32())),  # [Q]
+    ("document_tokens_lost", pa.list_(pa.int32())),  # [S]
+]
+
+
+@dataclass(frozen=True)
+class EmbedderSettings:
+    """How an actor loads its model. Picklable."""
+
+    name: str
+    cache_dir: str
+    dtype: str
+    gpus: float
+    threads: int | None
+    actors: int
+    trust_remote_code: bool
+    query_instruction: str
+
+
+def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck) -> Dataset:
+    """Rows with ``queries`` [Q], ``documents`` [S] and ``questions`` [Q] → the same, and the columns of EMBEDDED.
+
+    Documents beside no queries are not embedded: there is nothing to compare them with.
+    Rows that are left out because the run stops are simply missing.
+    """
+    gpus = actor_gpus(config.gpus_per_actor)
+    resources: dict[str, Any] = {"num_cpus": config.cpus_per_actor} | ({"num_gpus": gpus} if gpus else {})
+    return texts.map_batches(
+        _Embedding,
+        fn_constructor_args=(settings(config, gpus), should_stop),
+        batch_size=PAPERS_PER_BLOCK,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=pool(*config.embed_pool),
+        **resources,
+    )
+
+
+def settings(config: EvaluateConfig, gpus: float = 0.0) -> EmbedderSettings:
+    return EmbedderSettings(
+        name=config.embedder,
+        cache_dir=config.cache_dir,
+        dtype=config.dtype,
+        gpus=gpus,
+        threads=config.threads_per_actor,
+        actors=config.embed_pool[1],
+        trust_remote_code=config.trust_remote_code,
+        query_instruction=config.query_instruction,
+    )
+
+
+class _Embedding:
+    """An actor: embeds blocks of papers."""
+
+    def __init__(self, settings: EmbedderSettings, should_stop: StopCheck) -> None:
+        self.instruction = settings.query_instruction
+        self.should_stop = should_stop
+        self.embedder = load_embedder(settings)
+
+    def __call__(self, papers: pa.Table) -> pa.Table:
+        if self.should_stop():
+            papers = papers.slice(0, 0)
+        queries, documents, questions = (papers[name].to_pylist() for name in TEXTS)
+        documents = [own if asked else [] for own, asked in zip(documents, queries, strict=True)]
+        query_vectors, query_lost = self._all(queries, self.instruction)
+        document_vectors, document_lost = self._all(documents)
+        question_vectors, _ = self._all(questions)
+        matrices = [_listed(q @ d.T) for q, d in zip(query_vectors, document_vectors, strict=True)]
+        columns = (matrices, [_listed(v) for v in question_vectors], query_lost, document_lost)
+        for (name, kind), values in zip(EMBEDDED, columns, strict=True):
+            papers = papers.append_column(name, pa.array(values, kind))
+        return papers
+
+    def _all(self, texts: list[list[str]], instruction: str = "") -> tuple[list[np.ndarray], list[list[int]]]:
+        """(unit vectors, tokens beyond the model's limit) of each paper's texts."""
+        flat = [text for own in texts for text in own]
+        vectors, lost = self.embedder.encode(flat, instruction), self.embedder.tokens_lost(flat, instruction)
+        ends = np.cumsum([len(own) for own in texts])
+        starts = [0, *ends[:-1]]
+        spans = list(zip(starts, ends, strict=True))[: len(texts)]
+        return [vectors[a:b] for a, b in spans], [lost[a:b] for a, b in spans]
+
+
+def _listed(matrix: np.ndarray) -> list[np.ndarray]:
+    return list(np.asarray(matrix, dtype=np.float32))
+
+
+def load_embedder(settings: EmbedderSettings) -> Embedder | EchoEmbedder:
+    return EchoEmbedder() if settings.name == ECHO else Embedder(settings)
+
+
+class Embedder:
+    """A sentence-transformers model. Raises ConfigError if it cannot be loaded."""
+
+    def __init__(self, settings: EmbedderSettings) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        from qaray.engines.causal_lm import default_threads, keep_freed_memory, pick_dtype
+
+        torch.set_num_threads(settings.threads or default_threads(settings.actors))
+        keep_freed_memory()
+        device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
+        try:
+            with models.quiet_transformers():
+                self.model = SentenceTransformer(
+                    models.resolve(settings.name, settings.cache_dir),
+                    device=str(device),
+                    cache_folder=settings.cache_dir,
+                    trust_remote_code=settings.trust_remote_code,
+                    model_kwargs={"dtype": pick_dtype(settings.dtype, device), "use_safetensors": True},
+                )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ConfigError(f"embedding_model {settings.name}: {models.first_line(error)}") from None
+        self.batch_characters = BATCH_CHARACTERS[device.type]
+
+    def encode(self, texts: Sequence[str], instruction: str = "") -> np.ndarray:
+        """Unit vectors [N, D] float32; a zero vector stays one."""
+        out: np.ndarray | None = None
+        for places in self._batches(texts):
+            batch = [texts[place] for place in places]
+            vectors = self.model.encode(
+                batch, prompt=instruction, batch_size=len(batch), show_progress_bar=False, convert_to_numpy=True
+            )
+            out = np.empty((len(texts), vectors.shape[1]), dtype=np.float32) if out is None else out
+            out[places] = vectors
+        if out is None:
+            return np.empty((0, self.model.get_sentence_embedding_dimension() or 0), dtype=np.float32)
+        return unit_vectors(out)
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Places of texts of like length, the longest first, which padded have at most the budget's characters."""
+        batch: list[int] = []
+        for place in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
+            if batch and (len(batch) + 1) * (len(texts[batch[0]]) + 8) > self.batch_characters:
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
+
+    def tokens_lost(self, texts: Sequence[str], instruction: str = "") -> list[int]:
+        """Tokens of each text beyond the model's limit, 0 for most: a text of fewer bytes than the limit has none."""
+        limit = self.model.max_seq_length
+        lost = [0] * len(texts)
+        if not limit:
+            return lost
+        longest = limit - 2  # specials; a token has a byte at least
+        long = [i for i, text in enumerate(texts) if len((instruction + text).encode("utf-8", "replace")) > longest]
+        if long:
+            ids = self.model.tokenizer(
+                [instruction + texts[i] for i in long], truncation=False, verbose=False
+            ).input_ids
+            for i, own in zip(long, ids, strict=True):
+                lost[i] = max(0, len(own) - limit)
+        return lost
+
+
+class EchoEmbedder:
+    """No model: hashed counts of words. For dry runs and tests."""
+
+    def encode(self, texts: Sequence[str], instruction: str = "") -> np.ndarray:
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        if not texts:
+            return np.empty((0, ECHO_DIMENSIONS), dtype=np.float32)
+        hashed = HashingVectorizer(n_features=ECHO_DIMENSIONS, alternate_sign=False, norm="l2", dtype=np.float32)
+        return np.asarray(hashed.transform(texts).todense(), dtype=np.float32)
+
+    def tokens_lost(self, texts: Sequence[str], instruction: str = "") -> list[int]:
+        return [0] * len(texts)

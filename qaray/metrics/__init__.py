@@ -1,0 +1,1 @@
+"""Metrics: numbers from arrays and texts. Pure: no Ray, no model."""

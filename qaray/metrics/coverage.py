@@ -1,0 +1,98 @@
+"""Sentence coverage: how far a paper's pairs reach over the paper (SciQAG, arXiv 2405.09939, coverage notebook).
+
+``scores`` is S [Q, S] float32: the cosine of pair i and sentence j. Ties go to the lower pair, then the lower sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import gammaln
+
+CHUNKS = 10  # equal parts of a paper
+SHARE = 0.15  # of a paper's sentences that are looked at
+EVIDENCE = 10  # best sentences kept of each pair
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Coverage of one paper."""
+
+    overall: float  # chunk rate of the k sentences that the pairs together score highest, in [0, 1]
+    individual: float  # mean over the pairs of the chunk rate of a pair's own k best sentences, in [0, 1]
+    null: float  # chunk rate to be expected of k random sentences, in [0, 1]
+    sentence_std: list[float]  # of each sentence's scores over the pairs (population), [S]
+
+    @property
+    def lift(self) -> float:
+        """overall − null: negative where the pairs cluster more than chance would."""
+        return self.overall - self.null
+
+
+def coverage(scores: np.ndarray) -> Coverage:
+    """Coverage of a paper with Q ≥ 1 pairs and S ≥ 1 sentences. Raises ValueError for an empty or non-finite matrix."""
+    scores = _checked(scores)
+    sentences = scores.shape[1]
+    k = sample_size(sentences)
+    own = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return Coverage(
+        overall=chunk_rate(best_together(scores, k), sentences),
+        individual=float(np.mean([chunk_rate(row, sentences) for row in own])),
+        null=expected_chunk_rate(sentences, k),
+        sentence_std=[float(value) for value in scores.astype(np.float64).std(axis=0)],
+    )
+
+
+def sample_size(num_sentences: int) -> int:
+    """k: the number of sentences looked at, 15 % of the paper's, rounded down, at least 1."""
+    return max(1, int(SHARE * num_sentences))
+
+
+def chunk_rate(sentence_ids: Iterable[int], num_sentences: int, num_chunks: int = CHUNKS) -> float:
+    """Share of the paper's equal chunks that hold at least one of the sentences, in [0, 1].
+
+    ``sentence_ids`` are positions in 0…num_sentences − 1; sentence j lies in chunk ``num_chunks · j // num_sentences``.
+    Raises ValueError if an id lies outside the paper.
+    """
+    ids = np.fromiter(sentence_ids, dtype=np.int64)
+    if ids.size and (ids.min() < 0 or ids.max() >= num_sentences):
+        raise ValueError(f"sentence ids must lie in 0…{num_sentences - 1}, got {ids.min()}…{ids.max()}")
+    return len(np.unique(num_chunks * ids // num_sentences)) / num_chunks
+
+
+def best_together(scores: np.ndarray, k: int) -> np.ndarray:
+    """The first k distinct sentences of a walk over all entries of S [Q, S] from the highest down, in that order."""
+    best = scores.max(axis=0)  # the walk meets a sentence first at its highest score,
+    pair = scores.argmax(axis=0)  # and of equal ones at the lowest pair
+    sentence = np.arange(scores.shape[1])
+    return np.lexsort((sentence, pair, -best))[:k]
+
+
+def expected_chunk_rate(num_sentences: int, k: int, num_chunks: int = CHUNKS) -> float:
+    """Expected chunk rate of k sentences drawn without replacement: mean over chunks of 1 − C(n − n_c, k) / C(n, k)."""
+    sizes = np.bincount(num_chunks * np.arange(num_sentences) // num_sentences, minlength=num_chunks)
+    others = num_sentences - sizes.astype(np.float64)
+    missed = np.zeros(num_chunks)
+    can_miss = others >= k
+    rest = others[can_miss]
+    missed[can_miss] = np.exp(
+        gammaln(rest + 1) - gammaln(rest - k + 1) + gammaln(num_sentences - k + 1) - gammaln(num_sentences + 1)
+    )
+    return float(np.mean(1 - missed))
+
+
+def evidence(scores: np.ndarray, most: int = EVIDENCE) -> list[list[int]]:
+    """The ids of each pair's best sentences, the best first: [Q][min(most, S)]."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :most]
+    return [[int(j) for j in row] for row in order]
+
+
+def _checked(scores: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores, dtype=np.float32)
+    if scores.ndim != 2 or 0 in scores.shape:
+        raise ValueError(f"the matrix must be pairs × sentences, at least one of each, got {scores.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError("the matrix holds values that are not finite")
+    return scores

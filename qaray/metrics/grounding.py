@@ -1,0 +1,172 @@
+"""Grounding: do an answer's numbers stand in the paper, and does a question stand on its own?
+
+A number is compared as a value with a unit, so that 1,000 and 1000, 2.0 × 10−3 and 0.002, 5 % and 5% are the same.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+Quantity = tuple[Decimal, str]  # value, unit ("" where none is written)
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A number as written, and what it can mean: "10−3" is a thousandth, or ten to three of a range."""
+
+    text: str
+    readings: tuple[tuple[Quantity, ...], ...]
+
+
+# What PDF texts hold for a minus sign, a dash, a narrow space, and for micro.
+_MINUS, _BLANKS = "−‐‑‒–—﹣－", "\u00a0\u2009\u202f\u2007\u200a\u2002\u2003"
+_SIGNS = str.maketrans(dict.fromkeys(_MINUS, "-") | dict.fromkeys(_BLANKS, " "))
+    dict.fromkeys("−‐‑‒–—﹣－", "-") | dict.fromkeys("\u00a0\u2009\u202f\u2007\u200a\u2002\u2003", " ")
+)
+_SUPERSCRIPT = re.compile("[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_TO_PLAIN = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+
+_PREFIX = "(?:da|[YZEPTGMkhdcmµnpfazy])?"
+_BASE = (
+    "(?:mol|cal|bar|atm|[Tt]orr|ppm|ppb|Hz|Pa|Da|eV|Wh|Ah|Bq|Gy|Sv|rpm|min|days?|hours?|yr|years?|"
+    "dB|kat|lm|lx|cd|rad|wt|vol|Å|Ω|ohm|[gmsKNJWVAFHTCLlMhtU])"
+)
+_FACTOR = rf"(?:%|‰|℃|°\s?[CFK]?|{_PREFIX}{_BASE})(?:\^?[-+]?[1-4])?(?![A-Za-z])"
+_UNIT = rf"{_FACTOR}(?:\s?[/·.]\s?{_FACTOR}|\s{_PREFIX}{_BASE}\^?-[1-4](?!\d))*"
+_NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_FIGURE = re.compile(
+    rf"""
+    (?<![\w.,^])                                          # not within a name or a number
+    (?P<sign>(?<![\w)\]%.])-)?(?P<number>{_NUMBER})
+    (?: \s?[×xX·*⋅]\s?10\s?(?:\^\s?\(?|\*\*)?(?P<power>[-+]?\d{{1,2}})\)?     # × 10^−3
+      | [eE](?P<exponent>[-+]?\d{{1,2}})
+      | \^\(?(?P<raised>[-+]?\d{{1,2}})\)?               # 10^6
+    )?
+    (?P<range>\s?(?:-|\bto\b)\s?(?P<upto>{_NUMBER}))?
+    (?:\s?(?P<unit>{_UNIT}))?
+    (?![A-Za-z\d])
+    """,
+    re.VERBOSE,
+)
+
+
+def mentions(text: str) -> list[Mention]:
+    """The numbers of a text. Digits within names (CO2, PM2.5, sp3) are none."""
+    return [Mention(match[0].strip(), tuple(_readings(match))) for match in _FIGURE.finditer(plain(text))]
+
+
+def plain(text: str) -> str:
+    """Signs, blanks and superscripts of scientific text in one form: ``cm⁻¹`` → ``cm^-1``."""
+    text = unicodedata.normalize("NFC", text).replace("μ", "µ").translate(_SIGNS)
+    return _SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(_TO_PLAIN), text)
+
+
+def _readings(match: re.Match[str]) -> Iterator[tuple[Quantity, ...]]:
+    unit = _unit(match["unit"])
+    value = _decimal((match["sign"] or "") + match["number"])
+    power = match["power"] or match["exponent"]
+    if power:
+        value = _scaled(value, int(power))
+    elif match["raised"]:
+        value = _scaled(Decimal(1), int(match["raised"])) if value == 10 else value ** int(match["raised"])
+    if not match["range"]:
+        yield ((value, unit),)
+        return
+    upto = _decimal(match["upto"])
+    if power:  # 2–4 × 10^3 is written with the power at the end only: not seen as a range here
+        upto = _scaled(upto, 0)
+    if value == 10 and not power and upto == int(upto) and upto <= 30 and match["range"].lstrip().startswith("-"):
+        yield ((_scaled(Decimal(1), -int(upto)), unit),)
+    yield ((value, unit), (upto, unit))
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text.replace(",", "")).normalize()
+    except InvalidOperation:  # digits of another script
+        return Decimal("".join(str(unicodedata.digit(c, 0)) if c.isdigit() else c for c in text.replace(",", "")))
+
+
+def _scaled(value: Decimal, power: int) -> Decimal:
+    return value.scaleb(power).normalize()
+
+
+def _unit(text: str | None) -> str:
+    """A unit in one spelling: no blanks, ``^`` or ``·``; litre as L; ``/x`` as ``x-1``."""
+    if not text:
+        return ""
+    text = re.sub(r"\s", "", text.replace("℃", "°C")) if "°" in text or "℃" in text else text
+    parts = re.split(r"[\s·.]+|(?=/)", text.replace("^", ""))
+    return "".join(_factor(part) for part in parts if part)
+
+
+def _factor(part: str) -> str:
+    inverse, part = part.startswith("/"), part.lstrip("/")
+    name, power = re.fullmatch(r"(.*?)([-+]?\d*)", part).groups()  # type: ignore[union-attr]
+    name = re.sub(r"l$", "L", name) if re.fullmatch(r"[mµndk]?l", name) else name
+    exponent = int(power or 1) * (-1 if inverse else 1)
+    return name + ("" if exponent == 1 else str(exponent))
+
+
+def quantities(text: str) -> dict[Decimal, set[str]]:
+    """Every value that a paper's text may mean, and the units that it stands with."""
+    found: dict[Decimal, set[str]] = {}
+    for mention in mentions(text):
+        for reading in mention.readings:
+            for value, unit in reading:
+                found.setdefault(value, set()).add(unit)
+    return found
+
+
+def stands_in(mention: Mention, paper: Mapping[Decimal, set[str]]) -> bool:
+    """Whether some reading of the number is in the paper: the same value, and the unit where one is written.
+
+    A value beside which the paper writes no unit (the head of a column, a list) counts for any unit.
+    """
+    return any(
+        all(value in paper and (not unit or unit in paper[value] or "" in paper[value]) for value, unit in reading)
+        for reading in mention.readings
+    )
+
+
+_WORK = (
+    r"(?:study|studies|paper|article|work|research|review|report|investigation|manuscript|experiments?|authors?|text|"
+    r"passage|document|findings|results)"
+)
+_NOT_ALONE = re.compile(
+    rf"\b(?:this|these|the\s+(?:present|current|above|given|provided|following)|present|our|their)\s+{_WORK}\b(?![-‐])"
+    r"|\b(?:the|an?)\s+(?:paper|article|manuscript|authors?|passage|document|text|abstract)\b(?!\s+of\b)(?![-‐])"
+    r"|\bthe\s+study\b(?!\s+of\b)"
+    r"|\b(?:fig(?:ure|s|\.)|table|scheme|equation|eq\.|section|appendix|ref\.)\s*\(?[S]?\d+"
+    r"|\b(?:shown|described|mentioned|discussed|given|listed|stated|presented|reported)\s+(?:above|below|earlier|here)\b"
+    r"|\b(?:the\s+above|aforementioned|above-mentioned|herein)\b"
+    r"|\bin\s+this\s+(?:context|case|section|chapter|method|approach|system|model|experiment|process)\b",
+    re.IGNORECASE,
+)
+
+
+def leans_on(question: str) -> str | None:
+    """The words by which a question needs its paper at hand ("this study", "Figure 3"); None if it stands alone."""
+    match = _NOT_ALONE.search(question)
+    return match[0] if match else None
+
+
+_WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
+
+
+def content_words(text: str) -> set[str]:
+    """The words that carry meaning, in small letters: stop words and single letters are left out."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    words = (match[0].lower() for match in _WORD.finditer(text))
+    return {word for word in words if len(word) > 1 and word not in ENGLISH_STOP_WORDS}
+
+
+def overlap(answer: str, evidence: str) -> float | None:
+    """Share of the answer's content words that the evidence has too, in [0, 1]; None if it has none."""
+    words = content_words(answer)
+    return len(words & content_words(evidence)) / len(words) if words else None

@@ -1,0 +1,60 @@
+"""Question similarity: do two questions of a paper ask for the same thing? Scores in [0, 1]; above 0.5 is flagged."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+FLAGGED = 0.5  # pairs of questions above it count as alike
+LEVELS = tuple(range(0, 101, 10))  # what the judge can say, 0…100
+
+
+def question_pairs(num_questions: int) -> list[tuple[int, int]]:
+    """All (i, j) with i < j: Q(Q − 1)/2 of them."""
+    return list(itertools.combinations(range(num_questions), 2))
+
+
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Rows [N, D] at length 1, float32; a zero row stays zero."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms != 0)
+
+
+def expected_level(logprobs: Sequence[float], levels: Sequence[float]) -> float:
+    """Expected value over the levels, whose log-probabilities are normalised over them."""
+    weights = normalised(logprobs)
+    return float(weights @ np.asarray(levels, dtype=np.float64))
+
+
+def normalised(logprobs: Sequence[float]) -> np.ndarray:
+    """Probabilities of the choices among themselves. Raises ValueError if none is possible."""
+    values = np.asarray(logprobs, dtype=np.float64)
+    if values.size == 0 or np.isnan(values).any() or np.isneginf(values).all():
+        raise ValueError("the judge's scores are not numbers")
+    weights = np.exp(values - values.max())
+    return weights / weights.sum()
+
+
+def both_orders(judge: float | None, swapped: float | None) -> float | None:
+    """Mean of the two orders; None unless both were judged."""
+    return None if judge is None or swapped is None else (judge + swapped) / 2
+
+
+def auc(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
+    """Probability that a positive scores above a negative, ties half: 0.5 = chance, 1 = perfect. None without both."""
+    if not len(positives) or not len(negatives):
+        return None
+    labels = [1] * len(positives) + [0] * len(negatives)
+    return float(roc_auc_score(labels, [*positives, *negatives]))
+
+
+def agreement(judge: Sequence[float], cosine: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, −1…1; None for fewer than three pairs or where one side does not vary."""
+    if len(judge) < 3 or len(set(judge)) == 1 or len(set(cosine)) == 1:
+        return None
+    return float(spearmanr(judge, cosine).statistic)

@@ -1,0 +1,127 @@
+"""The figures of the report, as SVG or PNG for a page: the three of the original for a paper, and the corpus's."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from qaray.metrics.similarity import FLAGGED
+
+INK, SOFT, ACCENT, WARM = "#1c2430", "#5c6878", "#0b5cad", "#c2410c"
+mpl.rcParams.update(
+    {
+        "font.size": 9, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "xtick.color": SOFT, "ytick.color": SOFT,
+        "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "axes.titlesize": 10,
+        "axes.titlelocation": "left", "axes.titlecolor": INK,
+    }
+)  # fmt: skip
+
+
+def question_similarity(pairs: Sequence[dict[str, Any]], questions: int, by_judge: bool) -> Markup:
+    """Lower-triangular heatmap of the questions' similarity, [0, 1]; pairs above 0.5 are marked."""
+    matrix = np.full((questions, questions), np.nan)
+    for pair in pairs:
+        judged = [score for score in (pair["judge"], pair["judge_swapped"]) if score is not None]
+        score = (float(np.mean(judged)) if judged else None) if by_judge else pair["cosine"]
+        if score is not None:
+            matrix[pair["j"], pair["i"]] = score
+    figure = Figure(figsize=(4.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
+    for row, column in zip(*np.where(matrix > FLAGGED), strict=True):
+        axes.text(
+            column, row, f"{matrix[row, column]:.2f}".lstrip("0"), ha="center", va="center", color=WARM, fontsize=7
+        )
+        axes.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=WARM))
+    axes.set_xticks(range(questions), [f"Q{i + 1}" for i in range(questions)])
+    axes.set_yticks(range(questions), [f"Q{i + 1}" for i in range(questions)])
+    axes.set_title("Question similarity, " + ("by the judge" if by_judge else "cosine"))
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    return _svg(figure, f"Heatmap of the similarity of {questions} questions; values above {FLAGGED} are marked")
+
+
+def evidence_scatter(evidence: Sequence[Sequence[dict[str, Any]]], sentences: int) -> Markup:
+    """Where in the paper each pair's best sentences stand; the darker, the higher the cosine."""
+    figure = Figure(figsize=(4.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for row, best in enumerate(evidence):
+        places = [one["sentence"] for one in best]
+        scores = np.clip([one["score"] for one in best], 0.15, 1)
+        axes.scatter(places, [row + 1] * len(places), s=22, color=ACCENT, alpha=list(map(float, scores)), linewidths=0)
+    for tenth in range(1, 10):
+        axes.axvline(tenth * sentences / 10 - 0.5, color="#dde3ea", linewidth=0.7, zorder=0)
+    axes.set(xlim=(-1, sentences), ylim=(len(evidence) + 0.5, 0.5), xlabel="sentence of the paper", ylabel="pair")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Each pair's ten best sentences, and tenths of the paper")
+    return _svg(figure, f"The places of the best sentences of {len(evidence)} pairs among {sentences} sentences")
+
+
+def coverage_heatmap(matrix: Sequence[Sequence[float]]) -> Markup:
+    """Cosine of every pair and every sentence."""
+    scores = np.asarray(matrix, dtype=np.float32)
+    figure = Figure(figsize=(9.4, 0.9 + 0.2 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(
+        scores, aspect="auto", cmap="viridis", interpolation="nearest", vmin=min(0, float(scores.min()))
+    )
+    axes.set(xlabel="sentence of the paper", ylabel="pair")
+    axes.set_yticks(range(len(scores)), [str(i + 1) for i in range(len(scores))])
+    axes.set_title("Cosine of pairs and sentences")
+    figure.colorbar(image, ax=axes)
+    return _png(figure, f"Heatmap of {scores.shape[0]} pairs and {scores.shape[1]} sentences")
+
+
+def distribution(found: dict[str, Any], title: str, null: float | None = None) -> Markup:
+    """Histogram of a metric over papers with its mean; ``null``: what chance would give."""
+    edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
+    figure = Figure(figsize=(3.1, 2.1), layout="constrained")
+    axes = figure.subplots()
+    axes.stairs(counts, edges, fill=True, color=ACCENT, alpha=0.75)
+    if found["mean"] is not None:
+        axes.axvline(found["mean"], color=INK, linewidth=1.2)
+    if null is not None:
+        axes.axvline(null, color=WARM, linewidth=1.2, linestyle="--")
+    used = [i for i, count in enumerate(counts) if count]
+    if used:
+        margin = edges[1] - edges[0]
+        axes.set_xlim(edges[used[0]] - margin, edges[used[-1] + 1] + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    axes.set_title(title)
+    axes.set_ylabel("papers")
+    return _svg(figure, f"{title}: histogram over {found['papers']} papers")
+
+
+def yield_bars(counts: dict[str, int]) -> Markup:
+    """Papers by how their pairs came out."""
+    figure = Figure(figsize=(3.1, 2.1), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(list(counts), list(counts.values()), color=ACCENT, alpha=0.75)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    axes.set_title("Yield, papers")
+    return _svg(figure, "Papers by status")
+
+
+def _svg(figure: Figure, description: str) -> Markup:
+    return _image(figure, "svg", "image/svg+xml", description)
+
+
+def _png(figure: Figure, description: str) -> Markup:
+    return _image(figure, "png", "image/png", description, dpi=130)
+
+
+def _image(figure: Figure, kind: str, mime: str, description: str, **options: Any) -> Markup:
+    """An <img> that carries its picture: a page stays one file, and nothing in a picture can run."""
+    buffer = io.BytesIO()
+    save: Callable[..., None] = figure.savefig
+    save(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {}, **options)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Markup('<img alt="{}" src="data:{};base64,{}">').format(description, mime, data)

@@ -1,0 +1,170 @@
+"""What the report shows of each paper, a shard in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from qaray.generate import best_answers, read_answers
+from qaray.outputs import paper_outcome
+from qaray.runs import Run
+from qaray.schema import DIMENSIONS
+from qaray.scores import COVERAGE, GROUNDING, RACAR, SIMILARITY
+from qaray.sources import Key, ProcessedPapers, Source, source_of
+from qaray.summary import PAPER_SCORES
+
+# Columns of the index after title and status: heading, and the paper's score; None: shown without an evaluation, too.
+COLUMNS: list[tuple[str, str | None]] = [
+    ("Pairs", None),
+    ("Tokens", None),
+    ("Coverage", "coverage_overall"),
+    ("Lift", "coverage_lift"),
+    ("Similarity", "similarity_judge"),
+    ("Accuracy", "racar_accuracy"),
+    ("Passes", "racar_passes"),
+    ("Numbers found", "numbers_found"),
+]
+CARDS = [
+    ("overall coverage", "coverage_overall"), ("of random sentences", "coverage_null"), ("lift", "coverage_lift"),
+    ("individual coverage", "coverage_individual"), ("question similarity", "similarity_judge"),
+    ("cosine of questions", "similarity_cosine"), ("pairs that pass RACAR", "racar_passes"),
+    ("numbers found", "numbers_found"),
+]  # fmt: skip
+
+
+def papers_of(run: Run, evaluated: bool, most: int) -> Iterator[dict[str, Any]]:
+    """The first ``most`` papers of a run, those without pairs too; with an evaluation, their scores and figures."""
+    source = source_of(run)
+    shown = 0
+    for shard in source.shards():
+        if shown >= most:
+            return
+        scores = _Scores(run.evaluation, source, shard) if evaluated else None
+        for paper in _measured(source, shard) if isinstance(source, ProcessedPapers) else _generated(run, shard):
+            if shown >= most:
+                return
+            shown += 1
+            yield _with_scores(paper, scores)
+
+
+def _measured(source: ProcessedPapers, shard: str) -> Iterator[dict[str, Any]]:
+    for paper in (source.run.papers / f"{shard}.parquet").read_table().to_pylist():
+        yield {
+            **_facts(paper),
+            "truncated": 0,
+            "status": "",
+            "why": "",
+            "attempts": 0,
+            "windows": 1,
+            "pairs": paper["pairs"],
+            "outputs": [],
+        }
+
+
+def _generated(run: Run, shard: str) -> Iterator[dict[str, Any]]:
+    answers = read_answers(run.root.fs, run.generation_files().get(shard, []))
+    for paper in (run.papers / f"{shard}.parquet").read_table().to_pylist():
+        own = answers.get(paper["doi"], [])
+        pairs, status, rejected = paper_outcome(paper, own)
+        best = best_answers(own)
+        yield {
+            **_facts(paper),
+            "truncated": max((a["truncated_tokens"] for a in own), default=0),
+            "status": str(status) if not rejected else "rejected",
+            "why": rejected["detail"] if rejected else "",
+            "attempts": max((a["attempt"] for a in own), default=0),
+            "windows": len(best),
+            "pairs": pairs,
+            "outputs": [a["output"] for a in best] if rejected else [],
+        }
+
+
+def _facts(paper: dict[str, Any]) -> dict[str, Any]:
+    title = paper["title"] or paper["doi"]
+    return {"title": title, **{name: paper[name] for name in ("doi", "source", "keywords", "tokens", "txt")}}
+
+
+class _Scores:
+    """The rows of one shard's papers, by doi."""
+
+    def __init__(self, run: Run, source: Source, shard: str) -> None:
+        keys: list[Key] = source.keys(shard)
+        self.papers = PAPER_SCORES.read(run, shard, keys)
+        self.coverage = COVERAGE.read(run, shard, keys)
+        self.similarity = SIMILARITY.read(run, shard, keys)
+        self.racar = RACAR.read(run, shard, keys)
+        self.grounding = GROUNDING.read(run, shard, keys)
+
+
+def _with_scores(paper: dict[str, Any], scores: _Scores | None) -> dict[str, Any]:
+    doi = paper["doi"]
+    own = scores.papers.get(doi, [{}])[0] if scores else {}
+    columns = [len(paper["pairs"]), paper["tokens"]]
+    columns += [own.get(name) for _, name in COLUMNS if name is not None] if scores else []
+    paper |= {
+        "pairs": [{**pair, "notes": [], "warnings": []} for pair in paper["pairs"]],
+        "columns": columns,
+        "scores": [],
+        "problems": [],
+        "evidence": [],
+        "sentences": [paper["txt"]],
+        "figures": [],
+    }
+    if scores is None or not paper["pairs"]:
+        return paper
+    paper["scores"] = [(title, f"{own[name]:.3f}") for title, name in CARDS if own.get(name) is not None]
+    _add_coverage(paper, scores.coverage.get(doi, []))
+    _add_similarity(paper, scores.similarity.get(doi, []))
+    _add_racar(paper, scores.racar.get(doi, []))
+    _add_grounding(paper, scores.grounding.get(doi, []))
+    return paper
+
+
+def _add_coverage(paper: dict[str, Any], rows: list[Any]) -> None:
+    from qaray.report import figures
+
+    for row in rows:
+        if row["problem"]:
+            paper["problems"].append(f"coverage: {row['problem']}")
+            continue
+        paper["sentences"] = row["sentences"]
+        paper["evidence"] = [[(one["sentence"], one["score"]) for one in best] for best in row["evidence"]]
+        paper["figures"] += [
+            figures.evidence_scatter(row["evidence"], len(row["sentences"])),
+            figures.coverage_heatmap(row["matrix"]),
+        ]
+        for pair, lost in zip(paper["pairs"], row["pair_tokens_lost"], strict=True):
+            if lost:
+                pair["warnings"].append(f"{lost} tokens beyond the embedding model's limit")
+
+
+def _add_similarity(paper: dict[str, Any], rows: list[Any]) -> None:
+    from qaray.report import figures
+
+    for row in rows:
+        if row["problem"]:
+            paper["problems"].append(f"similarity: {row['problem']}")
+        if row["pairs"]:
+            judged = any(pair["judge"] is not None for pair in row["pairs"])
+            paper["figures"].insert(0, figures.question_similarity(row["pairs"], len(paper["pairs"]), judged))
+
+
+def _add_racar(paper: dict[str, Any], rows: list[Any]) -> None:
+    lost = max((row["paper_tokens_lost"] or 0 for row in rows), default=0)
+    if lost:
+        paper["problems"].append(f"RACAR: the judge's context did not hold the paper's last {lost:,} tokens")
+    for pair, row in zip(paper["pairs"], rows, strict=False):
+        if row["problem"]:
+            pair["warnings"].append(f"RACAR: {row['problem']}")
+            continue
+        pair["notes"] += [f"{name} {row[name]:.1f}" for name in DIMENSIONS]
+
+
+def _add_grounding(paper: dict[str, Any], rows: list[Any]) -> None:
+    for pair, row in zip(paper["pairs"], rows, strict=False):
+        if row["numbers"]:
+            pair["notes"].append(f"{row['numbers_found']} of {row['numbers']} numbers in the paper")
+        if row["missing"]:
+            pair["warnings"].append("not in the paper: " + ", ".join(row["missing"]))
+        if row["leans_on"]:
+            pair["warnings"].append(f"leans on “{row['leans_on']}”")

@@ -1,0 +1,114 @@
+"""The tables of an evaluation: Parquet shards of scores, keyed by paper, and what is still owed to them.
+
+OUT/evaluation/coverage.parquet/part-000000.<hash>.parquet …: written as the work goes, a file a block. At the end each
+paper shard's files are merged into one, in the papers' order, every paper once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from qaray.runs import Run, RunError
+from qaray.schema import (
+    COVERAGE_SCHEMA,
+    GROUNDING_SCHEMA,
+    QUESTION_SCHEMA,
+    RACAR_SCHEMA,
+    SIMILARITY_SCHEMA,
+    table,
+)
+from qaray.sources import Key, Source
+from qaray.storage import Location
+
+MERGED = "merged"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One metric's rows. ``by_pair``: a row a pair, none for a paper without pairs; else a row a paper."""
+
+    name: str
+    schema: pa.Schema
+    by_pair: bool = False
+
+    def folder(self, run: Run) -> Location:
+        return run.root / f"{self.name}.parquet"
+
+    def files(self, run: Run, shard: str) -> list[Location]:
+        return [file for file in self.folder(run).files(".parquet") if file.name.startswith(f"{shard}.")]
+
+    def write(self, run: Run, shard: str, rows: list[dict[str, Any]]) -> None:
+        """A file of these papers' rows: the same papers give the same file, so that a task that runs twice writes it
+        twice."""
+        if rows:
+            keys = sorted({(row["doi"], row["digest"]) for row in rows})
+            name = hashlib.sha256(repr(keys).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+            (self.folder(run) / f"{shard}.{name}.parquet").write_table(table(rows, self.schema))
+
+    def done(self, run: Run, shard: str) -> set[tuple[str, str]]:
+        """(doi, digest) of the papers that have their rows."""
+        found: set[tuple[str, str]] = set()
+        for file in self.files(run, shard):
+            columns = file.read_table(["doi", "digest"])
+            found.update(zip(columns["doi"].to_pylist(), columns["digest"].to_pylist(), strict=True))
+        return found
+
+    def owed(self, run: Run, shard: str, keys: list[Key]) -> set[str]:
+        """The dois of a shard's papers that lack rows."""
+        done = self.done(run, shard)
+        return {key.doi for key in keys if (key.doi, key.digest) not in done and (key.pairs or not self.by_pair)}
+
+    def read(self, run: Run, shard: str, keys: list[Key], columns: list[str] | None = None) -> dict[str, list[Any]]:
+        """Rows by doi of the papers as they are; a paper that was measured twice counts once."""
+        wanted = None if columns is None else sorted({"doi", "digest", *columns, *(["qa"] if self.by_pair else [])})
+        current = {(key.doi, key.digest) for key in keys}
+        rows: dict[str, list[Any]] = {}
+        seen: set[tuple[str, int]] = set()
+        for file in self.files(run, shard):
+            for row in file.read_table(wanted).to_pylist():
+                key = (row["doi"], row.get("qa", 0))
+                if (row["doi"], row["digest"]) in current and key not in seen:
+                    seen.add(key)
+                    rows.setdefault(row["doi"], []).append(row)
+        if self.by_pair:
+            for own in rows.values():
+                own.sort(key=lambda row: row["qa"])
+        return rows
+
+    def merge(self, run: Run, shard: str, source: Source) -> list[list[Any]]:
+        """One file for the shard; its rows, a list a paper, in the papers' order. Raises RunError if one lacks rows."""
+        keys = source.keys(shard)
+        rows = self.read(run, shard, keys)
+        ordered = [rows.get(key.doi, []) for key in keys]
+        for key, own in zip(keys, ordered, strict=True):
+            if len(own) != (key.pairs if self.by_pair else 1):
+                raise RunError(f"{self.name}: {key.doi} of {shard} has {len(own)} rows: scores would be lost")
+        files = self.files(run, shard)
+        merged = self.folder(run) / f"{shard}.{MERGED}.parquet"
+        flat = [row for own in ordered for row in own]
+        if [file.path for file in files] != [merged.path] or len(self._merged_rows(merged)) != len(flat):
+            merged.write_table(table(flat, self.schema))
+            for file in files:
+                if file.path != merged.path:
+                    file.remove()
+        return ordered
+
+    def _merged_rows(self, merged: Location) -> list[str]:
+        return merged.read_table(["doi"])["doi"].to_pylist() if merged.exists() else []
+
+    def rows(self, run: Run) -> Iterator[Any]:
+        """All rows of a finished evaluation, a shard in memory at a time."""
+        for file in self.folder(run).files(".parquet"):
+            yield from file.read_table().to_pylist()
+
+
+COVERAGE = Table("coverage", COVERAGE_SCHEMA)
+QUESTIONS = Table("questions", QUESTION_SCHEMA)
+SIMILARITY = Table("similarity", SIMILARITY_SCHEMA)
+RACAR = Table("racar", RACAR_SCHEMA, by_pair=True)
+GROUNDING = Table("grounding", GROUNDING_SCHEMA, by_pair=True)

@@ -1,0 +1,136 @@
+"""Papers with their pairs, wherever they come from: a run of qaray's, or a processed output made anywhere.
+
+Both are read shard by shard, and the shard's name goes with the paper.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+
+from qaray.config import EvaluateConfig
+from qaray.doi_index import Ingested
+from qaray.engines import StopCheck
+from qaray.generate import read_answers
+from qaray.outputs import paper_outcome
+from qaray.papers import Intake, ingest, input_files, unread
+from qaray.prompts import WordTokenizer
+from qaray.records import digest, paired_fields
+from qaray.runs import Run
+from qaray.schema import PAIRS, PAPER_SCHEMA, Paired
+
+PAIRED_SCHEMA = pa.schema([*PAPER_SCHEMA, ("pairs", PAIRS), ("digest", pa.string())])
+ANSWER_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "finish_reason", "error", "pairs"]
+
+
+class Key(NamedTuple):
+    """What tells whether a paper was measured."""
+
+    doi: str
+    digest: str
+    pairs: int  # number of pairs
+
+
+class Source(Protocol):
+    """Picklable: tasks read their shards by it."""
+
+    def shards(self) -> list[str]:
+        """Names of the shards, in order."""
+        ...
+
+    def keys(self, shard: str) -> list[Key]:
+        """The papers of a shard that are to be measured. Their text is not read."""
+        ...
+
+    def read(self, shard: str) -> list[Paired]:
+        """The same papers in the same order, whole."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProcessedPapers:
+    """Processed output that was taken into the shards of ``run``, the evaluation's own folder."""
+
+    run: Run
+
+    def shards(self) -> list[str]:
+        return [shard.name.removesuffix(".parquet") for shard in self.run.paper_shards()]
+
+    def keys(self, shard: str) -> list[Key]:
+        rows = (self.run.papers / f"{shard}.parquet").read_table(["doi", "digest", "pairs"]).to_pylist()
+        return [Key(row["doi"], row["digest"], len(row["pairs"])) for row in rows]
+
+    def read(self, shard: str) -> list[Paired]:
+        columns = ["doi", "digest", "title", "txt", "pairs"]
+        rows = (self.run.papers / f"{shard}.parquet").read_table(columns).to_pylist()
+        return [Paired(**row, shard=shard) for row in rows]
+
+
+@dataclass(frozen=True)
+class GeneratedPapers:
+    """The papers of a generate run that have pairs."""
+
+    run: Run
+
+    def shards(self) -> list[str]:
+        return [shard.name.removesuffix(".parquet") for shard in self.run.paper_shards()]
+
+    def keys(self, shard: str) -> list[Key]:
+        return [Key(row["doi"], row["digest"], len(row["pairs"])) for row in self._read(shard, ["doi"])]
+
+    def read(self, shard: str) -> list[Paired]:
+        return self._read(shard, ["doi", "title", "txt"])
+
+    def _read(self, shard: str, columns: list[str]) -> list[Paired]:
+        files = [file.path for file in self.run.generations.files(".parquet") if file.name.startswith(f"{shard}.")]
+        answers = read_answers(self.run.root.fs, files, ANSWER_COLUMNS)
+        wanted = [*columns, "file", "position"]
+        found = []
+        for paper in (self.run.papers / f"{shard}.parquet").read_table(wanted).to_pylist():
+            pairs, _, _ = paper_outcome(paper, answers.get(paper["doi"], []))
+            if pairs:
+                found.append(
+                    Paired(
+                        doi=paper["doi"],
+                        shard=shard,
+                        digest=digest(pairs),
+                        title=paper.get("title"),
+                        txt=paper.get("txt") or "",
+                        pairs=pairs,
+                    )
+                )
+        return found
+
+
+def open_source(
+    config: EvaluateConfig, generated: Run, should_stop: StopCheck, report: Callable[[Ingested], None]
+) -> tuple[Source, int]:
+    """What is to be measured, and how many records of a processed output were rejected.
+
+    A processed output is taken in first; if one of its files changed, all of them anew: papers that stayed the same
+    keep their scores. Raises FileNotFoundError, or RunError if no record is a paper with pairs.
+    """
+    if not config.processed_output:
+        return GeneratedPapers(generated), 0
+    run = generated.evaluation
+    files = input_files(config.processed_output, run)
+    known = (run.sources.read_json() or {"files": []})["files"]
+    if known and (unread(files, known) or len(files) != len(known)):
+        for old in (*run.paper_shards(), *run.rejected_papers.files(".parquet"), run.sources):
+            old.remove()
+    intake = Intake(config.processed_output, config.papers_per_shard, fields=paired_fields, schema=PAIRED_SCHEMA)
+    ingested = ingest(intake, run, WordTokenizer().count, should_stop, report)
+    with (run.root / "rejected.jsonl").write() as stream:
+        for shard in run.rejected_papers.files(".parquet"):
+            for row in shard.read_table().to_pylist():
+                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    return ProcessedPapers(run), ingested.rejected
+
+
+def source_of(run: Run) -> Source:
+    """What an evaluated run's scores are of."""
+    return ProcessedPapers(run.evaluation) if run.evaluation.paper_shards() else GeneratedPapers(run)
