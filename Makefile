@@ -1,5 +1,5 @@
 # Every target makes .venv and installs by itself; the set that was tested is pinned in constraints.txt.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
@@ -27,6 +27,7 @@ format: $(VENV)/dev
 
 bench: $(VENV)/demo
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/evaluation.py --repeat $(REPEAT)
 	$(BIN)/python benchmarks/generation.py --repeat $(REPEAT)
 
 preflight:

@@ -24,7 +24,7 @@ COMMANDS = {
     "evaluate": ("EvaluateConfig", "Question-answer pairs to scores: coverage, similarity, RACAR, grounding."),
     "parse": ("ParseConfig", "Outputs made elsewhere to question-answer pairs."),
     "report": ("ReportConfig", "Write the report of a finished run again."),
-    "demo": ("DemoConfig", "The main job on the sample papers with the bundled model."),
+    "demo": ("DemoConfig", "The main job on the sample papers with the bundled models."),
 }
 
 

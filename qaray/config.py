@@ -245,7 +245,7 @@ class ReportConfig(Config):
 
 
 class DemoConfig(Config):
-    """The main job on the sample papers with the bundled model."""
+    """The main job on the sample papers with the bundled models."""
 
     output_dir: str = Field("runs/demo", description="run directory to write")
     cache_dir: str = Field("./cache", description="folder for the converted model")

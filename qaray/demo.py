@@ -1,11 +1,11 @@
-"""The demo: the main job on the sample papers with the bundled model, as a newcomer runs it."""
+"""The demo: the main job on the sample papers with the two bundled models, as a newcomer runs it."""
 
 from __future__ import annotations
 
 from importlib import resources
 
-from qaray.config import DemoConfig, GenerateConfig
-from qaray.pipeline import run_generate
+from qaray.config import DemoConfig, EvaluateConfig, GenerateConfig
+from qaray.pipeline import run_evaluate, run_generate
 
 # The bundled model has 135 million parameters and loses the thread in long contexts: windows of 2,048 tokens share out
 # the pairs of a paper.
@@ -13,7 +13,7 @@ SEQ_LEN = 2048
 
 
 def demo_config(config: DemoConfig) -> GenerateConfig:
-    """What the demo runs."""
+    """What the demo generates."""
     return GenerateConfig(
         file_path=str(resources.files("qaray") / "sample" / "papers.json"),
         base_model="bundled:smollm2-135m",
@@ -30,4 +30,7 @@ def demo_config(config: DemoConfig) -> GenerateConfig:
 def run_demo(config: DemoConfig) -> str:
     """Runs the demo; returns the path of its report."""
     run_generate(demo_config(config))
+    run_evaluate(
+        EvaluateConfig(output_dir=config.output_dir, cache_dir=config.cache_dir, no_progress=config.no_progress)
+    )
     return f"{config.output_dir.rstrip('/')}/report/index.html"

@@ -75,7 +75,7 @@ def _near(vectors: np.ndarray, dois: list[str], threshold: float) -> list[tuple[
 
     dimensions = vectors.shape[1]
     if len(vectors) <= EXACT_UP_TO:
-        index = faiss.IndexFlatIP(dimensions)
+        index: Any = faiss.IndexFlatIP(dimensions)
     else:
         index = faiss.IndexHNSWFlat(dimensions, LINKS, faiss.METRIC_INNER_PRODUCT)
     index.add(vectors)

@@ -6,6 +6,7 @@ the shards on disk. Letters in shape comments: P papers, Q pairs, S sentences, T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, TypedDict
 
@@ -340,7 +341,7 @@ def complete(
     )
 
 
-def scored(requests: pa.Table, logprobs: list[list[list[float]] | None], errors: list[str | None]) -> pa.Table:
+def scored(requests: pa.Table, logprobs: Sequence[list[list[float]] | None], errors: Sequence[str | None]) -> pa.Table:
     """The ScoreResult rows of ScoreRequest rows: their further columns, and the answers."""
     rest = requests.drop_columns(REQUEST_COLUMNS)
     rest = rest.append_column("logprobs", pa.array(logprobs, LOGPROBS))

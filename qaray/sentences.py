@@ -15,6 +15,8 @@ _GOES_ON = re.compile(
     r"resp|viz|wt|anhyd|subsp|spp)\.\s*$",
     re.IGNORECASE,
 )
+# A unit of one letter ends a sentence ("at 300 K. At higher …"); nupunkt takes it for an initial.
+_UNIT_AT_END = re.compile(r"(?<=\d\s[A-Za-zΩÅ])\.\s+(?=[A-Z][a-z])")
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 _BLANKS = re.compile(r"\s*")
 _VISIBLE = re.compile(r"\w")
@@ -42,12 +44,11 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _ends(paragraph: str) -> Iterator[int]:
-    """Where sentences end, the blanks behind them included."""
+    """Where sentences end, the blanks behind them included, in order."""
     import nupunkt
 
-    for _, end in nupunkt.sent_spans(paragraph):
-        blanks = _BLANKS.match(paragraph, end)
-        yield blanks.end() if blanks else end
+    ends = {_BLANKS.match(paragraph, end).end() for _, end in nupunkt.sent_spans(paragraph)}  # type: ignore[union-attr]
+    yield from sorted(ends | {match.end() for match in _UNIT_AT_END.finditer(paragraph)})
 
 
 def _cut(text: str, ends: list[int] | Iterator[int]) -> Iterator[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 def missing() -> list[str]:
     lacks = []
-    if sys.version_info < (3, 10):
-        lacks.append(f"Python 3.10 or newer (this is {platform.python_version()}): make PYTHON=/path/to/python3.11 …")
+    if sys.version_info < (3, 11):
+        lacks.append(f"Python 3.11 or newer (this is {platform.python_version()}): make PYTHON=/path/to/python3.11 …")
     if importlib.util.find_spec("ensurepip") is None:
         lacks.append("Python's venv module (Debian: apt-get install python3-venv)")
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():

@@ -25,8 +25,6 @@ class Mention:
 # What PDF texts hold for a minus sign, a dash, a narrow space, and for micro.
 _MINUS, _BLANKS = "−‐‑‒–—﹣－", "\u00a0\u2009\u202f\u2007\u200a\u2002\u2003"
 _SIGNS = str.maketrans(dict.fromkeys(_MINUS, "-") | dict.fromkeys(_BLANKS, " "))
-    dict.fromkeys("−‐‑‒–—﹣－", "-") | dict.fromkeys("\u00a0\u2009\u202f\u2007\u200a\u2002\u2003", " ")
-)
 _SUPERSCRIPT = re.compile("[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _TO_PLAIN = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 

@@ -35,7 +35,8 @@ def interval_of_mean(values: Sequence[float]) -> Interval | None:
     found = stats.bootstrap(
         (sample,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(0)
     )
-    return Interval(*map(float, found.confidence_interval), "bootstrap")
+    low, high = found.confidence_interval
+    return Interval(float(low), float(high), "bootstrap")
 
 
 def histogram(values: Sequence[float], bounds: tuple[float, float] | None, bins: int = 20) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def evidence_scatter(evidence: Sequence[Sequence[dict[str, Any]]], sentences: in
     axes = figure.subplots()
     for row, best in enumerate(evidence):
         places = [one["sentence"] for one in best]
-        scores = np.clip([one["score"] for one in best], 0.15, 1)
-        axes.scatter(places, [row + 1] * len(places), s=22, color=ACCENT, alpha=list(map(float, scores)), linewidths=0)
+        scores = np.clip([one["score"] for one in best], 0.15, 1.0)
+        axes.scatter(places, [row + 1] * len(places), s=22, color=ACCENT, alpha=scores.astype(float), linewidths=0)
     for tenth in range(1, 10):
         axes.axvline(tenth * sentences / 10 - 0.5, color="#dde3ea", linewidth=0.7, zorder=0)
     axes.set(xlim=(-1, sentences), ylim=(len(evidence) + 0.5, 0.5), xlabel="sentence of the paper", ylabel="pair")

@@ -45,7 +45,7 @@ def test_every_record_ends_in_a_row_or_a_reason(tmp_path):
     assert [list(r) for r in original[:1]] == [["doi", "input", "output"]]
     assert original[0]["input"].startswith("[INST] <<SYS>>")
     assert papers[0]["txt"] in original[0]["input"]
-    page = (out / "report" / "index.html").read_text()
+    page = (out / "report" / "papers" / "000001.html").read_text()
     assert "What is the melting point of compound 0-0" in page or "melting point of compound 0-0" in page
     rows = pq.read_table(out / "papers").to_pylist()
     assert [r["row"] for r in rows] == list(range(len(dois)))

@@ -48,7 +48,7 @@ def test_a_run_on_s3(bucket):
         with fs.open_input_stream("bucket/run/manifest.json") as stream:
             counts = json.loads(stream.read())["counts"]
         assert (counts["papers_with_pairs"], counts["rejected"], counts["pairs"]) == (31, 1, 93)
-    with fs.open_input_stream("bucket/run/report/index.html") as stream:
+    with fs.open_input_stream("bucket/run/report/papers/000031.html") as stream:
         assert b"compound 31-0" in stream.read()
     names = {info.path for info in fs.get_file_info(pafs.FileSelector("bucket/run"))}
     assert "bucket/run/lease.json" not in names

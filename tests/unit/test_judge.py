@@ -1,0 +1,182 @@
+"""What the judge is asked, and what its log-probabilities say."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from qaray.judge import JudgePrompts, other_answers, other_questions, racar_rows, similarity_row
+from qaray.metrics.racar import passes
+from qaray.metrics.similarity import agreement, auc, expected_level, normalised, question_pairs, unit_vectors
+from qaray.models import load_tokenizer
+from qaray.paraphrase import paraphrase
+from qaray.prompts import LLAMA2, Template, WordTokenizer
+from qaray.schema import DIMENSIONS
+
+KEY = {"doi": "d", "digest": "x"}
+
+
+def paper(pairs, txt="Iron melts at 1811 K. " * 20):
+    return {
+        "doi": "d",
+        "shard": "s",
+        "digest": "x",
+        "title": None,
+        "txt": txt,
+        "pairs": [{"Q": q, "A": a} for q, a in pairs],
+    }
+
+
+def prompts(seq_len=4096, tokenizer=None, **values):
+    return JudgePrompts(Template("llama2", LLAMA2), tokenizer or WordTokenizer(), seq_len, **values)
+
+
+PAIRS = [("What melts?", "Iron."), ("What is 1811 K?", "Its melting point."), ("Why does it melt?", "Heat.")]
+ALIKE = np.ones((3, 3))
+
+
+def test_both_orders_of_every_pair_are_asked_once():
+    request = prompts().similarity(paper(PAIRS), ALIKE, [])
+    asked = request.request["suffixes"]
+    assert len(asked) == 6 == len(set(asked))
+    assert (
+        sum(s.index("What melts?") < s.index("Why does it melt?") for s in asked if "What melts?" in s and "Why" in s)
+        == 1
+    )
+    assert request.request["choices"][-1] == "100\n"
+    assert "What melts?" not in request.request["prefix"]  # the corpus shares it
+
+
+def test_the_scores_come_back_to_their_pair():
+    """A judge that is sure of one level for each suffix, another in each order."""
+    request = prompts().similarity(paper(PAIRS), ALIKE, [])
+    levels = [0, 10, 20, 30, 40, 50]
+    answers = [[0.0 if 10 * c == level else -1000.0 for c in range(11)] for level in levels]
+    row = similarity_row(KEY, json.dumps(request.about), answers, None)
+    assert [(p["i"], p["j"]) for p in row["pairs"]] == [(0, 1), (0, 2), (1, 2)]
+    assert [(p["judge"], p["judge_swapped"]) for p in row["pairs"]] == [(0.0, 0.1), (0.2, 0.3), (0.4, 0.5)]
+    assert row["problem"] is None
+
+
+def test_the_prefilter_judges_what_is_near():
+    cosines = np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]])
+    request = prompts(judge_above=0.5).similarity(paper(PAIRS), cosines, [])
+    assert len(request.request["suffixes"]) == 2
+    row = similarity_row(KEY, json.dumps(request.about), [[0.0] * 11] * 2, None)
+    assert [p["judge"] for p in row["pairs"]] == [pytest.approx(0.5), None, None]
+    assert [p["cosine"] for p in row["pairs"]] == pytest.approx([0.9, 0.1, 0.2])
+    assert row["problem"] is None
+
+
+def test_the_control_of_similarity():
+    request = prompts().similarity(paper(PAIRS), ALIKE, ["What is gold?"])
+    row = similarity_row(KEY, json.dumps(request.about), [[0.0] * 11] * 9, None)
+    assert [each["kind"] for each in row["control"]] == ["duplicate", "paraphrase", "unrelated"]
+    assert "Question 1: What melts?\nQuestion 2: What melts?" in request.request["suffixes"][6]
+    assert "What is gold?" in request.request["suffixes"][8]
+
+
+def test_one_pair_has_nothing_to_compare_with():
+    request = prompts().similarity(paper(PAIRS[:1]), np.ones((1, 1)), [])
+    assert request.request["suffixes"] == []
+    assert similarity_row(KEY, json.dumps(request.about), [], None)["problem"] == "fewer_than_two_pairs"
+
+
+def test_racar_asks_five_dimensions_of_every_pair_after_the_paper():
+    own = paper([*PAIRS, ("What of gold?", " ")])
+    request = prompts().racar(own, ["Silver."])
+    assert request.request["prefix"].endswith(own["txt"])
+    suffixes = request.request["suffixes"]
+    assert len(suffixes) == 5 * (3 + 1)  # the empty answer is not judged; one control
+    assert all(s.endswith(f"{name.capitalize()}: ") for s, name in zip(suffixes, DIMENSIONS * 4, strict=True))
+    assert "Answer: Silver." in suffixes[15]
+    assert "Question: What melts?" in suffixes[15]
+    answers = [[0.0 if level == n % 5 else -1000.0 for level in range(5)] for n in range(20)]
+    rows = list(racar_rows(KEY, json.dumps(request.about), answers, None))
+    assert [row["qa"] for row in rows] == [0, 1, 2, 3]
+    assert [rows[1][name] for name in DIMENSIONS] == [1, 2, 3, 4, 5]
+    assert [rows[1][f"{name}_argmax"] for name in DIMENSIONS] == [1, 2, 3, 4, 5]
+    assert rows[0]["swapped"] == dict(zip(DIMENSIONS, [1.0, 2.0, 3.0, 4.0, 5.0], strict=True))
+    assert rows[1]["swapped"] is None
+    assert (rows[3]["problem"], rows[3]["accuracy"], rows[3]["passes"]) == ("empty_answer", None, None)
+    assert rows[0]["passes"] is False  # relevance 1
+
+
+def test_a_paper_beyond_the_judges_context_is_cut_and_that_is_recorded(tiny_model):
+    tokenizer = load_tokenizer(tiny_model, "cache")
+    request = prompts(2600, tokenizer).racar(paper(PAIRS, "x" * 5000), [])
+    row = next(racar_rows(KEY, json.dumps(request.about), [[0.0] * 5] * 15, None))
+    assert 0 < row["paper_tokens_lost"] < 5000
+    longest = max(len(tokenizer.encode(s)) for s in request.request["suffixes"])
+    assert len(tokenizer.encode(request.request["prefix"])) + longest <= 2600
+
+
+def test_an_answer_too_long_for_the_judge_costs_that_pair_only(tiny_model):
+    request = prompts(2600, load_tokenizer(tiny_model, "cache")).racar(paper([*PAIRS, ("Why?", "x" * 3000)]), [])
+    rows = list(racar_rows(KEY, json.dumps(request.about), [[0.0] * 5] * 15, None))
+    assert rows[3]["problem"].startswith("over_length")
+    assert rows[0]["accuracy"] == pytest.approx(3.0)
+
+
+def test_an_error_of_the_engine_is_every_rows_problem():
+    request = prompts().racar(paper(PAIRS), [])
+    rows = list(racar_rows(KEY, json.dumps(request.about), None, "engine_error: boom"))
+    assert [row["problem"] for row in rows] == ["engine_error: boom"] * 3
+    assert (
+        similarity_row(KEY, json.dumps(prompts().similarity(paper(PAIRS), ALIKE, []).about), None, "engine_error: b")[
+            "problem"
+        ]
+        == "engine_error: b"
+    )
+
+
+def test_the_test_set_rule_leaves_agnosticism_to_the_words():
+    good = dict.fromkeys(DIMENSIONS, 3.0)
+    assert passes(good, self_contained=True)
+    assert passes({**good, "agnosticism": 1.0}, self_contained=True)
+    assert not passes(good, self_contained=False)
+    assert not passes({**good, "accuracy": 2.99}, self_contained=True)
+    assert not passes({**good, "accuracy": None}, self_contained=True)
+
+
+def test_expected_values():
+    assert normalised([math.log(1), math.log(3)]).tolist() == pytest.approx([0.25, 0.75])
+    assert expected_level([-700.0, -700.0 + math.log(3)], [0, 100]) == pytest.approx(75)
+    assert expected_level([-math.inf, 0.0], [1, 5]) == 5
+    for bad in ([], [math.nan, 0.0], [-math.inf, -math.inf]):
+        with pytest.raises(ValueError, match="not numbers"):
+            expected_level(bad, range(len(bad)))
+
+
+def test_auc_and_agreement():
+    assert auc([3, 4], [1, 2]) == 1
+    assert auc([1, 2], [1, 2]) == 0.5
+    assert auc([], [1]) is None
+    assert agreement([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.9]) == pytest.approx(1)
+    assert agreement([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_question_pairs_and_vectors():
+    assert question_pairs(4) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert question_pairs(1) == question_pairs(0) == []
+    assert unit_vectors(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist() == [
+        [pytest.approx(0.6), pytest.approx(0.8)],
+        [0, 0],
+    ]
+
+
+def test_controls_come_from_other_papers():
+    papers = [[{"Q": f"Q{p}{i}", "A": f"A{p}{i}"} for i in range(2)] for p in range(3)] + [[]]
+    assert other_questions(papers, 0, 3) == ["Q10", "Q11", "Q20"]
+    assert other_answers(papers, 2) == ["A00", "A01"]
+    assert other_questions(papers[:1], 0, 3) == []
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["What is iron?", "How does it melt?", "Why so?", "Name it.", "What is the role of zinc in enzymes?", ""],
+)
+def test_a_paraphrase_has_other_words_at_its_head(question):
+    assert paraphrase(question) != question
+    assert set(question.rstrip("?.").split()[-1:]) <= set(paraphrase(question).replace(":", " ").rstrip("?.").split())
