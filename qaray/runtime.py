@@ -27,6 +27,8 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
         return
     # Ray's core writes errors of its own workings into the driver's terminal; set this to "info" to see them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Light stages share CPUs, so that there are more workers than CPUs: no matter for concern.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     options: dict[str, Any] = {
         "logging_level": logging.ERROR,
         "log_to_driver": False,

@@ -67,7 +67,7 @@ class ProcessedPapers:
     def read(self, shard: str) -> list[Paired]:
         columns = ["doi", "digest", "title", "txt", "pairs"]
         rows = (self.run.papers / f"{shard}.parquet").read_table(columns).to_pylist()
-        return [Paired(**{**row, "shard": shard}) for row in rows]
+        return [Paired(shard=shard, **{name: row[name] for name in columns}) for row in rows]
 
 
 @dataclass(frozen=True)

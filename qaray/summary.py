@@ -45,7 +45,7 @@ BY_TABLE = {
 PAPER_SCORES = Table(
     "paper_scores", pa.schema([*SCORE_KEY, ("pairs", pa.int32()), *((name, pa.float64()) for name in BOUNDS)])
 )
-CHANCE = 0.6  # a judge whose control AUC is below it is as good as chance
+CHANCE = 0.65  # a judge whose control AUC is below it is hardly better than chance
 
 
 @dataclass

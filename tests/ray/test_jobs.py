@@ -12,7 +12,7 @@ from tests.ray.conftest import check_complete, qaray
 README = (ROOT / "README.md").read_text()
 
 
-def submit(cluster, *args, **env):
+def submit(cluster, *args, job="generate", **env):
     line = [
         "ray",
         "job",
@@ -23,7 +23,7 @@ def submit(cluster, *args, **env):
         str(ROOT),
         "--",
         "python",
-        "jobs/generate.py",
+        f"jobs/{job}.py",
     ]
     environment = {**os.environ, **cluster, **env}
     environment.pop("RAY_ADDRESS")
@@ -42,6 +42,9 @@ def test_a_submitted_job(cluster, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "120 pairs from 40 of 40 papers" in done.stdout + done.stderr
     check_complete(out, {make_paper(i)["doi"] for i in range(40)})
+    measured = submit(cluster, "--output_dir", out, "--engine", "echo", job="evaluate")
+    assert measured.returncode == 0, measured.stdout + measured.stderr
+    assert "120 pairs of 40 papers measured" in measured.stdout + measured.stderr
     failed = submit(cluster, *args, "--num_qas", "4")
     assert failed.returncode != 0
     assert "num_qas: 3 in the run, 4 asked for" in failed.stdout + failed.stderr
@@ -65,10 +68,10 @@ def test_commands_of_the_readme(tmp_path, monkeypatch):
         done = qaray(*args)
         assert done.returncode == 0, done.stderr
         ran += 1
-    assert ran == 2
+    assert ran == 5
     assert json.loads((tmp_path / "runs/parsed/processed_output.json").read_text())
     flags = re.findall(r"--[a-z_]+", README)
-    known = qaray("generate", "--help").stdout + qaray("parse", "--help").stdout
+    known = "".join(qaray(command, "--help").stdout for command in ("generate", "parse", "evaluate"))
     assert {f for f in flags if f not in known} <= {"--working"}
 
 
