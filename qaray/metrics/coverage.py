@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaln
 
 CHUNKS = 10  # equal parts of a paper
 SHARE = 0.15  # of a paper's sentences that are looked at
@@ -73,14 +73,14 @@ def best_together(scores: np.ndarray, k: int) -> np.ndarray:
 def expected_chunk_rate(num_sentences: int, k: int, num_chunks: int = CHUNKS) -> float:
     """Expected chunk rate of k sentences drawn without replacement: mean over chunks of 1 − C(n − n_c, k) / C(n, k)."""
     sizes = np.bincount(num_chunks * np.arange(num_sentences) // num_sentences, minlength=num_chunks)
-    others = num_sentences - sizes.astype(np.float64)
-    missed = np.zeros(num_chunks)
-    can_miss = others >= k
-    rest = others[can_miss]
-    missed[can_miss] = np.exp(
-        gammaln(rest + 1) - gammaln(rest - k + 1) + gammaln(num_sentences - k + 1) - gammaln(num_sentences + 1)
-    )
-    return float(np.mean(1 - missed))
+    draws = _log_binomial(num_sentences, k)
+    others = [num_sentences - int(size) for size in sizes]
+    missed = [math.exp(_log_binomial(rest, k) - draws) if rest >= k else 0.0 for rest in others]
+    return 1 - math.fsum(missed) / num_chunks
+
+
+def _log_binomial(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def evidence(scores: np.ndarray, most: int = EVIDENCE) -> list[list[int]]:

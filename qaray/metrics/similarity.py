@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
 FLAGGED = 0.5  # pairs of questions above it count as alike
 LEVELS = tuple(range(0, 101, 10))  # what the judge can say, 0…100
@@ -49,6 +47,8 @@ def auc(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
     """Probability that a positive scores above a negative, ties half: 0.5 = chance, 1 = perfect. None without both."""
     if not len(positives) or not len(negatives):
         return None
+    from sklearn.metrics import roc_auc_score
+
     labels = [1] * len(positives) + [0] * len(negatives)
     return float(roc_auc_score(labels, [*positives, *negatives]))
 
@@ -57,4 +57,6 @@ def agreement(judge: Sequence[float], cosine: Sequence[float]) -> float | None:
     """Spearman's rank correlation, −1…1; None for fewer than three pairs or where one side does not vary."""
     if len(judge) < 3 or len(set(judge)) == 1 or len(set(cosine)) == 1:
         return None
+    from scipy.stats import spearmanr
+
     return float(spearmanr(judge, cosine).statistic)

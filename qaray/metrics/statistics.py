@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 2000
 MOST_BOOTSTRAPPED = 20_000  # values; beyond it the mean is normal to more digits than are shown
@@ -24,6 +23,8 @@ class Interval:
 
 def interval_of_mean(values: Sequence[float]) -> Interval | None:
     """Percentile bootstrap over the values, the normal interval for very many; None for fewer than two."""
+    from scipy import stats  # takes a second, which workers need not spend
+
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
         return None

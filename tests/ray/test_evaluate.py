@@ -119,7 +119,7 @@ def test_coverage_recomputed_from_the_stored_matrix(tmp_path):
 
 
 def test_killed_evaluation_goes_on(tmp_path):
-    records = [with_pairs(i) for i in range(3000)]
+    records = [with_pairs(i) for i in range(800)]
     file, out = write_jsonl(tmp_path / "processed.jsonl", records), tmp_path / "out"
     args = (
         "evaluate",
@@ -136,7 +136,7 @@ def test_killed_evaluation_goes_on(tmp_path):
     for table in ("coverage", "racar"):
         folder = out / "evaluation" / f"{table}.parquet"
         process = start(*args)
-        wait_for(lambda folder=folder: folder.exists() and len(list(folder.glob("*.parquet"))) > 6)
+        wait_for(lambda folder=folder: folder.exists() and len(list(folder.glob("*.parquet"))) > 3)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kept = {file: file.stat().st_mtime_ns for file in folder.glob("*.parquet")}
@@ -206,7 +206,6 @@ def test_a_generated_run_is_evaluated_and_two_are_compared(tmp_path):
         (("--embed_actors", "2:1"), "embed_actors must be MIN:MAX"),
         (("--processed_output", "nowhere.json"), "no such file or folder: nowhere.json"),
         (("--judge_above", "2"), "judge_above must be between -1 and 1, got 2"),
-        (("--engine", "transformers", "--judge_model", "/no/such"), "no such folder"),
         ((), "holds no finished run"),
     ],
 )
@@ -218,9 +217,16 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path, args, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_judge_that_is_not_there(tmp_path):
+    done = evaluate(tmp_path, [with_pairs(0)], "--engine", "transformers", "--judge_model", "/no/such")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "model /no/such: no such folder" in done.stderr
+
+
 def test_near_duplicates_across_papers(tmp_path):
-    records = [with_pairs(i, 1) for i in range(4)]
-    records[3]["Q&A"] = records[0]["Q&A"]
+    questions = ["Why is the sky blue?", "How do enzymes bind zinc?", "What limits a laser's linewidth?"]
+    questions.append(questions[0])
+    records = [with_pairs(i, 1) | {"Q&A": [{"Q": q, "A": "So."}]} for i, q in enumerate(questions)]
     assert evaluate(tmp_path, records, "--metrics", "similarity", "--duplicate_cosine", "0.99").returncode == 0
     found = pq.read_table(tmp_path / "out/evaluation/near_duplicates.parquet").to_pylist()
     assert [(r["doi"], r["other_doi"]) for r in found] == [(records[0]["doi"], records[3]["doi"])]
