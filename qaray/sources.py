@@ -67,7 +67,17 @@ class ProcessedPapers:
     def read(self, shard: str) -> list[Paired]:
         columns = ["doi", "digest", "title", "txt", "pairs"]
         rows = (self.run.papers / f"{shard}.parquet").read_table(columns).to_pylist()
-        return [Paired(shard=shard, **{name: row[name] for name in columns}) for row in rows]
+        return [
+            Paired(
+                doi=row["doi"],
+                shard=shard,
+                digest=row["digest"],
+                title=row["title"],
+                txt=row["txt"],
+                pairs=row["pairs"],
+            )
+            for row in rows
+        ]
 
 
 @dataclass(frozen=True)
