@@ -84,7 +84,7 @@ def test_blockwise_bfloat16_attention_equals_a_dense_one(new, seen, window):
     visible = (other <= place) & (other > place - (window or seen))
     scores = query.float() @ key.float().repeat_interleave(3, 1).transpose(-1, -2) / 4
     dense = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ value.float().repeat_interleave(3, 1)
-    found = kv_cache._prefill_bf16_cpu(query, key, value, 0.25, window)
+    found = kv_cache._prefill_bf16_cpu(query, key, value, 0.25, window, kv_cache.Step(start=seen - new))
     assert torch.allclose(found.float(), dense.transpose(1, 2), atol=0.03)
 
 
