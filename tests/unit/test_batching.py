@@ -111,10 +111,10 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(model, reference, monk
 def test_a_prompt_that_does_not_fit_alone_is_answered_with_the_error(model, monkeypatch):
     prefill = model.prefill
 
-    def scarce(slot, ids, start=0, logits="last"):
+    def scarce(slot, ids, start=0):
         if len(ids) > 100:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return prefill(slot, ids, start, logits)
+        return prefill(slot, ids, start)
 
     monkeypatch.setattr(model, "prefill", scarce)
     batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 4)
