@@ -192,7 +192,7 @@ def _add_similarity(rows: list[Any], tally: Tally) -> dict[str, Any]:
 
 def _add_racar(rows: list[Any], tally: Tally) -> dict[str, Any]:
     for row in rows:
-        if row["swapped"] is not None:
+        if row["swapped"] is not None and row["accuracy"] is not None:  # a pair may be too long, and not its swap
             for name in DIMENSIONS:
                 _extend(tally.own_answers.setdefault(name, []), [row[name]])
                 _extend(tally.swapped_answers.setdefault(name, []), [row["swapped"][name]])

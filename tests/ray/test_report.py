@@ -44,6 +44,7 @@ def browser():
     from selenium.webdriver.chrome.service import Service
 
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_window_size(1400, 900)
     yield driver
     driver.quit()
 
