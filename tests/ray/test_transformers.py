@@ -120,7 +120,8 @@ def test_demo(tmp_path, model_cache):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["counts"]["papers"] == 8
     assert manifest["counts"]["pairs"] >= 8
-    page = (out / "report/index.html").read_text()
+    assert "Haber–Bosch" in (out / "report/index.html").read_text()
     pair = json.loads((out / "processed_output.json").read_text())[0]["Q&A"][0]
-    assert "Haber–Bosch" in page
+    page = (out / "report/papers/000001.html").read_text()
+    assert json.loads((out / "evaluation/manifest.json").read_text())["counts"]["papers"] == 8
     assert pair["Q"][:20].replace("&", "&amp;").replace("'", "&#39;").replace('"', "&#34;") in page
