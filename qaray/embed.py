@@ -95,23 +95,33 @@ class _Embedding:
             papers = papers.slice(0, 0)
         queries, documents, questions = (papers[name].to_pylist() for name in TEXTS)
         documents = [own if asked else [] for own, asked in zip(documents, queries, strict=True)]
-        query_vectors, query_lost = self._all(queries, self.instruction)
-        document_vectors, document_lost = self._all(documents)
-        question_vectors, _ = self._all(questions)
+        query_vectors, document_vectors = self._vectors(queries, self.instruction), self._vectors(documents)
         matrices = [_listed(q @ d.T) for q, d in zip(query_vectors, document_vectors, strict=True)]
-        columns = (matrices, [_listed(v) for v in question_vectors], query_lost, document_lost)
+        vectors = [_listed(own) for own in self._vectors(questions)]
+        columns = (matrices, vectors, self._lost(queries, self.instruction), self._lost(documents))
         for (name, kind), values in zip(EMBEDDED, columns, strict=True):
             papers = papers.append_column(name, pa.array(values, kind))
         return papers
 
-    def _all(self, texts: list[list[str]], instruction: str = "") -> tuple[list[np.ndarray], list[list[int]]]:
-        """(unit vectors, tokens beyond the model's limit) of each paper's texts."""
-        flat = [text for own in texts for text in own]
-        vectors, lost = self.embedder.encode(flat, instruction), self.embedder.tokens_lost(flat, instruction)
-        ends = np.cumsum([len(own) for own in texts])
-        starts = [0, *ends[:-1]]
-        spans = list(zip(starts, ends, strict=True))[: len(texts)]
-        return [vectors[a:b] for a, b in spans], [lost[a:b] for a, b in spans]
+    def _vectors(self, texts: list[list[str]], instruction: str = "") -> list[np.ndarray]:
+        """Unit vectors of each paper's texts, embedded together."""
+        return list(_parted(self.embedder.encode(_flat(texts), instruction), texts))
+
+    def _lost(self, texts: list[list[str]], instruction: str = "") -> list[list[int]]:
+        """Tokens of each paper's texts beyond the model's limit."""
+        return list(_parted(self.embedder.tokens_lost(_flat(texts), instruction), texts))
+
+
+def _flat(texts: list[list[str]]) -> list[str]:
+    return [text for own in texts for text in own]
+
+
+def _parted(values: Any, texts: list[list[str]]) -> Iterator[Any]:
+    """What belongs to each paper of ``values``, one a text of all papers."""
+    start = 0
+    for own in texts:
+        yield values[start : start + len(own)]
+        start += len(own)
 
 
 def _listed(matrix: np.ndarray) -> list[np.ndarray]:
