@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from qaray import models
 from qaray.config import ConfigError, EvaluateConfig
-from qaray.engines.base import StopCheck, pool
+from qaray.engines.base import StopCheck, actor_resources, pool
 from qaray.metrics.similarity import unit_vectors
 from qaray.runtime import actor_gpus
 
@@ -57,7 +57,6 @@ def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck) -> Dat
     Rows that are left out because the run stops are simply missing.
     """
     gpus = actor_gpus(config.gpus_per_actor)
-    resources: dict[str, Any] = {"num_cpus": config.cpus_per_actor} | ({"num_gpus": gpus} if gpus else {})
     return texts.map_batches(
         _Embedding,
         fn_constructor_args=(settings(config, gpus), should_stop),
@@ -65,7 +64,7 @@ def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck) -> Dat
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=pool(*config.embed_pool),
-        **resources,
+        **actor_resources(config.cpus_per_actor, gpus),
     )
 
 

@@ -31,13 +31,12 @@ from qaray.judge import (
 )
 from qaray.metrics.coverage import coverage, evidence
 from qaray.metrics.grounding import leans_on, mentions, overlap, quantities, stands_in
-from qaray.prompts import WordTokenizer
 from qaray.runs import Lease, Run, RunError
-from qaray.runtime import LIGHT
-from qaray.schema import Paired
+from qaray.runtime import LIGHT, in_order
+from qaray.schema import SCORE_KEY, Paired
 from qaray.scores import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY, Table
 from qaray.sentences import split_sentences
-from qaray.sources import Source
+from qaray.sources import Source, keys_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -52,7 +51,6 @@ class Measured:
     stage: str
     papers: int = 0  # of the source
     done: int = 0  # papers that are owed nothing by this stage
-    done_before: int = 0  # of them, by earlier starts
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,10 @@ class Context:
     run: Run  # the evaluation's folder
     source: Source
     should_stop: StopCheck
+
+    def papers(self, shard: str) -> list[Paired]:
+        """The papers of a shard; none once the run is to stop."""
+        return [] if self.should_stop() else self.source.read(shard)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def measure(context: Context, stage: Stage, held: Lease, report: Callable[[Measu
     """Runs a stage until no paper is owed anything, or the run is told to stop. Raises RunError if it gets nowhere."""
     papers, owed = _owed(context, stage.tables)
     left = sum(owed.values())
-    progress = Measured(stage.name, papers, papers - left, papers - left)
+    progress = Measured(stage.name, papers, papers - left)
     while left and not context.should_stop():
         for done in _round(stage, sorted(owed)):
             progress.done = min(papers, progress.done + done)
@@ -108,17 +110,8 @@ def _lightly(rows: Dataset, work: Callable[[pa.Table], Any], batch_size: int | N
 
 def _owed(context: Context, tables: tuple[Table, ...]) -> tuple[int, dict[str, int]]:
     """(papers of the source, shard → papers that lack rows in one of ``tables``). Looked up in parallel."""
-    import ray
-
-    count = ray.remote(_owed_by_shard).options(num_cpus=LIGHT)
     shards = context.source.shards()
-    flying: list[Any] = []
-    found: list[tuple[int, int]] = []
-    for shard in shards:
-        flying.append(count.remote(context, tables, shard))
-        if len(flying) == 64:
-            found.append(ray.get(flying.pop(0)))
-    found += ray.get(flying)
+    found = list(in_order(_owed_by_shard, ((context, tables, shard) for shard in shards), ahead=64))
     owed = {shard: lacking for shard, (_, lacking) in zip(shards, found, strict=True) if lacking}
     return sum(papers for papers, _ in found), owed
 
@@ -133,11 +126,11 @@ def _owed_by_shard(context: Context, tables: tuple[Table, ...], shard: str) -> t
     return len(keys), len(set().union(*(each.owed(context.run, shard, keys) for each in tables)))
 
 
-def _key(paper: Paired) -> dict[str, Any]:
-    return {"doi": paper["doi"], "digest": paper["digest"]}
+def _key(row: Any) -> dict[str, Any]:
+    return {"doi": row["doi"], "digest": row["digest"]}
 
 
-ROW_KEY = [("doi", pa.string()), ("digest", pa.string()), ("shard", pa.string())]
+ROW_KEY = [*SCORE_KEY, ("shard", pa.string())]
 
 
 def stages(
@@ -164,18 +157,15 @@ def stages(
 
 def embedding(context: Context, config: EvaluateConfig) -> Stage:
     """Coverage, and the vectors of questions that similarity goes by."""
-    tables = []
-    if "coverage" in config.measures:
-        tables.append(COVERAGE)
-    if "similarity" in config.measures:
-        tables.append(QUESTIONS)
+    asked = {"coverage": COVERAGE, "similarity": QUESTIONS}
+    tables = tuple(table for metric, table in asked.items() if metric in config.measures)
 
     def flow(work: Dataset) -> Dataset:
-        texts = _lightly(work, _ReadTexts(context, tuple(tables)), batch_size=1)
+        texts = _lightly(work, _ReadTexts(context, tables), batch_size=1)
         blocks = texts.repartition(target_num_rows_per_block=PAPERS_PER_BLOCK, strict=True)
         return _lightly(embed(blocks, config, context.should_stop), _WriteCoverage(context.run))
 
-    return Stage("embedding", tuple(tables), flow)
+    return Stage("embedding", tables, flow)
 
 
 TEXT_SCHEMA = pa.schema(
@@ -197,11 +187,12 @@ class _ReadTexts:
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
         context = self.context
         for shard in work["shard"].to_pylist():
-            keys = context.source.keys(shard)
+            papers = context.papers(shard)
+            keys = keys_of(papers)
             owed = {each.name: each.owed(context.run, shard, keys) for each in self.tables}
             rows = [
                 row
-                for paper in ([] if context.should_stop() else context.source.read(shard))
+                for paper in papers
                 if (row := _texts(paper, [name for name, dois in owed.items() if paper["doi"] in dois]))["wanted"]
             ]
             yield from _tables(rows, TEXT_SCHEMA)
@@ -246,8 +237,7 @@ def _write(run: Run, scores: Table, rows: list[Any], make: Callable[[Any], list[
 def _coverage_row(row: dict[str, Any]) -> dict[str, Any]:
     matrix, sentences = np.asarray(row["matrix"], dtype=np.float32), row["documents"]
     result = {
-        "doi": row["doi"],
-        "digest": row["digest"],
+        **_key(row),
         "sentences": sentences,
         "matrix": row["matrix"],
         "pair_tokens_lost": row["query_tokens_lost"],
@@ -275,7 +265,7 @@ def _coverage_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _question_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("doi", "digest", "questions", "vectors")}
+    return {**_key(row), "questions": row["questions"], "vectors": row["vectors"]}
 
 
 # Judging
@@ -289,11 +279,8 @@ class JudgeFactory:
     plan: models.ModelPlan
 
     def __call__(self) -> JudgePrompts:
-        config, name = self.config, self.config.model
-        tokenizer: Any = WordTokenizer()
-        if name is not None:
-            tokenizer = models.load_tokenizer(name, config.cache_dir, config.trust_remote_code)
-        return JudgePrompts(replace(self.plan.template, opening=""), tokenizer, self.plan.seq_len, config.judge_above)
+        template, tokenizer = replace(self.plan.template, opening=""), models.tokenizer_of(self.config)
+        return JudgePrompts(template, tokenizer, self.plan.seq_len, self.config.judge_above)
 
 
 REQUEST_SCHEMA = pa.schema(
@@ -333,9 +320,9 @@ class _ReadRequests:
         context = self.context
         prompts = self.make_prompts()
         for shard in work["shard"].to_pylist():
-            keys = context.source.keys(shard)
+            papers = context.papers(shard)
+            keys = keys_of(papers)
             owed = {each.name: each.owed(context.run, shard, keys) for each in self.tables}
-            papers = [] if context.should_stop() else context.source.read(shard)
             vectors = {}
             if owed.get(SIMILARITY.name):
                 vectors = {doi: rows[0] for doi, rows in QUESTIONS.read(context.run, shard, keys, ["vectors"]).items()}
@@ -380,14 +367,13 @@ class _WriteJudged:
 def _similarity_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     if row["table"] != SIMILARITY.name:
         return []
-    key = {"doi": row["doi"], "digest": row["digest"]}
-    return [similarity_row(key, row["about"], row["logprobs"], row["error"])]
+    return [similarity_row(_key(row), row["about"], row["logprobs"], row["error"])]
 
 
 def _racar_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     if row["table"] != RACAR.name:
         return []
-    return list(racar_rows({"doi": row["doi"], "digest": row["digest"]}, row["about"], row["logprobs"], row["error"]))
+    return list(racar_rows(_key(row), row["about"], row["logprobs"], row["error"]))
 
 
 # Grounding
@@ -405,10 +391,10 @@ class _Ground:
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
         context = self.context
         for shard in work["shard"].to_pylist():
-            keys = context.source.keys(shard)
+            papers = context.papers(shard)
+            keys = keys_of(papers)
             owed = GROUNDING.owed(context.run, shard, keys)
             found = COVERAGE.read(context.run, shard, keys, ["evidence"])
-            papers = [] if context.should_stop() else context.source.read(shard)
             rows = [
                 row
                 for paper in papers

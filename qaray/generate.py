@@ -19,9 +19,9 @@ from qaray.config import GenerateConfig
 from qaray.doi_index import Ingested
 from qaray.engines import Engine
 from qaray.engines.base import falls_short, parsed
-from qaray.prompts import PromptBuilder, WordTokenizer
+from qaray.prompts import PromptBuilder
 from qaray.runs import Lease, Run, RunError, StopSignal
-from qaray.runtime import LIGHT
+from qaray.runtime import LIGHT, in_order
 from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, table
 from qaray.storage import Location
 
@@ -38,16 +38,10 @@ class BuilderFactory:
     plan: models.ModelPlan
 
     def __call__(self) -> PromptBuilder:
-        return PromptBuilder.of(self.config, self.plan.template, self._tokenizer(), self.plan.seq_len)
+        return PromptBuilder.of(self.config, self.plan.template, models.tokenizer_of(self.config), self.plan.seq_len)
 
     def count_tokens(self, texts: Any) -> list[int]:
-        return self._tokenizer().count(texts) if texts else []
-
-    def _tokenizer(self) -> Any:
-        config = self.config
-        if config.model is None:
-            return WordTokenizer()
-        return models.load_tokenizer(config.model, config.cache_dir, config.trust_remote_code)
+        return models.tokenizer_of(self.config).count(texts) if texts else []
 
 
 @dataclass
@@ -243,20 +237,11 @@ class Owed:
 
 def owed_prompts(run: Run, papers: int, max_attempts: int) -> Owed:
     """Looks through the shards, in parallel, for papers that are owed a prompt. ``papers``: of the run, in all."""
-    import ray
-
     files = run.generation_files()
-    names = [shard.name.removesuffix(".parquet") for shard in run.paper_shards()]
+    names = run.shard_names()
     begun = [name for name in names if name in files]
     fresh = [name for name in names if name not in files]
-    check = ray.remote(_owed_papers).options(num_cpus=LIGHT)
-    counts: list[tuple[int, int]] = []
-    flying: list[Any] = []
-    for name in begun:
-        flying.append(check.remote(run, name, files[name], max_attempts))
-        if len(flying) == 64:
-            counts.append(ray.get(flying.pop(0)))
-    counts += ray.get(flying)
+    counts = list(in_order(_owed_papers, ((run, name, files[name], max_attempts) for name in begun), ahead=64))
     owing = [name for name, (owed, _) in zip(begun, counts, strict=True) if owed]
     looked_at = sum(members for _, members in counts)
     return Owed(sorted([*owing, *fresh]), sum(owed for owed, _ in counts) + papers - looked_at)

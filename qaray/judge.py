@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -222,17 +222,17 @@ def racar_rows(key: dict[str, Any], about: str, logprobs: list[list[float]] | No
 
 def other_questions(papers: Sequence[Sequence[Pair]], place: int, most: int) -> list[str]:
     """Questions of the next papers in turn, for controls; none if there is no other paper with pairs."""
-    return [pair["Q"] for pair in _others(papers, place, most, "Q")]
+    return _others(papers, place, most, "Q")
 
 
 def other_answers(papers: Sequence[Sequence[Pair]], place: int, most: int = CONTROL_PAIRS) -> list[str]:
-    return [pair["A"] for pair in _others(papers, place, most, "A")]
+    return _others(papers, place, most, "A")
 
 
-def _others(papers: Sequence[Sequence[Pair]], place: int, most: int, key: str) -> list[Pair]:
-    found: list[Pair] = []
+def _others(papers: Sequence[Sequence[Pair]], place: int, most: int, key: Literal["Q", "A"]) -> list[str]:
+    found: list[str] = []
     for step in range(1, len(papers)):
-        other = [p for p in papers[(place + step) % len(papers)] if p[key].strip()]  # type: ignore[literal-required]
+        other = [pair[key] for pair in papers[(place + step) % len(papers)] if pair[key].strip()]
         found.extend(other[: most - len(found)])
         if len(found) >= most:
             break

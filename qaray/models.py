@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qaray.config import ConfigError, EngineConfig, seq_len_message
-from qaray.prompts import LLAMA2, Template, chat_template
+from qaray.prompts import LLAMA2, Template, Tokenizer, WordTokenizer, chat_template
 from qaray.storage import Location
 
 BUNDLED = "bundled:"
@@ -190,6 +190,13 @@ def load_tokenizer(name: str, cache_dir: str, trust_remote_code: bool = False) -
     if not tokenizer.is_fast:
         raise ConfigError(f"model {name}: a fast tokenizer (tokenizer.json) is needed for character offsets")
     return HFTokenizer(tokenizer)
+
+
+def tokenizer_of(config: EngineConfig) -> Tokenizer:
+    """The tokenizer of the configuration's model; words and punctuation marks where it has none."""
+    if config.model is None:
+        return WordTokenizer()
+    return load_tokenizer(config.model, config.cache_dir, config.trust_remote_code)
 
 
 class Contract(BaseModel):

@@ -19,7 +19,7 @@ from qaray.generate import MakeBuilder, best_answers, read_answers
 from qaray.parse import question_key
 from qaray.prompts import PromptBuilder
 from qaray.runs import Run, RunError
-from qaray.runtime import LIGHT
+from qaray.runtime import in_order
 from qaray.schema import FinishReason, Pair, Paper, Parsed, ParseStatus, Rejected, RejectReason
 from qaray.storage import Location
 
@@ -166,40 +166,29 @@ def _json(value: Any) -> bytes:
 
 def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, ingested: Ingested) -> Totals:
     """Writes the exports and rejected.jsonl. Raises RunError unless papers in = papers with pairs + rejected."""
-    import ray
-
-    shards = [shard.name.removesuffix(".parquet") for shard in run.paper_shards()]
     export = config.export_json == "always" or (config.export_json == "auto" and ingested.papers <= EXPORT_LIMIT)
     files = run.generation_files()
     split = config.overlength == "split"
-    settle = ray.remote(settle_shard).options(num_cpus=LIGHT)
-    totals, flying = Totals(), []
+    totals = Totals()
     with contextlib.ExitStack() as stack:
         rejected = stack.enter_context((run.root / "rejected.jsonl").write())
         processed = JsonList(stack, run.root / "processed_output.json") if export else None
         original = JsonList(stack, run.root / "original_output.json") if export else None
 
-        def take(reference: Any) -> None:
-            settled: Settled = ray.get(reference)
+        count = 0
+        for row in run.rejected_records():
+            rejected.write(_json(row) + b"\n")
+            totals.rejected[row["reason"]] += 1
+            count += 1
+        builder = make_builder if export else None
+        shards = ((run, name, files.get(name, []), builder, split) for name in run.shard_names())
+        for settled in in_order(settle_shard, shards, ahead=5):
             totals.add(settled.totals)
             for row in settled.rejected:
                 rejected.write(_json(row) + b"\n")
             if processed and original:
                 processed.add(settled.processed)
                 original.add(settled.original)
-
-        count = 0
-        for shard in run.rejected_papers.files(".parquet"):
-            for row in shard.read_table().to_pylist():
-                rejected.write(_json(row) + b"\n")
-                totals.rejected[row["reason"]] += 1
-                count += 1
-        for name in shards:
-            flying.append(settle.remote(run, name, files.get(name, []), make_builder if export else None, split))
-            if len(flying) > 4:
-                take(flying.pop(0))
-        for reference in flying:
-            take(reference)
         rejected_papers = sum(totals.rejected.values()) - count
         if (count, totals.papers, totals.with_pairs + rejected_papers) != (
             ingested.rejected,

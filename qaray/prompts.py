@@ -72,7 +72,7 @@ class Tokenizer(Protocol):
 class WordTokenizer:
     """Words and punctuation marks: the tokens of an engine without a model."""
 
-    bos_id = None
+    bos_id: int | None = None
     adds_bos = False
     _token = re.compile(r"\w+|[^\w\s]")
 

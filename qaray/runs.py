@@ -88,6 +88,15 @@ class Run:
     def stop_flag(self) -> Location:
         return self.root / "stop"
 
+    def shard_names(self) -> list[str]:
+        """Names of the paper shards, in order; generation and score shards go by them."""
+        return [shard.name.removesuffix(".parquet") for shard in self.paper_shards()]
+
+    def rejected_records(self) -> Iterator[dict[str, Any]]:
+        """Rejected rows of the ingest, a shard in memory at a time."""
+        for shard in self.rejected_papers.files(".parquet"):
+            yield from shard.read_table().to_pylist()
+
     def paper_shards(self) -> list[Location]:
         return self.papers.files(".parquet")
 

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 # Light stages (reading, prompting, writing) take this share of a logical CPU, so that they never starve the engine's
@@ -76,6 +77,20 @@ def configure() -> None:
     context.wait_for_min_actors_s = -1
     for name in ("ray.data", "ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def in_order(task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
+    """The results of light tasks in the order of their arguments, at most ``ahead`` of them at work or waiting."""
+    import ray
+
+    remote = ray.remote(task).options(num_cpus=LIGHT)
+    flying: deque[Any] = deque()
+    for each in arguments:
+        flying.append(remote.remote(*each))
+        if len(flying) >= ahead:
+            yield ray.get(flying.popleft())
+    while flying:
+        yield ray.get(flying.popleft())
 
 
 def actor_gpus(wanted: float | None) -> float:

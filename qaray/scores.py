@@ -22,7 +22,7 @@ from qaray.schema import (
     SIMILARITY_SCHEMA,
     table,
 )
-from qaray.sources import Key, Source
+from qaray.sources import Key
 from qaray.storage import Location
 
 MERGED = "merged"
@@ -80,9 +80,8 @@ class Table:
                 own.sort(key=lambda row: row["qa"])
         return rows
 
-    def merge(self, run: Run, shard: str, source: Source) -> list[list[Any]]:
+    def merge(self, run: Run, shard: str, keys: list[Key]) -> list[list[Any]]:
         """One file for the shard; its rows, a list a paper, in the papers' order. Raises RunError if one lacks rows."""
-        keys = source.keys(shard)
         rows = self.read(run, shard, keys)
         ordered = [rows.get(key.doi, []) for key in keys]
         for key, own in zip(keys, ordered, strict=True):

@@ -6,9 +6,9 @@ Both are read shard by shard, and the shard's name goes with the paper.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -35,6 +35,11 @@ class Key(NamedTuple):
     pairs: int  # number of pairs
 
 
+def keys_of(papers: Iterable[Any]) -> list[Key]:
+    """The keys of rows that have ``doi``, ``digest`` and ``pairs``."""
+    return [Key(paper["doi"], paper["digest"], len(paper["pairs"])) for paper in papers]
+
+
 class Source(Protocol):
     """Picklable: tasks read their shards by it."""
 
@@ -58,11 +63,10 @@ class ProcessedPapers:
     run: Run
 
     def shards(self) -> list[str]:
-        return [shard.name.removesuffix(".parquet") for shard in self.run.paper_shards()]
+        return self.run.shard_names()
 
     def keys(self, shard: str) -> list[Key]:
-        rows = (self.run.papers / f"{shard}.parquet").read_table(["doi", "digest", "pairs"]).to_pylist()
-        return [Key(row["doi"], row["digest"], len(row["pairs"])) for row in rows]
+        return keys_of((self.run.papers / f"{shard}.parquet").read_table(["doi", "digest", "pairs"]).to_pylist())
 
     def read(self, shard: str) -> list[Paired]:
         columns = ["doi", "digest", "title", "txt", "pairs"]
@@ -87,17 +91,16 @@ class GeneratedPapers:
     run: Run
 
     def shards(self) -> list[str]:
-        return [shard.name.removesuffix(".parquet") for shard in self.run.paper_shards()]
+        return self.run.shard_names()
 
     def keys(self, shard: str) -> list[Key]:
-        return [Key(row["doi"], row["digest"], len(row["pairs"])) for row in self._read(shard, ["doi"])]
+        return keys_of(self._read(shard, ["doi"]))
 
     def read(self, shard: str) -> list[Paired]:
         return self._read(shard, ["doi", "title", "txt"])
 
     def _read(self, shard: str, columns: list[str]) -> list[Paired]:
-        files = [file.path for file in self.run.generations.files(".parquet") if file.name.startswith(f"{shard}.")]
-        answers = read_answers(self.run.root.fs, files, ANSWER_COLUMNS)
+        answers = read_answers(self.run.root.fs, self.run.generation_files().get(shard, []), ANSWER_COLUMNS)
         wanted = [*columns, "file", "position"]
         found = []
         for paper in (self.run.papers / f"{shard}.parquet").read_table(wanted).to_pylist():
@@ -135,9 +138,8 @@ def open_source(
     intake = Intake(config.processed_output, config.papers_per_shard, fields=paired_fields, schema=PAIRED_SCHEMA)
     ingested = ingest(intake, run, WordTokenizer().count, should_stop, report)
     with (run.root / "rejected.jsonl").write() as stream:
-        for shard in run.rejected_papers.files(".parquet"):
-            for row in shard.read_table().to_pylist():
-                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        for row in run.rejected_records():
+            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     return ProcessedPapers(run), ingested.rejected
 
 

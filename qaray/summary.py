@@ -15,7 +15,7 @@ from qaray.evaluate import Context
 from qaray.metrics import similarity
 from qaray.metrics.statistics import histogram, interval_of_mean
 from qaray.runs import Run, RunRefused
-from qaray.runtime import LIGHT
+from qaray.runtime import in_order
 from qaray.schema import DIMENSIONS, SCORE_KEY
 from qaray.scores import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY, Table
 
@@ -88,30 +88,16 @@ def _extend(kept: list[Any], more: list[Any]) -> None:
 
 def summarise(context: Context, config: EvaluateConfig, duplicates: dict[str, Any] | None) -> dict[str, Any]:
     """Merges every shard's tables, writes paper_scores.parquet and summary.json; returns the summary."""
-    import ray
-
     tables = tuple(each for each in (COVERAGE, SIMILARITY, RACAR, GROUNDING) if each.name in config.measures)
-    merge = ray.remote(_merge_shard).options(num_cpus=LIGHT)
     shards = context.source.shards()
     _forget_shards(context.run, set(shards))
     samples = {name: Sample() for each in tables for name in BY_TABLE[each.name]}
     tally, papers = Tally(), 0
-    flying: list[Any] = []
-
-    def take(reference: Any) -> None:
-        nonlocal papers
-        own, scores = ray.get(reference)
+    for own, scores in in_order(_merge_shard, ((context, tables, shard) for shard in shards), ahead=9):
         tally.add(own)
         papers += len(scores)
         for name, sample in samples.items():
             sample.add([row[name] for row in scores])
-
-    for shard in shards:
-        flying.append(merge.remote(context, tables, shard))
-        if len(flying) > 8:
-            take(flying.pop(0))
-    for reference in flying:
-        take(reference)
     summary: dict[str, Any] = {
         "papers": papers,
         "pairs": tally.pairs,
@@ -150,12 +136,12 @@ def _merge_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tup
         GROUNDING.name: _add_grounding,
     }
     for each in tables:
-        for paper, rows in zip(papers, each.merge(context.run, shard, context.source), strict=True):
+        for paper, rows in zip(papers, each.merge(context.run, shard, keys), strict=True):
             paper.update(dict.fromkeys(BY_TABLE[each.name]))
             paper.update(add[each.name](rows, tally))
             tally.problems.update(f"{each.name}: {row['problem'].split(': ')[0]}" for row in rows if row["problem"])
     if QUESTIONS.files(context.run, shard):
-        QUESTIONS.merge(context.run, shard, context.source)
+        QUESTIONS.merge(context.run, shard, keys)
     for file in PAPER_SCORES.files(context.run, shard):
         file.remove()
     PAPER_SCORES.write(context.run, shard, papers)
@@ -246,7 +232,6 @@ def _similarity(tally: Tally, config: EvaluateConfig) -> dict[str, Any]:
     control = tally.control
     unrelated = control.get("unrelated", [])
     same = [*control.get("duplicate", []), *control.get("paraphrase", [])]
-    found = similarity.auc(same, unrelated)
     return {
         "question_pairs": tally.question_pairs,
         "judged": tally.judged,
@@ -257,13 +242,11 @@ def _similarity(tally: Tally, config: EvaluateConfig) -> dict[str, Any]:
         ),
         "mean_gap_of_orders": _mean(tally.order_gaps),
         "control": {
-            "what": "the same question twice and in other words, against questions of other papers",
-            "auc": found,
+            **_control(
+                "the same question twice and in other words, against questions of other papers", same, unrelated
+            ),
             "auc_duplicates": similarity.auc(control.get("duplicate", []), unrelated),
             "auc_paraphrases": similarity.auc(control.get("paraphrase", []), unrelated),
-            "near_chance": found is not None and found < CHANCE,
-            "positives": len(same),
-            "negatives": len(unrelated),
         },
     }
 
@@ -274,18 +257,27 @@ def _racar(tally: Tally) -> dict[str, Any]:
         for name in DIMENSIONS
     }
     own, swapped = _judged_means(tally.own_answers), _judged_means(tally.swapped_answers)
-    found = similarity.auc(own, swapped)
     return {
         "passing": tally.passing,
         "passing_share": tally.passing / tally.pairs if tally.pairs else None,
         "control": {
-            "what": "pairs with their own answer, against the same questions with answers of other papers",
-            "auc": found,
+            **_control(
+                "pairs with their own answer, against the same questions with answers of other papers", own, swapped
+            ),
             "auc_by_dimension": by_dimension,
-            "near_chance": found is not None and found < CHANCE,
-            "positives": len(own),
-            "negatives": len(swapped),
         },
+    }
+
+
+def _control(what: str, positives: Sequence[float], negatives: Sequence[float]) -> dict[str, Any]:
+    """How well the judge tells the two apart."""
+    found = similarity.auc(positives, negatives)
+    return {
+        "what": what,
+        "auc": found,
+        "near_chance": found is not None and found < CHANCE,
+        "positives": len(positives),
+        "negatives": len(negatives),
     }
 
 

@@ -93,6 +93,16 @@ def pool(minimum: int, maximum: int, concurrent_calls: int = 1) -> Any:
     )
 
 
+# Threads would have memory of their own, which goes back to the system when it is freed: see keep_freed_memory.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+
+
+def actor_resources(cpus: float, gpus: float) -> dict[str, Any]:
+    """What an actor with a model takes. Ray Data restarts actors that die and runs their blocks again."""
+    options: dict[str, Any] = {"num_cpus": cpus, "runtime_env": {"env_vars": ONE_ARENA}}
+    return {**options, "num_gpus": gpus} if gpus else options
+
+
 def attempts(config: GenerateConfig) -> int:
     """Times a prompt can be asked with hope of another answer: echo and greedy decoding repeat themselves."""
     repeats = config.resolved_engine == "echo" or config.temperature == 0

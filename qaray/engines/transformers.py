@@ -7,12 +7,12 @@ is lost when it dies.
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from qaray.config import EngineConfig, GenerateConfig
-from qaray.engines.base import StopCheck, attempts, error_text, next_attempt, pool
+from qaray.engines.base import StopCheck, actor_resources, attempts, error_text, next_attempt, pool
 from qaray.models import ModelPlan
 from qaray.schema import (
     COMPLETION_SCHEMA,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 ROWS_SCORED = 8  # prefixes, papers as a rule, that are lost together if an actor dies
 MAX_BATCH = {"cpu": 16, "cuda": 64}
-# Threads would have memory of their own, which goes back to the system when it is freed: see keep_freed_memory.
-ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 class TransformersEngine:
@@ -50,7 +48,7 @@ class TransformersEngine:
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=pool(*self.config.pool, concurrent_calls=calls),
-            **self._resources(),
+            **actor_resources(self.config.cpus_per_actor, self._gpus()),
         )
 
     def score(self, requests: Dataset) -> Dataset:
@@ -61,7 +59,7 @@ class TransformersEngine:
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=pool(*self.config.pool),
-            **self._resources(),
+            **actor_resources(self.config.cpus_per_actor, self._gpus()),
         )
 
     @property
@@ -108,12 +106,6 @@ class TransformersEngine:
         from qaray.runtime import actor_gpus
 
         return actor_gpus(self.config.gpus_per_actor)
-
-    def _resources(self) -> dict[str, Any]:
-        """What an actor takes. Ray Data restarts actors that die and runs their blocks again."""
-        gpus = self._gpus()
-        options: dict[str, Any] = {"num_cpus": self.config.cpus_per_actor, "runtime_env": {"env_vars": ONE_ARENA}}
-        return {**options, "num_gpus": gpus} if gpus else options
 
 
 def _has_flash_attn() -> bool:

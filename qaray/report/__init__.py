@@ -11,16 +11,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
+from itertools import islice
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from qaray.metrics.similarity import FLAGGED
 from qaray.report.papers import COLUMNS, papers_of
-from qaray.runs import Run, RunRefused
+from qaray.runs import Run
 from qaray.summary import BOUNDS
 
-FIRST_PAPERS = 1000
+REJECTED_SHOWN = 200  # records
 REASONS = {
     "missing_key": "a required key is missing",
     "wrong_type": "a field has the wrong type",
@@ -40,7 +42,7 @@ MEANINGS = {
     "sentence_std": "spread of a sentence's cosines over the pairs",
     "similarity_judge": "do two questions of a paper ask the same? by the judge, both orders, 0 to 1",
     "similarity_cosine": "the same by the questions' embeddings",
-    "similarity_flagged": f"share of a paper's question pairs above {0.5}",
+    "similarity_flagged": f"share of a paper's question pairs above {FLAGGED}",
     "racar_relevance": "1 to 5: about the paper's science",
     "racar_agnosticism": "1 to 5: understood without the paper",
     "racar_completeness": "1 to 5: answers all that is asked",
@@ -54,16 +56,13 @@ MEANINGS = {
 }
 
 
-def write_report(run: Run, most: int = FIRST_PAPERS) -> str:
+def write_report(run: Run, most: int) -> str:
     """Writes the pages of the first ``most`` papers and the index. Returns the index's path.
 
     Raises RunRefused unless the run is finished, or its evaluation is.
     """
-    manifest, evaluation = run.manifest.read_json(), run.evaluation.manifest.read_json()
-    if manifest is None and evaluation is None:
-        raise RunRefused(
-            f"{run.root} holds no finished run (manifest.json is missing): run the command that began it again"
-        )
+    evaluation = run.evaluation.manifest.read_json()
+    manifest = run.manifest.read_json() if evaluation else run.finished()
     summary = run.evaluation.summary.read_json() if evaluation else None
     folder, pages = run.root / "report", _Pages()
     papers: list[dict[str, Any]] = []
@@ -74,7 +73,7 @@ def write_report(run: Run, most: int = FIRST_PAPERS) -> str:
     for page in (folder / "papers").files(".html")[len(papers) :]:
         page.remove()  # of an earlier report with more papers
     total = evaluation["counts"]["papers"] if manifest is None else manifest["counts"]["papers"]
-    rejected = list(_rejected(run if manifest else run.evaluation))
+    rejected = list(islice((run if manifest else run.evaluation).rejected_records(), REJECTED_SHOWN))
     reject_reasons = manifest["counts"]["by_reject_reason"] if manifest else Counter(row["reason"] for row in rejected)
     pages.write(
         folder / "index.html", "index.html", "table.js",
@@ -200,14 +199,3 @@ def _figures(manifest: Any, summary: Any) -> Iterator[Markup]:
             null = metrics["coverage_null"]["mean"] if name.startswith("coverage") else None
             title = name.replace("_", " ") + (", dashed: random" if null is not None else "")
             yield figures.distribution(metrics[name], title, null)
-
-
-def _rejected(run: Run, most: int = 200) -> Iterator[dict[str, Any]]:
-    """The first rejected records of the ingest."""
-    shown = 0
-    for shard in run.rejected_papers.files(".parquet"):
-        for row in shard.read_table().to_pylist():
-            if shown == most:
-                return
-            shown += 1
-            yield row
