@@ -176,8 +176,8 @@ def notebook(papers: list[dict[str, Any]]) -> dict[str, Any]:
         plain.append(vectors[: len(pairs)] @ vectors[len(pairs) :].T)
     slow = time.perf_counter() - begun
     begun = time.perf_counter()
-    queries = embedder.encode([text for pairs, _ in texts for text in pairs])
-    documents = embedder.encode([text for _, sentences in texts for text in sentences])
+    queries, _ = embedder.encode([text for pairs, _ in texts for text in pairs])
+    documents, _ = embedder.encode([text for _, sentences in texts for text in sentences])
     ours, q, d = [], 0, 0
     for pairs, sentences in texts:
         ours.append(queries[q : q + len(pairs)] @ documents[d : d + len(sentences)].T)

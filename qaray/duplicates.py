@@ -46,7 +46,7 @@ def near_duplicates(context: Context, threshold: float) -> dict[str, Any]:
             for qa, (question, vector) in enumerate(
                 zip(rows[doi][0]["questions"], rows[doi][0]["vectors"], strict=True)
             ):
-                if question.strip() and len(dois) < MOST:
+                if question.strip() and np.isfinite(vector).all() and len(dois) < MOST:
                     dois.append(doi)
                     numbers.append(qa)
                     questions.append(question)

@@ -6,8 +6,9 @@ of like length under a token budget, so that little is padded. D: dimensions of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,33 +95,21 @@ class _Embedding:
             papers = papers.slice(0, 0)
         queries, documents, questions = (papers[name].to_pylist() for name in TEXTS)
         documents = [own if asked else [] for own, asked in zip(documents, queries, strict=True)]
-        query_vectors, document_vectors = self._vectors(queries, self.instruction), self._vectors(documents)
+        query_vectors, queries_lost = self._embed(queries, self.instruction)
+        document_vectors, documents_lost = self._embed(documents)
+        question_vectors, _ = self._embed(questions)
         matrices = [_listed(q @ d.T) for q, d in zip(query_vectors, document_vectors, strict=True)]
-        vectors = [_listed(own) for own in self._vectors(questions)]
-        columns = (matrices, vectors, self._lost(queries, self.instruction), self._lost(documents))
+        columns = (matrices, [_listed(own) for own in question_vectors], queries_lost, documents_lost)
         for (name, kind), values in zip(EMBEDDED, columns, strict=True):
             papers = papers.append_column(name, pa.array(values, kind))
         return papers
 
-    def _vectors(self, texts: list[list[str]], instruction: str = "") -> list[np.ndarray]:
-        """Unit vectors of each paper's texts, embedded together."""
-        return list(_parted(self.embedder.encode(_flat(texts), instruction), texts))
-
-    def _lost(self, texts: list[list[str]], instruction: str = "") -> list[list[int]]:
-        """Tokens of each paper's texts beyond the model's limit."""
-        return list(_parted(self.embedder.tokens_lost(_flat(texts), instruction), texts))
-
-
-def _flat(texts: list[list[str]]) -> list[str]:
-    return [text for own in texts for text in own]
-
-
-def _parted(values: Any, texts: list[list[str]]) -> Iterator[Any]:
-    """What belongs to each paper of ``values``, one a text of all papers."""
-    start = 0
-    for own in texts:
-        yield values[start : start + len(own)]
-        start += len(own)
+    def _embed(self, texts: list[list[str]], instruction: str = "") -> tuple[list[Any], list[Any]]:
+        """(unit vectors, tokens lost) of each paper's texts, embedded together."""
+        vectors, lost = self.embedder.encode([text for own in texts for text in own], instruction)
+        ends = list(accumulate(map(len, texts), initial=0))
+        parts = [slice(start, end) for start, end in pairwise(ends)]
+        return [vectors[part] for part in parts], [lost[part] for part in parts]
 
 
 def _listed(matrix: np.ndarray) -> list[np.ndarray]:
@@ -155,20 +144,27 @@ class Embedder:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ConfigError(f"embedding_model {settings.name}: {models.first_line(error)}") from None
         self.batch_characters = BATCH_CHARACTERS[device.type]
+        self.limit, self.longest = self.model.max_seq_length, 0
+        self.model[0].register_forward_pre_hook(self._note_length)
 
-    def encode(self, texts: Sequence[str], instruction: str = "") -> np.ndarray:
-        """Unit vectors [N, D] float32; a zero vector stays one."""
+    def encode(self, texts: Sequence[str], instruction: str = "") -> tuple[np.ndarray, list[int]]:
+        """Unit vectors [N, D] float32, where a zero vector stays one, and the tokens beyond the model's limit [N]."""
         out: np.ndarray | None = None
+        lost = [0] * len(texts)
         for places in self._batches(texts):
             batch = [texts[place] for place in places]
+            self.longest = 0
             vectors = self.model.encode(
                 batch, prompt=instruction, batch_size=len(batch), show_progress_bar=False, convert_to_numpy=True
             )
             out = np.empty((len(texts), vectors.shape[1]), dtype=np.float32) if out is None else out
             out[places] = vectors
+            if self.limit and self.longest >= self.limit:
+                for place, count in zip(places, self._tokens(batch, instruction), strict=True):
+                    lost[place] = max(0, count - self.limit)
         if out is None:
-            return np.empty((0, self.model.get_sentence_embedding_dimension() or 0), dtype=np.float32)
-        return unit_vectors(out)
+            out = np.empty((0, self.model.get_sentence_embedding_dimension() or 0), dtype=np.float32)
+        return unit_vectors(out), lost
 
     def _batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """Places of texts of like length, the longest first, which padded have at most the budget's characters."""
@@ -181,33 +177,25 @@ class Embedder:
         if batch:
             yield batch
 
-    def tokens_lost(self, texts: Sequence[str], instruction: str = "") -> list[int]:
-        """Tokens of each text beyond the model's limit, 0 for most: a text of fewer bytes than the limit has none."""
-        limit = self.model.max_seq_length
-        lost = [0] * len(texts)
-        if not limit:
-            return lost
-        longest = limit - 2  # specials; a token has a byte at least
-        long = [i for i, text in enumerate(texts) if len((instruction + text).encode("utf-8", "replace")) > longest]
-        if long:
-            ids = self.model.tokenizer(
-                [instruction + texts[i] for i in long], truncation=False, verbose=False
-            ).input_ids
-            for i, own in zip(long, ids, strict=True):
-                lost[i] = max(0, len(own) - limit)
-        return lost
+    def _note_length(self, _: Any, inputs: tuple[Any, ...]) -> None:
+        """Before the model runs: only a batch that fills the limit may have lost tokens, and is counted again."""
+        features = inputs[0] if inputs and isinstance(inputs[0], Mapping) else {}
+        if (ids := features.get("input_ids")) is not None:
+            self.longest = max(self.longest, int(ids.shape[-1]))
+
+    def _tokens(self, texts: Sequence[str], instruction: str) -> list[int]:
+        """Tokens of each whole text, specials counted."""
+        ids = self.model.tokenizer([instruction + text for text in texts], truncation=False, verbose=False).input_ids
+        return [len(own) for own in ids]
 
 
 class EchoEmbedder:
     """No model: hashed counts of words. For dry runs and tests."""
 
-    def encode(self, texts: Sequence[str], instruction: str = "") -> np.ndarray:
+    def encode(self, texts: Sequence[str], instruction: str = "") -> tuple[np.ndarray, list[int]]:
         from sklearn.feature_extraction.text import HashingVectorizer
 
         if not texts:
-            return np.empty((0, ECHO_DIMENSIONS), dtype=np.float32)
+            return np.empty((0, ECHO_DIMENSIONS), dtype=np.float32), []
         hashed = HashingVectorizer(n_features=ECHO_DIMENSIONS, alternate_sign=False, norm="l2", dtype=np.float32)
-        return np.asarray(hashed.transform(texts).todense(), dtype=np.float32)
-
-    def tokens_lost(self, texts: Sequence[str], instruction: str = "") -> list[int]:
-        return [0] * len(texts)
+        return np.asarray(hashed.transform(texts).todense(), dtype=np.float32), [0] * len(texts)

@@ -10,8 +10,9 @@ Stages follow one another, so that two pools never wait for each other's GPUs.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from qaray.embed import PAPERS_PER_BLOCK, embed
 from qaray.engines import Engine, StopCheck, build_engine
 from qaray.judge import (
     CONTROL_PAIRS,
+    NOT_FINITE,
     JudgePrompts,
     other_answers,
     other_questions,
@@ -51,6 +53,8 @@ class Measured:
     stage: str
     papers: int = 0  # of the source
     done: int = 0  # papers that are owed nothing by this stage
+    done_before: int = 0  # of them, before this start
+    begun: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ def measure(context: Context, stage: Stage, held: Lease, report: Callable[[Measu
     """Runs a stage until no paper is owed anything, or the run is told to stop. Raises RunError if it gets nowhere."""
     papers, owed = _owed(context, stage.tables)
     left = sum(owed.values())
-    progress = Measured(stage.name, papers, papers - left)
+    progress = Measured(stage.name, papers, papers - left, papers - left)
+    if left:
+        context.run.manifest.remove()  # the evaluation is not finished
     while left and not context.should_stop():
         for done in _round(stage, sorted(owed)):
             progress.done = min(papers, progress.done + done)
@@ -119,6 +125,11 @@ def _owed(context: Context, tables: tuple[Table, ...]) -> tuple[int, dict[str, i
 def count_papers(context: Context) -> int:
     """Papers of the source."""
     return _owed(context, ())[0]
+
+
+def papers_owed(context: Context, tables: tuple[Table, ...]) -> int:
+    """Papers of the source that lack rows in one of ``tables``."""
+    return sum(_owed(context, tables)[1].values())
 
 
 def _owed_by_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tuple[int, int]:
@@ -247,7 +258,7 @@ def _coverage_row(row: dict[str, Any]) -> dict[str, Any]:
     if not row["queries"]:
         return {**result, "problem": "no_pairs"}
     if not np.isfinite(matrix).all():
-        return {**result, "problem": "not_finite: the embedding model gave values that are no numbers"}
+        return {**result, "problem": NOT_FINITE}
     found = coverage(matrix)
     return {
         **result,

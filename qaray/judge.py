@@ -52,6 +52,7 @@ The paper:
 BEFORE_PAIR = "\n\nThe pair:\n"
 ONE_PAIR = "Question: {question}\nAnswer: {answer}"
 
+NOT_FINITE = "not_finite: the model gave values that are no numbers"
 SHARE_FOR_PAIRS = 0.25  # of the judge's context, at most; the paper has the rest
 CONTROL_PAIRS = 2  # of a control paper whose answers are swapped
 CONTROL_KINDS = ("duplicate", "paraphrase", "unrelated")
@@ -73,7 +74,7 @@ class JudgePrompts:
         asked = [
             (i, j)
             for i, j in similarity.question_pairs(len(questions))
-            if questions[i].strip() and questions[j].strip() and cosines[i, j] >= self.judge_above
+            if questions[i].strip() and questions[j].strip() and not cosines[i, j] < self.judge_above
         ]
         texts = [(questions[a], questions[b]) for i, j in asked for a, b in ((i, j), (j, i))]
         control = [
@@ -94,7 +95,7 @@ class JudgePrompts:
             {
                 "places": fits,
                 "asked": asked,
-                "cosines": [float(cosines[i, j]) for i, j in similarity.question_pairs(len(questions))],
+                "cosines": [_finite(cosines[i, j]) for i, j in similarity.question_pairs(len(questions))],
                 "control": [kind for kind, _, _ in control],
                 "questions": len(questions),
             },
@@ -164,9 +165,12 @@ class Request:
 def similarity_row(key: dict[str, Any], about: str, logprobs: list[list[float]] | None, error: str | None) -> Any:
     """The row of similarity.parquet: a record for each pair of questions, judged or not."""
     known = json.loads(about)
-    scores: dict[int, float] = {}
-    for place, own in zip(known["places"], logprobs or [], strict=False):
-        scores[place] = similarity.expected_level(own, similarity.LEVELS) / 100
+    answers = dict(zip(known["places"], logprobs or [], strict=False))
+    scores = {
+        place: similarity.expected_level(own, similarity.LEVELS) / 100
+        for place, own in answers.items()
+        if similarity.is_grade(own)
+    }
     judged = {tuple(pair): n for n, pair in enumerate(known["asked"])}
     pairs = []
     for (i, j), cosine in zip(similarity.question_pairs(known["questions"]), known["cosines"], strict=True):
@@ -180,6 +184,8 @@ def similarity_row(key: dict[str, Any], about: str, logprobs: list[list[float]] 
     problem = error
     if problem is None and known["questions"] < 2:
         problem = "fewer_than_two_pairs"
+    if problem is None and (len(scores) < len(answers) or None in known["cosines"]):
+        problem = NOT_FINITE
     if problem is None and len(scores) < len(known["asked"]) * 2 + len(known["control"]):
         problem = f"{RejectReason.OVER_LENGTH}: some questions exceed the judge's context"
     return {**key, "pairs": pairs, "control": control, "problem": problem}
@@ -191,14 +197,21 @@ def racar_rows(key: dict[str, Any], about: str, logprobs: list[list[float]] | No
     own: dict[int, dict[str, list[float]]] = {}
     swapped: dict[int, dict[str, list[float]]] = {}
     answers = iter(logprobs or [])
+    not_finite = set()
     for qa, is_swapped in known["asked"] if logprobs is not None else []:
-        (swapped if is_swapped else own)[qa] = {name: next(answers) for name in DIMENSIONS}
+        grades = {name: next(answers) for name in DIMENSIONS}
+        if all(map(similarity.is_grade, grades.values())):
+            (swapped if is_swapped else own)[qa] = grades
+        elif not is_swapped:
+            not_finite.add(qa)
     for qa, question in enumerate(known["questions"]):
         problem = error
         if qa in known["empty"]:
             problem = "empty_question" if not question.strip() else "empty_answer"
         elif qa in known["too_long"]:
             problem = f"{RejectReason.OVER_LENGTH}: the pair exceeds a quarter of the judge's context"
+        elif qa in not_finite:
+            problem = NOT_FINITE
         graded = own.get(qa)
         expected = {
             name: similarity.expected_level(graded[name], racar.LEVELS) if graded else None for name in DIMENSIONS
@@ -218,6 +231,10 @@ def racar_rows(key: dict[str, Any], about: str, logprobs: list[list[float]] | No
             ),
             "problem": problem,
         }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def other_questions(papers: Sequence[Sequence[Pair]], place: int, most: int) -> list[str]:

@@ -109,7 +109,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
         held.check()
         duplicates = find_duplicates(context, config)
-        summary = summarise(context, config, duplicates)
+        summary = summarise(context, duplicates)
         manifest = evaluation_manifest(config, run, summary, rejected, seconds, time.monotonic() - begun)
         run.manifest.write_json(manifest)
         write_report(generated, config.report_papers)

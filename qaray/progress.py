@@ -49,7 +49,9 @@ class Display:
             self._bar.n = progress.done
             self._bar.refresh()
         elif self._due() or (progress.done == progress.papers and not self.quiet):
-            self._line(f"{progress.stage}: {progress.done}/{progress.papers} papers")
+            seconds, done = time.monotonic() - progress.begun, progress.done - progress.done_before
+            left = time_left(seconds, done, progress.papers - progress.done)
+            self._line(f"{progress.stage}: {progress.done}/{progress.papers} papers{left}")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -80,11 +82,13 @@ def describe(progress: Progress, eta: bool = True) -> str:
     parts = [f"{progress.pairs} pairs", f"{progress.output_tokens / seconds:,.0f} tokens/s"]
     if progress.rejected:
         parts.append(f"{progress.rejected} rejected")
-    left = progress.papers - progress.settled
-    done = progress.settled - progress.settled_before
-    if eta and done and left > 0:
-        parts.append(f"about {duration(left * seconds / done)} left")
-    return ", ".join(parts)
+    left = time_left(seconds, progress.settled - progress.settled_before, progress.papers - progress.settled)
+    return ", ".join(parts) + (left if eta else "")
+
+
+def time_left(seconds: float, done: int, left: int) -> str:
+    """What to add to a line of progress: the time that ``left`` papers take if ``done`` took ``seconds``."""
+    return f", about {duration(left * seconds / done)} left" if done > 0 and left > 0 else ""
 
 
 def duration(seconds: float) -> str:

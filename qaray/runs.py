@@ -163,8 +163,10 @@ class Run:
 
     def clean(self) -> None:
         """Removes what a killed writer left behind. Only the holder of the lease may."""
-        for folder in (self.root, self.papers, self.rejected_papers, self.generations, *self.root.folders(".parquet")):
+        for folder in (self.root, self.papers, self.rejected_papers, self.generations):
             folder.remove_temporary()
+        for scores in self.root.folders(".parquet"):
+            scores.remove_temporary(recursive=True)
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:

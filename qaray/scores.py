@@ -1,7 +1,7 @@
 """The tables of an evaluation: Parquet shards of scores, keyed by paper, and what is still owed to them.
 
-OUT/evaluation/coverage.parquet/part-000000.<hash>.parquet …: written as the work goes, a file a block. At the end each
-paper shard's files are merged into one, in the papers' order, every paper once.
+OUT/evaluation/coverage.parquet/part-000000/<hash>.parquet …   written as the work goes, a file a block
+OUT/evaluation/coverage.parquet/part-000000.parquet            at the end, the shard's papers in order, every paper once
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from qaray.schema import (
 from qaray.sources import Key
 from qaray.storage import Location
 
-MERGED = "merged"
-
 
 @dataclass(frozen=True)
 class Table:
@@ -40,7 +38,16 @@ class Table:
         return run.root / f"{self.name}.parquet"
 
     def files(self, run: Run, shard: str) -> list[Location]:
-        return [file for file in self.folder(run).files(".parquet") if file.name.startswith(f"{shard}.")]
+        """The shard's merged file, if there is one, and what was written since."""
+        merged = self.merged(run, shard)
+        return [*([merged] if merged.exists() else []), *self.pieces(run, shard).files(".parquet")]
+
+    def merged(self, run: Run, shard: str) -> Location:
+        return self.folder(run) / f"{shard}.parquet"
+
+    def pieces(self, run: Run, shard: str) -> Location:
+        """A folder of its own for each shard: on an object store a listing costs what it returns."""
+        return self.folder(run) / shard
 
     def write(self, run: Run, shard: str, rows: list[dict[str, Any]]) -> None:
         """A file of these papers' rows: the same papers give the same file, so that a task that runs twice writes it
@@ -48,7 +55,21 @@ class Table:
         if rows:
             keys = sorted({(row["doi"], row["digest"]) for row in rows})
             name = hashlib.sha256(repr(keys).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-            (self.folder(run) / f"{shard}.{name}.parquet").write_table(table(rows, self.schema))
+            (self.pieces(run, shard) / f"{name}.parquet").write_table(table(rows, self.schema))
+
+    def replace(self, run: Run, shard: str, rows: list[dict[str, Any]]) -> None:
+        """These rows and no others are the shard's."""
+        self.merged(run, shard).write_table(table(rows, self.schema))
+        self.pieces(run, shard).remove_folder()
+
+    def forget(self, run: Run, shards: set[str]) -> None:
+        """Removes the rows of all other shards."""
+        for file in self.folder(run).files(".parquet"):
+            if file.name.removesuffix(".parquet") not in shards:
+                file.remove()
+        for folder in self.folder(run).folders():
+            if folder.name not in shards:
+                folder.remove_folder()
 
     def done(self, run: Run, shard: str) -> set[tuple[str, str]]:
         """(doi, digest) of the papers that have their rows."""
@@ -87,18 +108,14 @@ class Table:
         for key, own in zip(keys, ordered, strict=True):
             if len(own) != (key.pairs if self.by_pair else 1):
                 raise RunError(f"{self.name}: {key.doi} of {shard} has {len(own)} rows: scores would be lost")
-        files = self.files(run, shard)
-        merged = self.folder(run) / f"{shard}.{MERGED}.parquet"
         flat = [row for own in ordered for row in own]
-        if [file.path for file in files] != [merged.path] or len(self._merged_rows(merged)) != len(flat):
-            merged.write_table(table(flat, self.schema))
-            for file in files:
-                if file.path != merged.path:
-                    file.remove()
+        if self.pieces(run, shard).exists() or self._merged_rows(run, shard) != len(flat):
+            self.replace(run, shard, flat)
         return ordered
 
-    def _merged_rows(self, merged: Location) -> list[str]:
-        return merged.read_table(["doi"])["doi"].to_pylist() if merged.exists() else []
+    def _merged_rows(self, run: Run, shard: str) -> int:
+        merged = self.merged(run, shard)
+        return merged.read_table(["doi"]).num_rows if merged.exists() else -1
 
     def rows(self, run: Run) -> Iterator[Any]:
         """All rows of a finished evaluation, a shard in memory at a time."""

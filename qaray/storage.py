@@ -81,7 +81,7 @@ class Location:
         ]
         return [Location(self.fs, path) for path in sorted(found)]
 
-    def folders(self, suffix: str) -> list[Location]:
+    def folders(self, suffix: str = "") -> list[Location]:
         """Folders in this folder whose names end so."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         found = self.fs.get_file_info(selector)
@@ -98,9 +98,14 @@ class Location:
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(self.path)
 
-    def remove_temporary(self) -> None:
+    def remove_folder(self) -> None:
+        """Removes the folder, if there is one, and all that is in it."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_dir(self.path)
+
+    def remove_temporary(self, recursive: bool = False) -> None:
         """Removes what a killed writer left in this folder."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         for info in self.fs.get_file_info(selector):
             if info.base_name.startswith(TEMPORARY):
                 Location(self.fs, info.path).remove()

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qaray.config import EvaluateConfig
-from qaray.evaluate import Context
+from qaray.evaluate import Context, papers_owed
 from qaray.metrics import similarity
 from qaray.metrics.statistics import histogram, interval_of_mean
 from qaray.runs import Run, RunRefused
@@ -86,11 +85,19 @@ def _extend(kept: list[Any], more: list[Any]) -> None:
     kept.extend(more[: Tally.MOST - len(kept)])
 
 
-def summarise(context: Context, config: EvaluateConfig, duplicates: dict[str, Any] | None) -> dict[str, Any]:
+def measured_tables(context: Context) -> tuple[Table, ...]:
+    """The tables that hold every paper's rows, whether this start or an earlier one was asked for them."""
+    asked = context.run.identity.read_json() or {}
+    known = [each for each in (COVERAGE, SIMILARITY, RACAR, GROUNDING) if each.name in asked]
+    return tuple(each for each in known if not papers_owed(context, (each,)))
+
+
+def summarise(context: Context, duplicates: dict[str, Any] | None) -> dict[str, Any]:
     """Merges every shard's tables, writes paper_scores.parquet and summary.json; returns the summary."""
-    tables = tuple(each for each in (COVERAGE, SIMILARITY, RACAR, GROUNDING) if each.name in config.measures)
+    tables = measured_tables(context)
     shards = context.source.shards()
-    _forget_shards(context.run, set(shards))
+    for each in (COVERAGE, QUESTIONS, SIMILARITY, RACAR, GROUNDING, PAPER_SCORES):
+        each.forget(context.run, set(shards))
     samples = {name: Sample() for each in tables for name in BY_TABLE[each.name]}
     tally, papers = Tally(), 0
     for own, scores in in_order(_merge_shard, ((context, tables, shard) for shard in shards), ahead=9):
@@ -105,7 +112,8 @@ def summarise(context: Context, config: EvaluateConfig, duplicates: dict[str, An
         "problems": dict(tally.problems),
     }
     if SIMILARITY in tables:
-        summary["similarity"] = _similarity(tally, config)
+        judge_above = context.run.identity.read_json()["similarity"]["judge_above"]
+        summary["similarity"] = _similarity(tally, judge_above)
     if RACAR in tables:
         summary["racar"] = _racar(tally)
     if GROUNDING in tables:
@@ -114,14 +122,6 @@ def summarise(context: Context, config: EvaluateConfig, duplicates: dict[str, An
         summary["near_duplicates"] = duplicates
     context.run.summary.write_json(summary)
     return summary
-
-
-def _forget_shards(run: Run, shards: set[str]) -> None:
-    """Removes the scores of shards that the source no longer has."""
-    for each in (COVERAGE, QUESTIONS, SIMILARITY, RACAR, GROUNDING, PAPER_SCORES):
-        for file in each.folder(run).files(".parquet"):
-            if file.name.split(".", 1)[0] not in shards:
-                file.remove()
 
 
 def _merge_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tuple[Tally, list[dict[str, Any]]]:
@@ -142,9 +142,7 @@ def _merge_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tup
             tally.problems.update(f"{each.name}: {row['problem'].split(': ')[0]}" for row in rows if row["problem"])
     if QUESTIONS.files(context.run, shard):
         QUESTIONS.merge(context.run, shard, keys)
-    for file in PAPER_SCORES.files(context.run, shard):
-        file.remove()
-    PAPER_SCORES.write(context.run, shard, papers)
+    PAPER_SCORES.replace(context.run, shard, papers)
     return tally, papers
 
 
@@ -161,7 +159,8 @@ def _add_similarity(rows: list[Any], tally: Tally) -> dict[str, Any]:
         score = similarity.both_orders(pair["judge"], pair["judge_swapped"])
         if score is not None:
             scores.append(score)
-            _extend(tally.judge_and_cosine, [(score, pair["cosine"])])
+            if pair["cosine"] is not None:
+                _extend(tally.judge_and_cosine, [(score, pair["cosine"])])
             _extend(tally.order_gaps, [abs(pair["judge"] - pair["judge_swapped"])])
     flagged = sum(score > similarity.FLAGGED for score in scores)
     tally.question_pairs += len(row["pairs"])
@@ -171,7 +170,7 @@ def _add_similarity(rows: list[Any], tally: Tally) -> dict[str, Any]:
         _extend(tally.control.setdefault(each["kind"], []), [each["score"]])
     return {
         "similarity_judge": _mean(scores),
-        "similarity_cosine": _mean([pair["cosine"] for pair in row["pairs"]]),
+        "similarity_cosine": _mean([pair["cosine"] for pair in row["pairs"] if pair["cosine"] is not None]),
         "similarity_flagged": flagged / len(scores) if scores else None,
     }
 
@@ -228,14 +227,14 @@ class Sample:
         }
 
 
-def _similarity(tally: Tally, config: EvaluateConfig) -> dict[str, Any]:
+def _similarity(tally: Tally, judge_above: float) -> dict[str, Any]:
     control = tally.control
     unrelated = control.get("unrelated", [])
     same = [*control.get("duplicate", []), *control.get("paraphrase", [])]
     return {
         "question_pairs": tally.question_pairs,
         "judged": tally.judged,
-        "judge_above": config.judge_above,
+        "judge_above": judge_above,
         "flagged_share": tally.flagged / tally.judged if tally.judged else None,
         "judge_cosine_spearman": similarity.agreement(
             [judge for judge, _ in tally.judge_and_cosine], [cosine for _, cosine in tally.judge_and_cosine]

@@ -32,10 +32,16 @@ def expected_level(logprobs: Sequence[float], levels: Sequence[float]) -> float:
 def normalised(logprobs: Sequence[float]) -> np.ndarray:
     """Probabilities of the choices among themselves. Raises ValueError if none is possible."""
     values = np.asarray(logprobs, dtype=np.float64)
-    if values.size == 0 or np.isnan(values).any() or np.isneginf(values).all():
+    if not is_grade(logprobs):
         raise ValueError("the judge's scores are not numbers")
     weights = np.exp(values - values.max())
     return weights / weights.sum()
+
+
+def is_grade(logprobs: Sequence[float]) -> bool:
+    """Whether they tell one choice from another: numbers, of which one is possible."""
+    values = np.asarray(logprobs, dtype=np.float64)
+    return values.size > 0 and not np.isnan(values).any() and not np.isneginf(values).all()
 
 
 def both_orders(judge: float | None, swapped: float | None) -> float | None:

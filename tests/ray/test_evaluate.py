@@ -10,6 +10,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
+from qaray import models
 from tests.conftest import make_paper, read_jsonl, write_jsonl
 from tests.ray.conftest import qaray, start, wait_for
 from tests.unit.test_coverage import slow_chunk_rate, slow_walk
@@ -118,7 +119,7 @@ def test_coverage_recomputed_from_the_stored_matrix(tmp_path):
             assert all(one["text"] == row["sentences"][one["sentence"]].strip() for one in best)
 
 
-def test_killed_evaluation_goes_on(tmp_path):
+def test_killed_and_stopped_evaluation_goes_on(tmp_path):
     records = [with_pairs(i) for i in range(800)]
     file, out = write_jsonl(tmp_path / "processed.jsonl", records), tmp_path / "out"
     args = (
@@ -133,14 +134,16 @@ def test_killed_evaluation_goes_on(tmp_path):
         "--report_papers",
         3,
     )
-    for table in ("coverage", "racar"):
+    for table, number in (("coverage", signal.SIGKILL), ("racar", signal.SIGTERM)):
         folder = out / "evaluation" / f"{table}.parquet"
         process = start(*args)
-        wait_for(lambda folder=folder: folder.exists() and len(list(folder.glob("*.parquet"))) > 3)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kept = {file: file.stat().st_mtime_ns for file in folder.glob("*.parquet")}
-        assert kept
+        wait_for(lambda folder=folder: len(list(folder.glob("*/*.parquet"))) > 3)
+        os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=120)
+        if number == signal.SIGTERM:
+            assert process.returncode == 143, output
+            assert "stopped in judging" in output
+            assert "run the same command to go on" in output
         assert not (out / "evaluation" / "manifest.json").exists()
     done = qaray(*args)
     assert done.returncode == 0, done.stderr
@@ -174,6 +177,10 @@ def test_metrics_can_be_added_and_other_settings_are_refused(tmp_path):
     done = evaluate(tmp_path, records, "--metrics", "grounding,coverage")
     assert done.returncode == 0, done.stderr
     assert "coverage_overall" in done.stdout
+    alone = evaluate(tmp_path, records, "--metrics", "grounding")
+    assert alone.stdout == done.stdout  # what was measured before is still told
+    more = evaluate(tmp_path, [*records, with_pairs(3)], "--metrics", "grounding")
+    assert "coverage_overall" not in more.stdout  # a paper lacks it
     refused = evaluate(tmp_path, records, "--metrics", "coverage", "--query_instruction", "Query: ")
     assert refused.returncode == 2
     assert "query_instruction: '' in the run, 'Query: ' asked for" in refused.stderr
@@ -221,6 +228,35 @@ def test_a_judge_that_is_not_there(tmp_path):
     done = evaluate(tmp_path, [with_pairs(0)], "--engine", "transformers", "--judge_model", "/no/such")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "model /no/such: no such folder" in done.stderr
+
+
+def test_an_embedder_that_gives_no_numbers(tmp_path, model_cache):
+    """A model in which one word has no vector: the papers that hold it say so, the others lose nothing."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(models.resolve("bundled:minilm", model_cache), device="cpu")
+    word = model.tokenizer.convert_tokens_to_ids("zinc")
+    model[0].auto_model.get_input_embeddings().weight.data[word] = float("nan")
+    model.save(str(tmp_path / "model"))
+    records = [with_pairs(i) for i in range(3)]
+    records[1]["Q&A"][2]["Q"] = "Why does zinc melt?"
+    done = evaluate(
+        tmp_path, records, "--embedding_model", tmp_path / "model", "--metrics", "coverage,similarity",
+        "--dtype", "float32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    bad = {records[1]["doi"]}
+    for name in ("coverage", "similarity"):
+        problems = {row["doi"]: row["problem"] for row in rows(tmp_path / "out", name)}
+        assert {doi for doi, problem in problems.items() if problem and problem.startswith("not_finite")} == bad, name
+        assert set(problems) == {r["doi"] for r in records}
+    row = next(row for row in rows(tmp_path / "out", "similarity") if row["doi"] in bad)
+    assert [pair["cosine"] is None for pair in row["pairs"]] == [False, True, True]
+    assert all(pair["judge"] is not None for pair in row["pairs"])
+    summary = json.loads((tmp_path / "out/evaluation/summary.json").read_text())
+    assert summary["metrics"]["coverage_overall"]["missing"] == 1
+    assert summary["metrics"]["similarity_cosine"]["missing"] == 0
+    assert summary["near_duplicates"]["questions"] == 8
 
 
 def test_near_duplicates_across_papers(tmp_path):

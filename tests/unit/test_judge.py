@@ -180,3 +180,27 @@ def test_controls_come_from_other_papers():
 def test_a_paraphrase_has_other_words_at_its_head(question):
     assert paraphrase(question) != question
     assert set(question.rstrip("?.").split()[-1:]) <= set(paraphrase(question).replace(":", " ").rstrip("?.").split())
+
+
+def test_a_judge_that_gives_no_numbers():
+    """NaN where a grade should be is told, is in no mean, and costs no other grade."""
+    request = prompts().similarity(paper(PAIRS), ALIKE, [])
+    sure = [0.0] + [-1000.0] * 10
+    row = similarity_row(KEY, json.dumps(request.about), [[math.nan] * 11] + [sure] * 5, None)
+    assert [p["judge"] for p in row["pairs"]] == [None, 0.0, 0.0]
+    assert row["problem"].startswith("not_finite")
+    request = prompts().racar(paper(PAIRS), [])
+    answers = [[0.0, -1.0, -1.0, -1.0, -1.0] for _ in request.request["suffixes"]]
+    answers[7] = [-math.inf] * 5  # a dimension of the second pair
+    rows = list(racar_rows(KEY, json.dumps(request.about), answers, None))
+    assert [row["accuracy"] is None for row in rows] == [False, True, False]
+    assert [bool(row["problem"]) for row in rows] == [False, True, False]
+
+
+def test_cosines_that_are_no_numbers_are_judged_and_stored_as_none():
+    cosines = np.full((3, 3), np.nan)
+    request = prompts().similarity(paper(PAIRS), cosines, [])
+    assert len(request.request["suffixes"]) == 6
+    row = similarity_row(KEY, json.dumps(request.about), [[0.0] * 11] * 6, None)
+    assert [p["cosine"] for p in row["pairs"]] == [None] * 3
+    assert row["problem"].startswith("not_finite")
