@@ -250,7 +250,7 @@ class DemoConfig(Config):
     output_dir: str = Field("runs/demo", description="run directory to write")
     cache_dir: str = Field("./cache", description="folder for the converted model")
     num_qas: int = Field(5, ge=1, le=100, description="pairs wanted of each paper")
-    max_gen_len: int = Field(700, ge=1, description="cap on the answer, tokens")
+    max_gen_len: int = Field(300, ge=1, description="cap on the answer, tokens")
     no_progress: bool = Field(False, description="True: no progress lines")
 
 

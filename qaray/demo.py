@@ -8,7 +8,8 @@ from qaray.config import DemoConfig, EvaluateConfig, GenerateConfig
 from qaray.pipeline import run_evaluate, run_generate
 
 # The bundled model has 135 million parameters and loses the thread in long contexts: windows of 2,048 tokens share out
-# the pairs of a paper.
+# the pairs of a paper, and as a judge it reads that much. A window is asked for one or two pairs: an answer that has not
+# ended after 300 tokens is running in circles.
 SEQ_LEN = 2048
 
 
@@ -31,6 +32,11 @@ def run_demo(config: DemoConfig) -> str:
     """Runs the demo; returns the path of its report."""
     run_generate(demo_config(config))
     run_evaluate(
-        EvaluateConfig(output_dir=config.output_dir, cache_dir=config.cache_dir, no_progress=config.no_progress)
+        EvaluateConfig(
+            output_dir=config.output_dir,
+            cache_dir=config.cache_dir,
+            seq_len=SEQ_LEN,
+            no_progress=config.no_progress,
+        )
     )
     return f"{config.output_dir.rstrip('/')}/report/index.html"

@@ -28,6 +28,7 @@ from qaray.storage import Location
 MakeBuilder = Callable[[], PromptBuilder]
 Key = tuple[str, int, int]  # (doi, window, attempt)
 OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "error", "pairs"]
+MOST_FILES = 32  # of one paper shard's answers that stay apart: engines write a few answers a file as they go
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,24 @@ def read_answers(fs: Any, paths: list[str], columns: list[str] | None = None) ->
     return dict(rows)
 
 
+def merge_answers(run: Run, shard: str, paths: list[str]) -> list[str]:
+    """Makes one file of a shard's answers where there are many; returns the paths that hold them.
+
+    10⁷ papers at 4 answers a file would leave 2.5 million files. The merged file is whole before the others go, and
+    readers take each key once, so that a task that dies in between loses and doubles nothing.
+    """
+    if len(paths) <= MOST_FILES:
+        return paths
+    paths = [path for path in paths if Location(run.root.fs, path).exists()]  # a run of this task may have died here
+    rows = [row for own in read_answers(run.root.fs, paths).values() for row in own]
+    merged = run.generation_file(shard, sorted((row["doi"], row["window"], row["attempt"]) for row in rows))
+    merged.write_table(table(rows, PARSED_SCHEMA))
+    for path in paths:
+        if path != merged.path:
+            Location(run.root.fs, path).remove()
+    return [merged.path]
+
+
 @dataclass(frozen=True)
 class _Writer:
     """Completions → pairs → a generation shard for each paper shard of the block; one summary row a block."""
@@ -248,8 +267,9 @@ def owed_prompts(run: Run, papers: int, max_attempts: int) -> Owed:
 
 
 def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> tuple[int, int]:
-    """(papers with a window that is owed a prompt, papers) of a shard."""
+    """(papers with a window that is owed a prompt, papers) of a shard. Nothing else writes to it meanwhile."""
     papers = (run.papers / f"{shard}.parquet").read_table(["doi"])["doi"].to_pylist()
+    answers = merge_answers(run, shard, answers)
     rows = read_answers(run.root.fs, answers, OWED_COLUMNS)
     return sum(_paper_is_owed(rows.get(doi, []), max_attempts) for doi in papers), len(papers)
 
