@@ -70,7 +70,7 @@ def plain_model() -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from qaray.engines.causal_lm import pick_dtype
+    from qaray.devices import pick_dtype
     from qaray.models import resolve
 
     dtype = pick_dtype("auto", torch.device("cpu"))

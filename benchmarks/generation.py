@@ -72,7 +72,8 @@ def sequential(prompts: list[dict], tokens: int) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from qaray.engines.causal_lm import default_threads, pick_dtype
+    from qaray.devices import pick_dtype
+    from qaray.engines.causal_lm import default_threads
     from qaray.models import resolve
 
     torch.set_num_threads(default_threads(1))

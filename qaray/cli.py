@@ -24,6 +24,9 @@ COMMANDS = {
     "evaluate": ("EvaluateConfig", "Question-answer pairs to scores: coverage, similarity, RACAR, grounding."),
     "parse": ("ParseConfig", "Outputs made elsewhere to question-answer pairs."),
     "report": ("ReportConfig", "Write the report of a finished run again."),
+    "make-sft": ("MakeSftConfig", "Papers with their pairs to training examples."),
+    "fine-tune": ("FineTuneConfig", "Fine-tune a model on examples {instruction, input, output}."),
+    "export": ("ExportConfig", "A checkpoint of a fine-tuning to a model folder."),
     "demo": ("DemoConfig", "The main job on the sample papers with the bundled models."),
 }
 
@@ -65,19 +68,42 @@ def _command(name: str, config_name: str, text: str) -> click.Command:
     from qaray import config as configs
 
     config_type = getattr(configs, config_name)
-    options: list[click.Parameter] = [_option(*item) for item in config_type.model_fields.items()]
+    more = config_type.more_flags
+    options: list[click.Parameter] = [_option(*item) for item in config_type.model_fields.items() if item[0] != more]
     options.append(click.Option(["--config", "_config_file"], metavar="FILE", help="YAML file with the same keys"))
+    if more:
+        options.append(click.Argument(["_others"], nargs=-1, type=click.UNPROCESSED))
 
-    def run(_config_file: str | None, **flags: Any) -> int:
+    def run(_config_file: str | None, _others: Sequence[str] = (), **flags: Any) -> int:
         given = {key: value for key, value in flags.items() if value is not None}
         values = {**(_read_yaml(_config_file) if _config_file else {}), **given}
+        if more:
+            known = config_type.model_fields.keys() - {more}
+            others = {key: str(values.pop(key)) for key in list(values) if key not in known}
+            values[more] = {**others, **_other_flags(_others)}
         try:
             config = config_type(**values)
         except configs.ConfigError as error:
             raise click.UsageError(str(error)) from None
         return _run(RUN[name], config)
 
-    return click.Command(name, params=options, callback=run, help=text)
+    settings = {"ignore_unknown_options": bool(more)}
+    return click.Command(name, params=options, callback=run, help=text, context_settings=settings)
+
+
+def _other_flags(parts: Sequence[str]) -> dict[str, str]:
+    """``--name value``, ``--name=value`` and bare ``--name`` (True) by name. Raises UsageError for a stray word."""
+    flags: dict[str, str] = {}
+    name = ""
+    for part in parts:
+        if part.startswith("--"):
+            name, _, value = part[2:].partition("=")
+            flags[name] = value or "True"
+        elif name:
+            flags[name], name = part, ""
+        else:
+            raise click.UsageError(f"unexpected argument {part!r}")
+    return flags
 
 
 def _option(name: str, field: Any) -> click.Option:
@@ -204,6 +230,27 @@ def _report(config: Any) -> None:
     print(write_report(Run.at(config.output_dir), config.report_papers))
 
 
+def _make_sft(config: Any) -> None:
+    from qaray.make_sft import make_sft
+
+    counts = make_sft(config)
+    print(f"{counts['examples']} examples, {counts['rejected']} records left out: {config.output}")
+
+
+def _fine_tune(config: Any) -> None:
+    from qaray.pipeline import run_fine_tune
+
+    manifest = run_fine_tune(config)
+    print(f"model: {manifest['model']}  report: {config.output_dir.rstrip('/')}/report/index.html")
+
+
+def _export(config: Any) -> None:
+    from qaray.finetune.export import export
+
+    export(config.checkpoint, config.output_dir, config.dtype)
+    print(f"model: {config.output_dir}")
+
+
 def _demo(config: Any) -> None:
     from qaray.demo import run_demo
 
@@ -215,6 +262,9 @@ RUN: dict[str, Callable[[Any], None]] = {
     "evaluate": _evaluate,
     "parse": _parse,
     "report": _report,
+    "make-sft": _make_sft,
+    "fine-tune": _fine_tune,
+    "export": _export,
     "demo": _demo,
 }
 

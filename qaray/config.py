@@ -6,7 +6,7 @@ The descriptions are the help texts of the flags. Nothing heavy is imported here
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,6 +17,7 @@ class Config(BaseModel):
     """Base of all configurations. Raises ConfigError, one line a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    more_flags: ClassVar[str] = ""  # the field that takes the flags that are no field, '' for none
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -29,8 +30,8 @@ class ConfigError(ValueError):
     """A configuration that cannot be run: the message names the field, the value and the limit."""
 
 
-class RunConfig(Config):
-    """What every command that works on a run directory takes."""
+class DriverConfig(Config):
+    """What every command takes that works on a cluster."""
 
     output_dir: str = Field(description="run directory to write: a path or URI (s3://, gs://)")
     no_progress: bool = Field(False, description="True: no progress lines")
@@ -38,6 +39,11 @@ class RunConfig(Config):
     local_cpus: int | None = Field(
         None, ge=1, description="logical CPUs of the local cluster (default: cores, at least 4)"
     )
+
+
+class RunConfig(DriverConfig):
+    """What every command that works on a run directory takes."""
+
     report_papers: int = Field(1000, ge=0, description="papers that get a page of the report, the first ones")
     export_json: Literal["auto", "always", "never"] = Field(
         "auto", description="write the JSON exports: auto = up to 50,000 papers"
@@ -228,6 +234,68 @@ class EvaluateConfig(EngineConfig):
         return parse_pool(self.embed_actors)
 
 
+class FineTuneConfig(DriverConfig):
+    """Examples {instruction, input, output} to a fine-tuned model.
+
+    All other flags are those of transformers' TrainingArguments: --num_train_epochs, --learning_rate, --bf16 and so on.
+    """
+
+    more_flags: ClassVar[str] = "training"
+
+    model_name_or_path: str = Field(description="the model to fine-tune: a local path, a hub id or bundled:NAME")
+    data_path: str = Field(description="examples: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
+    eval_data_path: str | None = Field(
+        None, description="examples that are kept out: their loss is measured before and after"
+    )
+    model_max_length: int = Field(12288, ge=16, description="cap on prompt + answer, tokens; RoPE is scaled to it")
+    overlength: Literal["truncate", "shorten", "reject"] = Field(
+        "truncate",
+        description="an example beyond the cap: cut its end, cut the paper so that the whole answer fits, or reject it",
+    )
+    use_flash_attn: bool = Field(True, description="use flash-attn where a GPU and the package are there")
+    use_full_attn: bool = Field(False, description="True: full attention in training, else S²-Attn")
+    s2_group_size: int | None = Field(
+        None, ge=2, description="tokens in a group of S²-Attn (default: a quarter of 4096·n tokens, else 8192)"
+    )
+    low_rank_training: bool = Field(False, description="LoRA on q, k, v, o, and trainable_params in full")
+    trainable_params: str = Field("embed,norm", description="parts of parameter names that low-rank training trains")
+    lora_r: int = Field(8, ge=1, description="rank of low-rank training")
+    lora_alpha: int = Field(16, ge=1, description="scale of low-rank training")
+    prompt_template: str = Field("llama2", description="llama2, chat or a file with {instruction} and {input}")
+    cache_dir: str = Field("./cache", description="folder for downloaded and converted models")
+    trust_remote_code: bool = Field(False, description="run the code that a model folder brings along")
+    deepspeed: str | None = Field(None, description="DeepSpeed's JSON, such as ds_configs/stage3.json")
+    num_workers: int = Field(1, ge=1, description="training processes, one a GPU")
+    use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has any)")
+    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs a worker takes")
+    storage_path: str | None = Field(
+        None, description="where checkpoints go: a folder that all machines share, or a URI (default: output_dir)"
+    )
+    run_name: str = Field(
+        "checkpoints", pattern=r"^[\w.-]+$", description="their folder there; the same name again goes on"
+    )
+    max_failures: int = Field(3, ge=-1, description="times that lost workers are replaced; -1 = without end")
+    training: dict[str, str] = Field({}, description="flags of transformers' TrainingArguments")
+
+
+class MakeSftConfig(Config):
+    """Papers and their pairs to training examples, by the prompts that generation uses."""
+
+    processed_output: str = Field(description="pairs made anywhere: a processed output with the papers' txt")
+    output: str = Field(description="file to write: .json, .jsonl or .parquet")
+    min_pairs: int = Field(1, ge=1, description="papers with fewer pairs are left out")
+
+
+class ExportConfig(Config):
+    """A checkpoint of a fine-tuning to a model folder."""
+
+    checkpoint: str = Field(description="a checkpoint folder, or a run_name folder whose last one is taken")
+    output_dir: str = Field(description="model folder to write")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="of the weights; auto = bfloat16, or float16 where it was trained so"
+    )
+
+
 class ParseConfig(Config):
     """Original outputs made anywhere to processed output."""
 
@@ -250,7 +318,7 @@ class DemoConfig(Config):
     output_dir: str = Field("runs/demo", description="run directory to write")
     cache_dir: str = Field("./cache", description="folder for the converted model")
     num_qas: int = Field(5, ge=1, le=100, description="pairs wanted of each paper")
-    max_gen_len: int = Field(300, ge=1, description="cap on the answer, tokens")
+    max_gen_len: int = Field(200, ge=1, description="cap on the answer, tokens")
     no_progress: bool = Field(False, description="True: no progress lines")
 
 

@@ -8,8 +8,8 @@ from qaray.config import DemoConfig, EvaluateConfig, GenerateConfig
 from qaray.pipeline import run_evaluate, run_generate
 
 # The bundled model has 135 million parameters and loses the thread in long contexts: windows of 2,048 tokens share out
-# the pairs of a paper, and as a judge it reads that much. A window is asked for one or two pairs: an answer that has not
-# ended after 300 tokens is running in circles.
+# the pairs of a paper, and as a judge it reads that much. A window is asked for one or two pairs: an answer that
+# has not ended after 200 tokens is running in circles.
 SEQ_LEN = 2048
 
 

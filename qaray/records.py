@@ -10,7 +10,7 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +52,14 @@ class Record:
     problem: Problem | None = None
 
 
-def read_records(file: Location) -> Iterator[Record]:
-    """The file's records in order. Nothing is raised for bad content: it becomes a Record with a problem."""
+def read_records(file: Location, columns: Sequence[str] | None = None) -> Iterator[Record]:
+    """The file's records in order. Nothing is raised for bad content: it becomes a Record with a problem.
+
+    ``columns``: what is read of a Parquet file; None: the fields of a paper with pairs.
+    """
     name = file.path.lower()
     if ".parquet" in name.rsplit("/", 1)[-1]:
-        return _parquet(file)
+        return _parquet(file, FIELDS if columns is None else columns)
     if any(ending in name.rsplit("/", 1)[-1] for ending in (".jsonl", ".ndjson")):
         return _lines(file)
     return _values(file)
@@ -212,12 +215,12 @@ def _resume(buffer: _Buffer, start: int, pattern: re.Pattern[str]) -> bool:
     return True
 
 
-def _parquet(file: Location) -> Iterator[Record]:
+def _parquet(file: Location, fields: Sequence[str]) -> Iterator[Record]:
     position = 0
     try:
         with file.fs.open_input_file(file.path) as stream:
             parquet = pq.ParquetFile(stream)
-            columns = [name for name in FIELDS if name in parquet.schema_arrow.names]
+            columns = [name for name in fields if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(batch_size=64, columns=columns):
                 for row in range(batch.num_rows):
                     yield _parquet_row(batch, row, position)
@@ -245,7 +248,7 @@ def paper_fields(value: Any) -> dict[str, Any]:
     Raises Problem with the reason and a sentence that names the field and what stands there.
     """
     if not isinstance(value, dict):
-        raise Problem(RejectReason.WRONG_TYPE, f"a record must be an object, got {_type(value)}")
+        raise Problem(RejectReason.WRONG_TYPE, f"a record must be an object, got {type_name(value)}")
     for key in REQUIRED:
         if value.get(key) is None:
             raise Problem(RejectReason.MISSING_KEY, f"{key} is missing" if key not in value else f"{key} is null")
@@ -253,7 +256,7 @@ def paper_fields(value: Any) -> dict[str, Any]:
     for key in ("doi", "txt", "abstract", "title", "source"):
         text = value.get(key)
         if text is not None and not isinstance(text, str):
-            raise Problem(RejectReason.WRONG_TYPE, f"{key} must be a string, got {_type(text)}: {str(text)[:80]}")
+            raise Problem(RejectReason.WRONG_TYPE, f"{key} must be a string, got {type_name(text)}: {str(text)[:80]}")
         fields[key] = text
     if not fields["doi"].strip():
         raise Problem(RejectReason.MISSING_KEY, "doi is empty")
@@ -276,20 +279,20 @@ def paired_fields(value: Any) -> dict[str, Any]:
     if value.get(PAIRS_KEY) is None:
         raise Problem(RejectReason.MISSING_KEY, f"{PAIRS_KEY} is missing")
     if not isinstance(value[PAIRS_KEY], list):
-        raise Problem(RejectReason.WRONG_TYPE, f"{PAIRS_KEY} must be a list, got {_type(value[PAIRS_KEY])}")
+        raise Problem(RejectReason.WRONG_TYPE, f"{PAIRS_KEY} must be a list, got {type_name(value[PAIRS_KEY])}")
     pairs = [_pair(pair, i) for i, pair in enumerate(value[PAIRS_KEY])]
     return {**fields, "pairs": pairs, "digest": digest(pairs, fields["txt"])}
 
 
 def _pair(value: Any, number: int) -> Pair:
     if not isinstance(value, dict):
-        raise Problem(RejectReason.WRONG_TYPE, f"pair {number} must be an object, got {_type(value)}")
+        raise Problem(RejectReason.WRONG_TYPE, f"pair {number} must be an object, got {type_name(value)}")
     texts = {}
     for key in ("Q", "A"):
         text = value.get(key)
         text = "" if text is None or text != text else text
         if not isinstance(text, str):
-            raise Problem(RejectReason.WRONG_TYPE, f"{key} of pair {number} must be a string, got {_type(text)}")
+            raise Problem(RejectReason.WRONG_TYPE, f"{key} of pair {number} must be a string, got {type_name(text)}")
         if not encodable(text):
             raise Problem(RejectReason.UNDECODABLE, f"{key} of pair {number} is not valid Unicode")
         texts[key] = text
@@ -312,17 +315,18 @@ def _keywords(value: Any) -> list[str]:
     if isinstance(value, str):
         value = value.split(",")
     if not isinstance(value, list):
-        raise Problem(RejectReason.WRONG_TYPE, f"keywords must be a list or a string, got {_type(value)}")
+        raise Problem(RejectReason.WRONG_TYPE, f"keywords must be a list or a string, got {type_name(value)}")
     for keyword in value:
         if not isinstance(keyword, str):
             raise Problem(
                 RejectReason.WRONG_TYPE,
-                f"keywords must be strings, got {_type(keyword)}: {str(keyword)[:80]}",
+                f"keywords must be strings, got {type_name(keyword)}: {str(keyword)[:80]}",
             )
     return [keyword.strip() for keyword in value if keyword.strip()]
 
 
-def _type(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """A JSON value's type in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
     return names.get(type(value), "a number")
 

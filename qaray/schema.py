@@ -348,6 +348,26 @@ def scored(requests: pa.Table, logprobs: Sequence[list[list[float]] | None], err
     return rest.append_column("error", pa.array(errors, pa.string()))
 
 
+class Example(TypedDict):
+    """A training example as tokens."""
+
+    id: str  # file:position
+    input_ids: list[int]  # [T], prompt + answer + EOS, cut to the model's length
+    prompt_tokens: int  # the first so many carry no loss
+    truncated_tokens: int  # that were cut
+
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("prompt_tokens", pa.int32()),
+        ("truncated_tokens", pa.int32()),
+    ]
+)
+REJECTED_EXAMPLE_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
 def table(rows: list[Any], schema: pa.Schema) -> pa.Table:
     """Rows (TypedDicts) as an Arrow table of exactly that schema."""
     return pa.Table.from_pylist(rows, schema=schema)

@@ -19,8 +19,9 @@ import torch
 from safetensors import SafetensorError
 
 from qaray.config import ConfigError
+from qaray.devices import pick_dtype
 from qaray.engines.kv_cache import ATTENTION, SlotCache, Step
-from qaray.models import HFTokenizer, load_config, load_tokenizer, quiet_transformers, resolve
+from qaray.models import HFTokenizer, load_config, load_tokenizer, quiet_transformers, resolve, scale_rope
 
 CHUNK = {"cpu": 1024, "cuda": 4096}  # tokens of one prefill step
 
@@ -207,39 +208,6 @@ def available_memory() -> int:
             group = Path("/sys/fs/cgroup")
             free = min(free, int((group / limit).read_text()) - int((group / used).read_text()))
     return max(0, free)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; ``auto``: bfloat16 where the hardware computes in it, else float16 on GPUs, float32."""
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if _cpu_has_bf16() else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        with open("/proc/cpuinfo") as stream:
-            flags = next((line for line in stream if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return False
-    return any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def scale_rope(config: Any, factor: float) -> None:
-    """Sets the linear RoPE factor of a transformers config, in all; 1 leaves it as it is.
-
-    Raises ConfigError for a config with another RoPE type.
-    """
-    rope = dict(getattr(config, "rope_parameters", None) or {})
-    kind = rope.get("rope_type", "default")
-    present = float(rope.get("factor") or 1.0) if kind == "linear" else 1.0
-    if factor == present or factor <= 1:
-        return
-    if kind not in ("default", "linear"):
-        raise ConfigError(f"RoPE type {kind!r} is not overwritten by linear scaling")
-    config.rope_parameters = {**rope, "rope_type": "linear", "factor": factor}
 
 
 def _flash_attn(wanted: bool, device: torch.device, dtype: torch.dtype) -> Any:

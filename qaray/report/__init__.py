@@ -6,18 +6,15 @@ OUT/report/papers/      a page a paper: its pairs, its text with their evidence,
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from importlib import resources
 from itertools import islice
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from qaray.metrics.similarity import FLAGGED
+from qaray.report.pages import Pages, figure
 from qaray.report.papers import COLUMNS, papers_of
 from qaray.runs import Run
 from qaray.summary import BOUNDS
@@ -64,7 +61,7 @@ def write_report(run: Run, most: int) -> str:
     evaluation = run.evaluation.manifest.read_json()
     manifest = run.manifest.read_json() if evaluation else run.finished()
     summary = run.evaluation.summary.read_json() if evaluation else None
-    folder, pages = run.root / "report", _Pages()
+    folder, pages = run.root / "report", Pages()
     papers: list[dict[str, Any]] = []
     for paper in papers_of(run, evaluation is not None, most):
         paper["page"] = f"{len(papers) + 1:06d}.html"
@@ -84,38 +81,6 @@ def write_report(run: Run, most: int) -> str:
         metrics=_metrics(summary), notices=_notices(summary), facts=_facts(summary),
     )  # fmt: skip
     return (folder / "index.html").path
-
-
-class _Pages:
-    """The templates, and what a page carries with it: style, and a script that only its own hash lets run."""
-
-    def __init__(self) -> None:
-        self.environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("qaray", "report/templates"),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
-        )
-        self.environment.filters["number"] = lambda value: f"{value:,}"
-        self.environment.filters["figure"] = figure
-        static = resources.files("qaray") / "report" / "static"
-        self.static = {name: (static / name).read_text() for name in ("style.css", "table.js", "paper.js")}
-
-    def write(self, place: Any, template: str, script: str, **context: Any) -> None:
-        code = self.static[script]
-        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-        page = self.environment.get_template(template).stream(
-            **context, style=Markup(self.static["style.css"]), script=Markup(code), script_hash=f"'sha256-{digest}'"
-        )
-        with place.write() as stream:
-            page.dump(stream, encoding="utf-8")
-
-
-def figure(value: float | int | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def _headline(manifest: Any, evaluation: Any) -> str:

@@ -110,6 +110,35 @@ def yield_bars(counts: dict[str, int]) -> Markup:
     return _svg(figure, "Papers by status")
 
 
+def training_curve(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> Markup:
+    """Loss by step, and that of examples that are kept out."""
+    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=ACCENT, linewidth=1.3, label="training")
+    if evaluations:
+        places = [e["step"] for e in evaluations]
+        axes.plot(places, [e["eval_loss"] for e in evaluations], "o--", color=WARM, label="kept out")
+        axes.legend(frameon=False)
+    axes.set(xlabel="step", ylabel="loss of an answer's token, nats")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Loss")
+    return _svg(figure, f"Loss over {len(steps)} logged steps")
+
+
+def training_rate(steps: Sequence[dict[str, Any]]) -> Markup:
+    """Tokens a second and learning rate by step."""
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True)
+    places = [entry["step"] for entry in steps]
+    upper.plot(places, [entry["tokens_per_second"] for entry in steps], color=ACCENT, linewidth=1.3)
+    upper.set_title("Tokens a second")
+    lower.plot(places, [entry["learning_rate"] for entry in steps], color=ACCENT, linewidth=1.3)
+    lower.set_title("Learning rate")
+    lower.set_xlabel("step")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _svg(figure, "Tokens a second and learning rate by step")
+
+
 def _svg(figure: Figure, description: str) -> Markup:
     return _image(figure, "svg", "image/svg+xml", description)
 

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from qaray.config import ConfigError
 from qaray.engines import causal_lm, kv_cache
 from qaray.engines.batching import ContinuousBatcher, Sampling
-from qaray.engines.causal_lm import CausalLM, ModelSettings, scale_rope
+from qaray.engines.causal_lm import CausalLM, ModelSettings
+from qaray.models import scale_rope
 from qaray.schema import FinishReason
 from tests.conftest import save_tiny_model
 

@@ -29,7 +29,12 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("qaray."):
             name = node.module.removeprefix("qaray.")
-            yield "engines.__init__" if name == "engines" else name
+            if (ROOT / "qaray" / name / "__init__.py").exists():
+                for alias in node.names:
+                    module = (ROOT / "qaray" / name / f"{alias.name}.py").exists()
+                    yield f"{name}.{alias.name if module else '__init__'}"
+            else:
+                yield name
         elif isinstance(node, ast.ImportFrom) and node.module == "qaray":
             yield from (alias.name for alias in node.names)
 

@@ -1,0 +1,1 @@
+"""Fine-tuning: the original's command on Ray Train with DeepSpeed."""

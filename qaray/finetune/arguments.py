@@ -1,0 +1,72 @@
+"""The flags of transformers' TrainingArguments, as the original typed them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from qaray.config import ConfigError
+from qaray.models import quiet_transformers
+
+# Flags that transformers has renamed since.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+}
+# What qaray decides itself, and where.
+OWN = {
+    "output_dir": "it is where results go",
+    "deepspeed": "it is read by qaray",
+    "resume_from_checkpoint": "a run resumes by itself",
+}
+# The original's settings that are no flags of its command, and what the loop needs.
+DEFAULTS = {"gradient_checkpointing": "True", "remove_unused_columns": "False", "disable_tqdm": "True"}
+
+
+def normal(flags: dict[str, str]) -> dict[str, str]:
+    """The flags by the names that transformers has for them. Raises ConfigError for one that it does not know."""
+    with quiet_transformers():
+        from transformers import TrainingArguments
+
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    named = {RENAMED.get(name, name): value for name, value in flags.items()}
+    for name in named:
+        if name in OWN:
+            raise ConfigError(f"--{name} is no flag of the trainer's here: {OWN[name]}")
+        if name not in known:
+            raise ConfigError(f"no such option: --{name}")
+    return named
+
+
+def training_arguments(flags: dict[str, str], folder: str, deepspeed: dict[str, Any] | None, *, use_cpu: bool) -> Any:
+    """TrainingArguments of the flags. Building them with ``deepspeed`` makes models load sharded from then on.
+
+    Raises ConfigError for a value that transformers refuses.
+    """
+    with quiet_transformers():
+        from transformers import HfArgumentParser, TrainingArguments
+
+    values = {**DEFAULTS, **flags, "output_dir": folder, "use_cpu": str(use_cpu)}
+    if deepspeed is not None:
+        file = Path(folder) / "deepspeed.json"
+        file.write_text(json.dumps(deepspeed))
+        values["deepspeed"] = str(file)
+    line = [part for name, value in values.items() for part in (f"--{name}", *([value] if value != "" else []))]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            (parsed,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(line, look_for_args_file=False)
+    except SystemExit:
+        text = said.getvalue().strip().splitlines()[-1:]
+        raise ConfigError(re.sub(r"^.*error: ", "", text[0]) if text else "the trainer refuses its flags") from None
+    except (ValueError, ImportError) as error:
+        raise ConfigError(str(error).strip().splitlines()[0]) from None
+    if parsed.gradient_checkpointing and parsed.gradient_checkpointing_kwargs is None:
+        parsed.gradient_checkpointing_kwargs = {"use_reentrant": False}
+    return parsed

@@ -1,0 +1,319 @@
+"""Training examples: files of {instruction, input, output} → tokens with labels on the answer → shards.
+
+    files → records → template, tokens, cut (Ray Data, in parallel) → OUT/examples/*.arrow, OUT/rejected.jsonl
+
+A shard is an Arrow file, which training processes map into memory: a machine holds one copy, whatever their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from qaray import models
+from qaray.config import FineTuneConfig
+from qaray.prompts import Template, Tokenizer
+from qaray.records import SUFFIXES, Problem, encodable, read_records, type_name
+from qaray.runs import RunError
+from qaray.runtime import LIGHT
+from qaray.schema import EXAMPLE_SCHEMA, REJECTED_SCHEMA, Example, Rejected, RejectReason, table
+from qaray.storage import Location, expand
+
+FIELDS = ("instruction", "input", "output")
+ROWS = 32  # examples tokenised, and written, together
+KEPT_END = 512  # tokens of an input's end that shortening leaves alone: the query stands there
+IGNORED = -100  # label of a token that carries no loss
+
+
+def example_fields(value: Any) -> dict[str, str]:
+    """{instruction, input, output} of a record; ``input`` may be absent. Raises Problem with the reason."""
+    if not isinstance(value, dict):
+        raise Problem(RejectReason.WRONG_TYPE, f"a record must be an object, got {type_name(value)}")
+    fields = {}
+    for name in FIELDS:
+        text = value.get(name)
+        if text is None and name == "input":
+            text = ""
+        if text is None:
+            raise Problem(RejectReason.MISSING_KEY, f"{name} is {'null' if name in value else 'missing'}")
+        if not isinstance(text, str):
+            raise Problem(RejectReason.WRONG_TYPE, f"{name} must be a string, got {type_name(text)}: {str(text)[:80]}")
+        if not encodable(text):
+            raise Problem(RejectReason.UNDECODABLE, f"{name} is not valid Unicode")
+        fields[name] = text
+    for name in ("instruction", "output"):
+        if not fields[name].strip():
+            raise Problem(RejectReason.EMPTY_TEXT, f"{name} is empty")
+    return fields
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Examples to tokens: the prompt as inference reads it, then answer and EOS, which carry the loss."""
+
+    template: Template
+    tokenizer: Tokenizer
+    eos_id: int
+    max_length: int  # tokens
+    overlength: str = "truncate"
+
+    def __call__(self, fields: dict[str, str], name: str) -> Example:
+        """Raises Problem (over_length) if no token of the answer would be left, or the policy rejects it."""
+        literal = self.tokenizer.literal
+        instruction, text = literal(fields["instruction"]), literal(fields["input"])
+        answer = [*self.tokenizer.encode(literal(fields["output"])), self.eos_id]
+        prompt = self._prompt(instruction, text)
+        whole = len(prompt) + len(answer)
+        if whole > self.max_length and self.overlength == "reject":
+            raise Problem(RejectReason.OVER_LENGTH, f"it has {whole} tokens, {self.max_length} fit")
+        if whole > self.max_length and self.overlength == "shorten":
+            prompt = self._shortened(instruction, text, self.max_length - len(answer))
+        if len(prompt) >= self.max_length:
+            raise Problem(
+                RejectReason.OVER_LENGTH,
+                f"the prompt alone has {len(prompt)} tokens of {self.max_length}: nothing of the answer would be left",
+            )
+        ids = [*prompt, *answer][: self.max_length]
+        return Example(id=name, input_ids=ids, prompt_tokens=len(prompt), truncated_tokens=whole - len(ids))
+
+    def _prompt(self, instruction: str, text: str) -> list[int]:
+        return self.template.encode(self.template.render(instruction, text), self.tokenizer)
+
+    def _shortened(self, instruction: str, text: str, room: int) -> list[int]:
+        """The prompt with the middle of the input taken out, so that it has at most ``room`` tokens."""
+        spans = self.tokenizer.spans(text)
+        least = len(self._prompt(instruction, " "))
+        end = min(KEPT_END, len(spans) // 2)
+        kept = min(len(spans), room - least) - end
+        while kept > 0:
+            cut = text[: spans[kept - 1][1]] + "\n" + text[spans[len(spans) - end][0] :]
+            prompt = self._prompt(instruction, cut)
+            if len(prompt) <= room:
+                return prompt
+            kept -= len(prompt) - room
+        raise Problem(RejectReason.OVER_LENGTH, f"{room} tokens are left for the prompt beside the answer")
+
+
+@dataclass(frozen=True)
+class EncoderFactory:
+    """Makes the run's Encoder wherever it is needed."""
+
+    config: FineTuneConfig
+    template: Template
+
+    def __call__(self) -> Encoder:
+        config = self.config
+        tokenizer = models.load_tokenizer(
+            config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
+        )
+        eos = tokenizer.hf.eos_token_id
+        return Encoder(self.template, tokenizer, eos, config.model_max_length, config.overlength)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of the records of one path."""
+
+    folder: Location
+    counts: dict[str, Any]  # examples, rejected, by_reject_reason, tokens, answer_tokens, truncated, truncated_tokens
+
+
+def data_files(pattern: str) -> list[Location]:
+    """Raises FileNotFoundError if there is none."""
+    return list(expand(pattern, SUFFIXES))
+
+
+def identity_of(pattern: str) -> str:
+    """Identifies the files behind a path: names, sizes and times of change."""
+    facts = [(file.name, file.info().size, file.info().mtime_ns) for file in data_files(pattern)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def prepare(pattern: str, folder: Location, make_encoder: EncoderFactory, known_as: str) -> Prepared:
+    """Tokenises the examples of ``pattern`` into ``folder``, once: what lies there under the same name is kept.
+
+    Raises RunError if no record became an example.
+    """
+    done = (folder / "done.json").read_json()
+    if done and done["known_as"] == known_as:
+        return Prepared(folder, done["counts"])
+    folder.remove_folder()
+    folder.make_folder()
+    counts = _count(_write(pattern, folder, make_encoder), folder)
+    if not counts["examples"]:
+        first = next(iter(rejected(folder)), None)
+        why = f", the first because {first['detail']}" if first else ""
+        raise RunError(f"no training example in {pattern}: {counts['rejected']} records were rejected{why}")
+    (folder / "done.json").write_json({"known_as": known_as, "counts": counts})
+    return Prepared(folder, counts)
+
+
+def _write(pattern: str, folder: Location, make_encoder: EncoderFactory) -> Iterator[dict[str, Any]]:
+    import ray
+
+    files = [{"order": i, "file": file} for i, file in enumerate(data_files(pattern))]
+    records = ray.data.from_items(files, override_num_blocks=len(files)).flat_map(_read, num_cpus=LIGHT)
+    records = records.repartition(target_num_rows_per_block=ROWS, strict=True)
+    written = records.map_batches(
+        _Shards(folder, make_encoder), batch_size=ROWS, batch_format="pyarrow", num_cpus=LIGHT
+    )
+    for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from batch.to_pylist()
+
+
+def _read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The records of a file as rows: JSON text, which has no types to guess, or what is wrong with them."""
+    for record in read_records(item["file"], FIELDS):
+        problem = record.problem
+        value = None
+        if problem is None:
+            try:
+                value = json.dumps(example_fields(record.value))
+            except Problem as found:
+                problem = found
+        yield {
+            "order": item["order"],
+            "file": item["file"].path,
+            "position": record.position,
+            "value": value,
+            "reason": str(problem.reason) if problem else None,
+            "detail": problem.detail if problem else None,
+        }
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """Rows → a shard of examples, a file of rejected rows; one summary row a block."""
+
+    folder: Location
+    make_encoder: EncoderFactory
+
+    def __call__(self, records: pa.Table) -> pa.Table:
+        encode = self.make_encoder()
+        examples: list[Example] = []
+        lost: list[Rejected] = []
+        rows = records.to_pylist()
+        for row in rows:
+            try:
+                if row["reason"]:
+                    raise Problem(RejectReason(row["reason"]), row["detail"])
+                examples.append(encode(json.loads(row["value"]), f"{row['file'].rsplit('/', 1)[-1]}:{row['position']}"))
+            except Problem as problem:
+                lost.append(_rejected(row, problem))
+        name = f"{rows[0]['order']:04d}-{rows[0]['position']:09d}" if rows else "none"
+        if examples:
+            _write_arrow(self.folder / f"{name}.arrow", table(examples, EXAMPLE_SCHEMA))
+        if lost:
+            (self.folder / f"{name}.rejected.parquet").write_table(table(lost, REJECTED_SCHEMA))
+        return pa.Table.from_pylist(
+            [
+                {
+                    "examples": len(examples),
+                    "tokens": sum(len(e["input_ids"]) for e in examples),
+                    "answer_tokens": sum(len(e["input_ids"]) - e["prompt_tokens"] for e in examples),
+                    "truncated": sum(e["truncated_tokens"] > 0 for e in examples),
+                    "truncated_tokens": sum(e["truncated_tokens"] for e in examples),
+                }
+            ]
+        )
+
+
+def _rejected(row: dict[str, Any], problem: Problem) -> Rejected:
+    return Rejected(
+        doi=None,
+        file=row["file"],
+        position=row["position"],
+        stage="examples",
+        reason=str(problem.reason),
+        detail=problem.detail,
+    )
+
+
+def _write_arrow(place: Location, examples: pa.Table) -> None:
+    with place.write() as stream, pa.ipc.new_file(stream, examples.schema) as writer:
+        writer.write_table(examples)
+
+
+def _count(summaries: Iterator[dict[str, Any]], folder: Location) -> dict[str, Any]:
+    sums: Counter[str] = Counter(examples=0, tokens=0, answer_tokens=0, truncated=0, truncated_tokens=0)
+    for row in summaries:
+        sums.update(row)
+    reasons = Counter(row["reason"] for row in rejected(folder))
+    return {**sums, "rejected": sum(reasons.values()), "by_reject_reason": dict(reasons)}
+
+
+def rejected(folder: Location) -> Iterator[dict[str, Any]]:
+    """The rejected records, in order."""
+    for file in folder.files(".rejected.parquet"):
+        yield from file.read_table().to_pylist()
+
+
+class Examples:
+    """The examples of a folder as a torch dataset, in the order of files and positions. Memory-mapped where local."""
+
+    def __init__(self, folder: Location) -> None:
+        tables = []
+        for file in folder.files(".arrow"):
+            source = (
+                pa.memory_map(file.path)
+                if file.is_local
+                else pa.BufferReader(file.fs.open_input_file(file.path).read())
+            )
+            tables.append(pa.ipc.open_file(source).read_all())
+        self._rows = pa.concat_tables(tables) if tables else EXAMPLE_SCHEMA.empty_table()
+        self.lengths: list[int] = pa.compute.list_value_length(self._rows["input_ids"]).to_pylist()
+
+    def __len__(self) -> int:
+        return self._rows.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._rows.slice(index, 1)
+        ids = row["input_ids"].combine_chunks().flatten().to_numpy()
+        return {"index": index, "input_ids": ids, "prompt_tokens": row["prompt_tokens"][0].as_py()}
+
+    def id(self, index: int) -> str:
+        """file:position of an example."""
+        return str(self._rows["id"][index].as_py())
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Examples to a batch, padded at the end to the longest; logits are asked for only where an answer is predicted.
+
+    ``logits_to_keep`` [N]: the places before answer tokens, of any sequence of the batch; ``shift_labels`` [B, N]: the
+    token after each of them, −100 where it carries no loss.
+    """
+
+    pad_id: int
+    all_logits: bool = False  # True: the plain way, labels at every place
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        longest = max(len(e["input_ids"]) for e in examples)
+        ids = torch.full((len(examples), longest), self.pad_id)
+        mask = torch.zeros((len(examples), longest), dtype=torch.long)
+        labels = torch.full((len(examples), longest), IGNORED)
+        for row, example in enumerate(examples):
+            length, start = len(example["input_ids"]), example["prompt_tokens"]
+            ids[row, :length] = torch.tensor(example["input_ids"], dtype=torch.long)
+            mask[row, :length] = 1
+            labels[row, start:length] = ids[row, start:length]
+        batch = {"input_ids": ids, "attention_mask": mask, "index": torch.tensor([e["index"] for e in examples])}
+        if self.all_logits:
+            return {**batch, "labels": labels}
+        following = labels[:, 1:]
+        kept = (following != IGNORED).any(dim=0).nonzero()[:, 0]
+        # ``labels`` makes the model compute a loss; with ``shift_labels`` it takes that from these alone.
+        return {**batch, "labels": labels, "shift_labels": following[:, kept].contiguous(), "logits_to_keep": kept}
+
+
+def template_for_training(template: Template) -> Template:
+    """The template without the answer's opening: what begins an answer is for the examples to say."""
+    return replace(template, opening="")

@@ -1,0 +1,114 @@
+"""A checkpoint to a model folder that transformers and vLLM load: 16-bit safetensors, tokenizer, contract."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qaray import models
+from qaray.config import ConfigError, FineTuneConfig
+from qaray.finetune.loop import TRAINING, WEIGHTS
+from qaray.finetune.model import load_model
+from qaray.models import Contract
+from qaray.storage import Location
+
+SHARD_SIZE = "5GB"
+
+
+def export(checkpoint: str, output_dir: str, dtype: str = "auto") -> None:
+    """Writes the model folder of a checkpoint, or of the last checkpoint of a run's folder.
+
+    The base model is loaded again, what was trained is put into it, low-rank adapters are merged. Raises ConfigError
+    if there is no whole checkpoint.
+    """
+    with models.quiet_transformers(), local_copy(last_checkpoint(Location.of(checkpoint))) as folder:
+        note = Location.of(str(folder / TRAINING)).read_json()
+        if note is None:
+            raise ConfigError(f"{checkpoint} holds no {TRAINING}: it is no checkpoint of qaray's")
+        config = FineTuneConfig(**note["config"])
+        model = load_model(config, note["rope_factor"], torch.float32, training=False)
+        put_weights(model, _weights(folder, note["deepspeed"]))
+    if config.low_rank_training:
+        model = model.merge_and_unload()
+    model.to(_dtype(dtype, config))
+    _write(model, config, Contract(**note["contract"]), Path(output_dir).expanduser())
+
+
+def last_checkpoint(place: Location) -> Location:
+    """``place`` if it is a checkpoint, else the last whole one in it, by Ray Train's own account."""
+    if (place / TRAINING).exists():
+        return place
+    account = (place / "checkpoint_manager_snapshot.json").read_json() or {}
+    latest = account.get("latest_checkpoint_result") or {}
+    name = latest.get("checkpoint_dir_name")
+    if not name or not (place / name / TRAINING).exists():
+        raise ConfigError(f"no whole checkpoint in {place}")
+    return place / name
+
+
+@contextlib.contextmanager
+def local_copy(place: Location) -> Iterator[Path]:
+    """The folder on this machine."""
+    if place.is_local:
+        yield Path(place.path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        import pyarrow.fs as pafs
+
+        pafs.copy_files(place.path, folder, source_filesystem=place.fs)
+        yield Path(folder)
+
+
+def _weights(folder: Path, sharded: bool) -> dict[str, torch.Tensor]:
+    """What was trained, by name."""
+    if not sharded:
+        from safetensors.torch import load_file
+
+        return load_file(folder / WEIGHTS)
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(None):
+        return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder)))
+
+
+def put_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Raises ConfigError if the weights are another model's, or lack some that were trained."""
+    own = dict(model.named_parameters())
+    shapes = [name for name, tensor in weights.items() if name in own and own[name].shape != tensor.shape]
+    missing = {name for name, parameter in own.items() if parameter.requires_grad} - set(weights)
+    done = model.load_state_dict({n: t for n, t in weights.items() if n not in shapes}, strict=False)
+    if shapes or done.unexpected_keys or missing:
+        odd = [*shapes, *done.unexpected_keys, *sorted(missing)]
+        raise ConfigError(f"the checkpoint does not fit the model: {odd[0]} and {len(odd) - 1} more")
+
+
+def _dtype(name: str, config: FineTuneConfig) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.float16 if config.training.get("fp16", "").lower() == "true" else torch.bfloat16
+
+
+def _write(model: Any, config: FineTuneConfig, contract: Contract, target: Path) -> None:
+    """The folder appears when it is whole."""
+    tokenizer = models.load_tokenizer(
+        config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+    try:
+        model.config.use_cache = True
+        with models.quiet_transformers():
+            model.save_pretrained(building, max_shard_size=SHARD_SIZE)
+            tokenizer.hf.save_pretrained(building)
+        contract.save(str(building))
+        shutil.rmtree(target, ignore_errors=True)
+        building.chmod(0o755)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

@@ -1,0 +1,313 @@
+"""The driver of a fine-tuning: examples → training processes on Ray Train → a model folder.
+
+OUT/run.json         what identifies the run; written first
+OUT/examples/        the examples as tokens; OUT/eval_examples/ those that are kept out
+OUT/rejected.jsonl   records that are no examples, and why
+OUT/training.json    the training log, written as it goes
+OUT/checkpoints/     Ray Train's: the last save_total_limit checkpoints, sharded
+OUT/model/           the model; OUT/manifest.json, written last; OUT/report/index.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qaray import models, runtime
+from qaray.config import ConfigError, FineTuneConfig
+from qaray.finetune import examples as ex
+from qaray.finetune.arguments import normal, training_arguments
+from qaray.finetune.deepspeed import DeepSpeedPlan, read_config
+from qaray.finetune.loop import LoopSettings, train_loop
+from qaray.finetune.model import contract_of, plan_training
+from qaray.manifests import versions
+from qaray.models import ModelPlan
+from qaray.runs import Run, RunError, lease, utc_now
+from qaray.storage import Location
+
+LOOK_EVERY = 2.0  # seconds between two looks at the training log
+START_TIMEOUT = 24 * 3600  # seconds that training waits for its machines
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fine-tuning as decided before any process starts."""
+
+    config: FineTuneConfig
+    plan: ModelPlan
+    flags: dict[str, str]
+    deepspeed: DeepSpeedPlan | None
+    steps_to_save: int
+    checkpoints_kept: int | None
+
+    @property
+    def storage(self) -> str:
+        """Where Ray Train puts the run's folder."""
+        path = self.config.storage_path or self.config.output_dir
+        return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def decide(config: FineTuneConfig) -> Job:
+    """Reads everything that the user may have got wrong. Raises ConfigError or FileNotFoundError, one line each."""
+    for path in filter(None, (config.data_path, config.eval_data_path)):
+        ex.data_files(path)
+    flags = normal(config.training)
+    with contextlib.ExitStack() as stack:
+        import tempfile
+
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        arguments = training_arguments(flags, folder, None, use_cpu=True)
+    deepspeed = None
+    if config.deepspeed:
+        deepspeed = read_config(config.deepspeed, arguments, set(flags), config.num_workers)
+    plan = plan_training(config)
+    contract_of(config, plan)
+    limit = arguments.save_total_limit
+    return Job(config, plan, flags, deepspeed, int(arguments.save_steps), limit)
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What may not change between two starts of a run."""
+    config = job.config
+    return {
+        "model_name_or_path": config.model_name_or_path,
+        "data": ex.identity_of(config.data_path),
+        "eval_data": ex.identity_of(config.eval_data_path) if config.eval_data_path else None,
+        "template": job.plan.template.name,
+        "template_sha256": job.plan.template.sha256,
+        "model_max_length": config.model_max_length,
+        "overlength": config.overlength,
+        "rope_factor": job.plan.rope_factor,
+        "use_full_attn": config.use_full_attn,
+        "s2_group_size": config.s2_group_size,
+        "low_rank_training": config.low_rank_training,
+        "trainable_params": config.trainable_params if config.low_rank_training else None,
+        "lora_r": config.lora_r if config.low_rank_training else None,
+        "lora_alpha": config.lora_alpha if config.low_rank_training else None,
+        "training": dict(sorted(job.flags.items())),
+        "deepspeed": job.deepspeed.config if job.deepspeed else None,
+        "run_name": config.run_name,
+    }
+
+
+def run_fine_tune(
+    config: FineTuneConfig, say: Callable[[str], None], progress: Callable[[dict], None]
+) -> dict[str, Any]:
+    """The whole of it. Returns the manifest.
+
+    Raises ConfigError, FileNotFoundError or RunError with one line for the user.
+    """
+    begun = time.monotonic()
+    config = models.located(config)
+    job = decide(config)
+    run = Run.at(config.output_dir)
+    with lease(run) as held:
+        run.identify(identity(job))
+        done = run.manifest.read_json()
+        if done:
+            say("this run is finished")
+            return done
+        check_world(job)
+        for note in job.deepspeed.notes if job.deepspeed else ():
+            say(note)
+        runtime.connect(config.address, config.local_cpus or local_cpus(config))
+        _say_precision(job, say)
+        prepared = prepare(job, run, say)
+        _train(job, run, prepared, progress)
+        held.check()
+        log = run_log(run).read_json() or {}
+        if log.get("failure"):
+            raise RunError(log["failure"])
+        say("writing the model")
+        _export(job, run)
+        manifest = _manifest(job, run, prepared, log, time.monotonic() - begun)
+        run.manifest.write_json(manifest)
+    return manifest
+
+
+def run_log(run: Run) -> Location:
+    """The training log."""
+    return run.root / "training.json"
+
+
+def model_folder(run: Run) -> Location:
+    return run.root / "model"
+
+
+def local_cpus(config: FineTuneConfig) -> int:
+    """Logical CPUs that a local cluster needs: the workers' and some for the examples."""
+    cores = os.cpu_count() or 1
+    return max(4, cores, math.ceil(config.num_workers * config.cpus_per_worker) + 1)
+
+
+def uses_gpus(config: FineTuneConfig) -> bool:
+    return runtime.cluster_gpus() > 0 if config.use_gpu is None else config.use_gpu
+
+
+def check_world(job: Job) -> None:
+    """A sharded checkpoint continues with the number of workers that wrote it. Raises ConfigError for another one."""
+    from qaray.finetune.export import last_checkpoint
+    from qaray.finetune.loop import TRAINING
+
+    try:
+        place = last_checkpoint(Location.of(job.storage) / job.config.run_name)
+    except ConfigError:
+        return
+    note = (place / TRAINING).read_json() or {}
+    if note.get("deepspeed") and note["world_size"] != job.config.num_workers:
+        raise ConfigError(
+            f"the checkpoint {place} was written by {note['world_size']} workers, --num_workers is "
+            f"{job.config.num_workers}: continue with {note['world_size']}, or make a model of it with `qaray export "
+            f"--checkpoint {place} --output_dir FOLDER` and begin a run from that with another --output_dir"
+        )
+
+
+def _say_precision(job: Job, say: Callable[[str], None]) -> None:
+    from qaray.devices import cpu_has_bf16
+
+    if not uses_gpus(job.config) and job.flags.get("bf16", "").lower() == "true" and not cpu_has_bf16():
+        say("--bf16 True: this CPU has no bfloat16 units; it computes in float32, which is faster here")
+
+
+def prepare(job: Job, run: Run, say: Callable[[str], None]) -> dict[str, ex.Prepared]:
+    """Examples and, if there are any, those kept out; rejected.jsonl."""
+    factory = ex.EncoderFactory(job.config, job.plan.template)
+    known_as = json.dumps([ex.identity_of(job.config.data_path), job.plan.template.sha256, job.config.model_max_length])
+    prepared = {"train": ex.prepare(job.config.data_path, run.root / "examples", factory, known_as)}
+    if job.config.eval_data_path:
+        known_as = json.dumps([ex.identity_of(job.config.eval_data_path), known_as])
+        prepared["eval"] = ex.prepare(job.config.eval_data_path, run.root / "eval_examples", factory, known_as)
+    with (run.root / "rejected.jsonl").write() as stream:
+        for each in prepared.values():
+            for row in ex.rejected(each.folder):
+                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    for name, each in prepared.items():
+        c = each.counts
+        say(
+            f"{name}: {c['examples']} examples, {c['tokens']:,} tokens ({c['answer_tokens']:,} with loss), "
+            f"{c['rejected']} rejected, {c['truncated']} cut by {c['truncated_tokens']:,} tokens"
+        )
+    return prepared
+
+
+def _train(job: Job, run: Run, prepared: dict[str, ex.Prepared], progress: Callable[[dict], None]) -> None:
+    """Runs the training processes until they are through. Raises RunError if they fail for good."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    config = job.config
+    gpus = uses_gpus(config)
+    settings = LoopSettings(
+        config=config,
+        plan=job.plan,
+        flags=job.flags,
+        deepspeed=job.deepspeed.config if job.deepspeed else None,
+        examples=prepared["train"].folder,
+        eval_examples=prepared["eval"].folder if "eval" in prepared else None,
+        log=run_log(run),
+        contract=contract_of(config, job.plan).model_dump(),
+    )
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT))
+    resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpus else {})}
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"settings": settings},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=gpus, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=config.run_name,
+            storage_path=job.storage,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoints_kept),
+            worker_runtime_env={"env_vars": _environment(gpus)},
+        ),
+    )
+    with _followed(run_log(run), progress):
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise RunError(_reason(error)) from None
+
+
+def _environment(gpus: bool) -> dict[str, str]:
+    """Of the training processes."""
+    own = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return own if gpus else {**own, "DS_ACCELERATOR": "cpu"}
+
+
+def _reason(error: Exception) -> str:
+    """The first thing that went wrong in a worker, in one line."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    first = next(iter(failures.values()), None) or getattr(error, "controller_failure", None) or error
+    text = str(first).strip().splitlines()
+    return f"training failed: {text[-1] if text else type(first).__name__}"
+
+
+@contextlib.contextmanager
+def _followed(log: Location, progress: Callable[[dict], None]) -> Iterator[None]:
+    """Hands the training log on as it grows."""
+    end = threading.Event()
+
+    def follow() -> None:
+        while not end.wait(LOOK_EVERY):
+            with contextlib.suppress(OSError, ValueError):  # the store is away for a moment: the next look comes
+                if content := log.read_json():
+                    progress(content)
+
+    thread = threading.Thread(target=follow, name="qaray-training-log", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def _export(job: Job, run: Run) -> None:
+    """As a task, where the checkpoint lies; the driver may have little memory."""
+    import ray
+
+    from qaray.finetune.export import export
+
+    place = Location.of(job.storage) / job.config.run_name
+    if not model_folder(run).is_local:
+        raise ConfigError(f"{run.root}: the model folder is written to local or shared disks: use `qaray export`")
+    write = ray.remote(export).options(num_cpus=job.config.cpus_per_worker)
+    ray.get(
+        write.remote(place.path if place.is_local else f"{job.storage}/{job.config.run_name}", model_folder(run).path)
+    )
+
+
+def _manifest(job: Job, run: Run, prepared: dict[str, ex.Prepared], log: dict, seconds: float) -> dict[str, Any]:
+    steps = [entry for entry in log["log"] if "loss" in entry]
+    losses = {entry["step"]: entry["eval_loss"] for entry in log["log"] if "eval_loss" in entry}
+    evaluation = None
+    if losses:
+        first, last = losses[min(losses)], losses[max(losses)]
+        evaluation = {
+            "loss_before": first,
+            "loss_after": last,
+            "perplexity_before": math.exp(first),
+            "perplexity_after": math.exp(last),
+        }
+    return {
+        "run": run.identity.read_json(),
+        "versions": versions(),
+        "finished": utc_now(),
+        "seconds": round(seconds, 1),
+        "workers": log["world_size"],
+        "examples": {name: each.counts for name, each in prepared.items()},
+        "steps": log["step"],
+        "loss_first": steps[0]["loss"] if steps else None,
+        "loss_last": steps[-1]["loss"] if steps else None,
+        "evaluation": evaluation,
+        "model": str(model_folder(run)),
+    }

@@ -1,0 +1,304 @@
+"""What each training process does: transformers' Trainer, with loss on the answer only, under Ray Train.
+
+A checkpoint is reported to Ray Train by all ranks, each with the files that it wrote itself: its shards of parameters
+and optimiser, its random states; rank 0 adds the trainer's state. So nothing is uploaded twice, and a checkpoint counts
+once all of it is there.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from qaray import models
+from qaray.config import FineTuneConfig
+from qaray.devices import cpu_has_bf16, peak_flops
+from qaray.finetune.arguments import training_arguments
+from qaray.finetune.examples import Collator, Examples
+from qaray.finetune.model import load_model
+from qaray.models import ModelPlan
+from qaray.storage import Location
+
+WRITE_EVERY = 3.0  # seconds between two looks of the driver at the log
+TRAINING = "qaray_training.json"  # in a checkpoint: what its exporter must know
+WEIGHTS = "trainable.safetensors"  # in a checkpoint without DeepSpeed: the parameters that are trained
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the driver decided. Picklable."""
+
+    config: FineTuneConfig
+    plan: ModelPlan
+    flags: dict[str, str]  # of TrainingArguments
+    deepspeed: dict[str, Any] | None
+    examples: Location
+    eval_examples: Location | None
+    log: Location  # the training log, a JSON file that rank 0 writes anew
+    contract: dict[str, Any]
+
+
+def train_loop(values: dict[str, Any]) -> None:
+    """Trains from the last checkpoint of the run, or from the start."""
+    import ray.train
+
+    settings: LoopSettings = values["settings"]
+    checkpoint = ray.train.get_checkpoint()
+    with tempfile.TemporaryDirectory(prefix="qaray-train-") as scratch:
+        on_cpu = not torch.cuda.is_available()
+        arguments = training_arguments(settings.flags, scratch, settings.deepspeed, use_cpu=on_cpu)
+        if settings.eval_examples and checkpoint is None:
+            arguments.eval_on_start = True
+        if on_cpu and arguments.bf16 and not cpu_has_bf16():
+            arguments = training_arguments(
+                {**settings.flags, "bf16": "False"}, scratch, settings.deepspeed, use_cpu=True
+            )
+            arguments.eval_on_start = settings.eval_examples is not None and checkpoint is None
+        trainer = make_trainer(settings, arguments)
+        if checkpoint is None:
+            trainer.train()
+            return
+        with checkpoint.as_directory() as folder:
+            trainer.train(resume_from_checkpoint=folder)
+
+
+def make_trainer(settings: LoopSettings, arguments: TrainingArguments) -> AnswerTrainer:
+    """The trainer of one rank. ``arguments`` were built before, so that weights load sharded under ZeRO-3."""
+    config = settings.config
+    if settings.deepspeed is not None:
+        import deepspeed
+
+        # Before the weights are loaded: else each process would count as all of them.
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
+    low = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+    # DeepSpeed keeps a float32 copy of 16-bit weights in its optimiser; without it the weights themselves are float32.
+    dtype = low if settings.deepspeed else torch.float32
+    model = load_model(config, settings.plan.rope_factor, dtype)
+    tokenizer = models.load_tokenizer(
+        config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
+    )
+    assert tokenizer.hf.pad_token_id is not None
+    callback = RunCallback(settings)
+    trainer = AnswerTrainer(
+        settings,
+        model=model,
+        args=arguments,
+        train_dataset=Examples(settings.examples),
+        eval_dataset=Examples(settings.eval_examples) if settings.eval_examples else None,
+        data_collator=Collator(tokenizer.hf.pad_token_id),
+        processing_class=tokenizer.hf,
+        callbacks=[callback],
+    )
+    callback.trainer = trainer
+    return trainer
+
+
+class LengthGrouped(Sampler[int]):
+    """Examples of like length follow one another, in an order that seed and epoch decide: the same on all ranks."""
+
+    def __init__(self, lengths: Sequence[int], group: int, seed: int) -> None:
+        self.lengths, self.group, self.seed, self.epoch = list(lengths), group, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+
+
+class AnswerTrainer(Trainer):
+    """Trainer with length-grouped batches, checkpoints of shards only, and an eye on the loss."""
+
+    def __init__(self, settings: LoopSettings, **options: Any) -> None:
+        super().__init__(**options)
+        self.settings = settings
+        self.step_tokens = 0  # read by this rank since the last log
+        self.since = time.perf_counter()
+        self.broken: list[str] = []  # examples of the batch whose loss was no number
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        index = inputs.pop("index")
+        if not self.step_tokens:
+            self.since = time.perf_counter()
+        self.step_tokens += int(inputs["attention_mask"].sum())
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss) and not self.broken:
+            self.broken = [self.train_dataset.id(int(i)) for i in index]
+        return loss
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        inputs.pop("index", None)
+        return super().prediction_step(model, inputs, *rest, **more)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if "train_sampling_strategy" in self.settings.flags or not isinstance(dataset, Examples):
+            return super()._get_train_sampler(train_dataset)
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGrouped(dataset.lengths, group, self.args.data_seed or self.args.seed)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._rates())
+        super().log(logs, start_time)
+
+    def _rates(self) -> dict[str, float]:
+        """Tokens a second of all ranks, memory, and the share of the devices' peak (6 FLOPs a parameter and token)."""
+        seconds = time.perf_counter() - self.since
+        mine = torch.tensor(float(self.step_tokens), device=self.args.device)
+        tokens = float(self.accelerator.gather(mine).sum())
+        self.step_tokens = 0
+        rates = {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 1)}
+        if self.args.device.type == "cuda":
+            rates["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+            peak = peak_flops(torch.cuda.get_device_name())
+            if peak:
+                size = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+                rates["mfu"] = round(6 * size * tokens / seconds / (peak * self.args.world_size), 4)
+        else:
+            rates["memory_gib"] = round(_peak_memory() / 2**30, 2)
+        return rates
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What a checkpoint holds beside DeepSpeed's shards; all trained parameters where there is no DeepSpeed."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.args.should_save:
+            return
+        note = {
+            "world_size": self.args.world_size,
+            "deepspeed": self.settings.deepspeed is not None,
+            "config": self.settings.config.model_dump(),
+            "rope_factor": self.settings.plan.rope_factor,
+            "contract": self.settings.contract,
+        }
+        (Location.of(str(folder)) / TRAINING).write_json(note)
+        if self.settings.deepspeed is None:
+            from safetensors.torch import save_file
+
+            model = self.accelerator.unwrap_model(self.model)
+            seen: dict[int, str] = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    seen.setdefault(parameter.data_ptr(), name)
+            trained = {name: model.get_parameter(name).detach().cpu().contiguous() for name in seen.values()}
+            save_file(trained, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        from safetensors.torch import load_file
+
+        target = self.accelerator.unwrap_model(self.model if model is None else model)
+        target.load_state_dict(load_file(Path(resume_from_checkpoint) / WEIGHTS), strict=False)
+
+
+class RunCallback(TrainerCallback):
+    """Reports checkpoints, keeps the log, ends the run when a loss is no number."""
+
+    def __init__(self, settings: LoopSettings) -> None:
+        self.settings = settings
+        self.written = 0.0
+        self.failure = ""
+        self.engine: dict[str, Any] = {}
+        self.trainer: AnswerTrainer | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        assert self.trainer is not None
+        self.engine = engine_facts(self.trainer)
+        if self.settings.deepspeed is not None and self.engine["name"] != "DeepSpeedEngine":
+            raise RuntimeError(f"DeepSpeed was asked for, but the trainer runs {self.engine['name']}")
+        self._write(args, state, at_once=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if self._broken(state):
+            control.should_training_stop, control.should_save, control.should_evaluate = True, False, False
+        elif state.global_step >= state.max_steps:
+            control.should_save = True
+            control.should_evaluate = self.settings.eval_examples is not None
+
+    def _broken(self, state: Any) -> bool:
+        """Whether the loss of any rank was no number: then all ranks stop, and nothing of this step is kept."""
+        trainer = self.trainer
+        assert trainer is not None
+        mine = torch.tensor(float(bool(trainer.broken)), device=trainer.args.device)
+        if not bool(trainer.accelerator.gather(mine).sum()):
+            return False
+        found: list[Any] = [trainer.broken]
+        if trainer.args.world_size > 1:
+            found = [None] * trainer.args.world_size
+            torch.distributed.all_gather_object(found, trainer.broken)
+        ids = [name for names in found for name in names or []]
+        self.failure = (
+            f"the loss is no finite number at step {state.global_step} (examples {', '.join(ids)}): lower "
+            "--learning_rate, or look at these examples"
+        )
+        return True
+
+    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self._write(args, state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        import ray.train
+        from ray.train import Checkpoint
+
+        self._write(args, state, at_once=True)
+        folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+        ray.train.report(
+            {"step": state.global_step, "epoch": state.epoch},
+            checkpoint=Checkpoint.from_directory(folder),
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self._write(args, state, at_once=True)
+
+    def _write(self, args: Any, state: Any, at_once: bool = False) -> None:
+        if not state.is_world_process_zero or (not at_once and time.monotonic() - self.written < WRITE_EVERY):
+            return
+        self.written = time.monotonic()
+        self.settings.log.write_json(
+            {
+                "step": state.global_step,
+                "steps": state.max_steps,
+                "epoch": state.epoch,
+                "world_size": args.world_size,
+                "log": state.log_history,
+                "failure": self.failure,
+                "engine": self.engine,
+            }
+        )
+
+
+def engine_facts(trainer: Trainer) -> dict[str, Any]:
+    """What really runs: other combinations of flags switch DeepSpeed off without a word."""
+    engine = trainer.model_wrapped
+    parameters = list(trainer.model.parameters())
+    facts = {"name": type(engine).__name__, "parameters": len(parameters)}
+    if facts["name"] == "DeepSpeedEngine":
+        facts |= {
+            "zero_stage": engine.zero_optimization_stage(),
+            "partitioned": sum(hasattr(parameter, "ds_id") for parameter in parameters),
+            "optimizer": type(getattr(engine, "basic_optimizer", engine.optimizer)).__name__,
+            "offloaded": bool(engine.zero_cpu_offload()),
+        }
+    return facts
+
+
+def _peak_memory() -> int:
+    """Bytes that this process held at most."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,135 @@
+"""The model that is trained: RoPE, special tokens, attention, low-rank adapters."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from qaray import models
+from qaray.config import ConfigError, FineTuneConfig
+from qaray.finetune import attention
+from qaray.models import Contract, ModelPlan
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def plan_training(config: FineTuneConfig) -> ModelPlan:
+    """Template, length and RoPE factor. Raises ConfigError on what contradicts the model."""
+    from qaray.finetune.examples import template_for_training
+
+    name, length = config.model_name_or_path, config.model_max_length
+    tokenizer = models.load_tokenizer(name, config.cache_dir, config.trust_remote_code, add_special=True)
+    folder = models.resolve(name, config.cache_dir)
+    own, factor, rope_type = models.model_context(name, folder, config.cache_dir, config.trust_remote_code)
+    wanted = models.rope_factor(length, own, factor)
+    models.check_rope(wanted, own, factor, rope_type, name, f"model_max_length {length}", "--model_max_length")
+    template = models.named_template(config.prompt_template, tokenizer)
+    assert template is not None
+    return ModelPlan(template_for_training(template), length, length, wanted)
+
+
+def contract_of(config: FineTuneConfig, plan: ModelPlan) -> Contract:
+    """What generation must know of the training."""
+    tokenizer = models.load_tokenizer(
+        config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
+    )
+    return Contract(
+        template_name=plan.template.name,
+        template_text=plan.template.text,
+        template_opening=plan.template.opening,
+        template_source=plan.template.source,
+        template_sha256=plan.template.sha256,
+        context_size=plan.context_size,
+        rope_factor=plan.rope_factor,
+        special_tokens={k: str(v) for k, v in tokenizer.hf.special_tokens_map.items() if isinstance(v, str)},
+    )
+
+
+def load_model(config: FineTuneConfig, rope_factor: float, dtype: torch.dtype, *, training: bool = True) -> Any:
+    """The model to train. Under ZeRO-3 (TrainingArguments built before) it comes sharded: no rank holds a copy.
+
+    ``training`` False: full attention and no checkpointing, as the exporter needs it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = models.resolve(config.model_name_or_path, config.cache_dir)
+    hf_config = models.load_config(folder, config.cache_dir, config.trust_remote_code, config.model_name_or_path)
+    models.scale_rope(hf_config, rope_factor)
+    hf_config.use_cache = not training
+    with models.quiet_transformers():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=hf_config,
+                dtype=dtype,
+                cache_dir=config.cache_dir,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+                attn_implementation=_attention(config) if training else "sdpa",
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model {config.model_name_or_path}: {models.first_line(error)}") from None
+        tokenizer = models.load_tokenizer(
+            config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
+        )
+        grow_embeddings(model, len(tokenizer.hf))
+    model.config.pad_token_id = tokenizer.hf.pad_token_id
+    return low_rank(model, config) if config.low_rank_training else model
+
+
+def _attention(config: FineTuneConfig) -> str:
+    if not config.use_full_attn:
+        return attention.register(config.s2_group_size)
+    has_flash = torch.cuda.is_available() and config.use_flash_attn and attention.has_flash_attn()
+    return "flash_attention_2" if has_flash else "sdpa"
+
+
+def grow_embeddings(model: Any, tokens: int) -> None:
+    """Makes room for ``tokens`` in the embeddings; new rows begin as the mean of the old ones (LongLoRA)."""
+    old = model.get_input_embeddings().num_embeddings
+    if tokens <= old:
+        return
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
+        with _whole(weight), torch.no_grad():
+            if weight.numel():
+                weight[old:] = weight[:old].float().mean(dim=0, keepdim=True).to(weight.dtype)
+
+
+@contextlib.contextmanager
+def _whole(weight: torch.Tensor) -> Any:
+    """The parameter unsharded inside the block; what rank 0 writes goes to all."""
+    if not hasattr(weight, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(weight, modifier_rank=None):
+        yield
+
+
+def low_rank(model: Any, config: FineTuneConfig) -> Any:
+    """LoRA on the attention's projections; parameters with a part of ``trainable_params`` in their names in full."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(LORA_TARGETS),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        wrapped = get_peft_model(model, lora)
+    except ValueError as error:
+        raise ConfigError(f"--low_rank_training: {models.first_line(error)}") from None
+    parts = [part.strip() for part in config.trainable_params.split(",") if part.strip()]
+    for name, parameter in wrapped.named_parameters():
+        if any(part in name for part in parts):
+            parameter.requires_grad_(True)
+    wrapped.enable_input_require_grads()  # checkpointed layers need a gradient at their input
+    return wrapped

@@ -1,0 +1,43 @@
+"""The pages' templates, and what a page carries with it: style, and a script that only its own hash lets run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+
+class Pages:
+    """Renders templates into files that open from disk."""
+
+    def __init__(self) -> None:
+        self.environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("qaray", "report/templates"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        self.environment.filters["number"] = lambda value: f"{value:,}"
+        self.environment.filters["figure"] = figure
+        static = resources.files("qaray") / "report" / "static"
+        self.static = {name: (static / name).read_text() for name in ("style.css", "table.js", "paper.js")}
+
+    def write(self, place: Any, template: str, script: str, **context: Any) -> None:
+        code = self.static[script]
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+        page = self.environment.get_template(template).stream(
+            **context, style=Markup(self.static["style.css"]), script=Markup(code), script_hash=f"'sha256-{digest}'"
+        )
+        with place.write() as stream:
+            page.dump(stream, encoding="utf-8")
+
+
+def figure(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

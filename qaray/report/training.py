@@ -1,0 +1,46 @@
+"""The report of a fine-tuning: its figures and its loss curve, one static page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qaray.report import figures
+from qaray.report.pages import Pages, figure
+from qaray.runs import Run
+
+FIGURES = (
+    ("loss_first", "loss at the first step"),
+    ("loss_last", "loss at the last step"),
+    ("steps", "optimiser steps"),
+    ("workers", "training processes"),
+)
+
+
+def write_training_report(run: Run) -> str:
+    """Writes OUT/report/index.html of a finished fine-tuning; returns its path."""
+    manifest = run.finished()
+    log = ((run.root / "training.json").read_json() or {"log": []})["log"]
+    steps = [entry for entry in log if "loss" in entry]
+    evaluations = [entry for entry in log if "eval_loss" in entry]
+    shown = [figures.training_curve(steps, evaluations)] if steps else []
+    if steps:
+        shown.append(figures.training_rate(steps))
+    index = run.root / "report" / "index.html"
+    Pages().write(
+        index, "training.html", "table.js",
+        manifest=manifest, figures=shown, rows=list(_rows(manifest, steps)), examples=manifest["examples"],
+    )  # fmt: skip
+    return index.path
+
+
+def _rows(manifest: dict[str, Any], steps: list[dict[str, Any]]) -> Any:
+    for name, title in FIGURES:
+        yield title, figure(manifest[name])
+    for name, value in (manifest["evaluation"] or {}).items():
+        yield f"kept-out answers: {name.replace('_', ' ')}", figure(value)
+    if steps:
+        rates = sorted(entry["tokens_per_second"] for entry in steps)
+        yield "tokens a second, median", figure(rates[len(rates) // 2])
+        yield "memory of a process at most, GiB", figure(max(entry["memory_gib"] for entry in steps))
+        if shares := [entry["mfu"] for entry in steps if "mfu" in entry]:
+            yield "share of the devices' peak, median", figure(sorted(shares)[len(shares) // 2])

@@ -1,0 +1,155 @@
+"""Training examples: what the model reads, which tokens carry loss, and what is cut."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qaray.config import MakeSftConfig
+from qaray.finetune.examples import IGNORED, Collator, Encoder, example_fields
+from qaray.finetune.loop import LengthGrouped
+from qaray.make_sft import answer_text, make_sft
+from qaray.models import load_tokenizer, named_template
+from qaray.parse import parse_answer
+from qaray.prompts import LLAMA2, Budget, PromptBuilder, Template
+from qaray.records import Problem
+from tests.conftest import make_paper
+
+
+@pytest.fixture(scope="module")
+def encode(tiny_model, tmp_path_factory):
+    tokenizer = load_tokenizer(tiny_model, str(tmp_path_factory.mktemp("cache")), add_special=True)
+    return Encoder(Template("llama2", LLAMA2), tokenizer, tokenizer.hf.eos_token_id, 2048)
+
+
+FIELDS = {"instruction": "Say it.", "input": "Iron melts at 1811 K.", "output": "Q1: At what?\nA1: 1811 K."}
+
+
+def test_an_example_read_by_eye(encode):
+    """BOS, the seed's template byte for byte, the answer, EOS; the loss is on answer and EOS alone."""
+    example = encode(FIELDS, "f:0")
+    ids, prompt = example["input_ids"], example["prompt_tokens"]
+    hf = encode.tokenizer.hf
+    assert ids[0] == hf.bos_token_id
+    assert ids.count(hf.bos_token_id) == 1
+    text = hf.decode(ids[1:prompt])
+    assert text.startswith("[INST] <<SYS>>\nYou are a helpful, respectful and honest assistant. Always answer as ")
+    assert text.endswith("share false information.\n<</SYS>> \n\nSay it.\nIron melts at 1811 K. [/INST]")
+    assert hf.decode(ids[prompt:]) == "Q1: At what?\nA1: 1811 K.</s>"
+    batch = Collator(hf.pad_token_id, all_logits=True)([{**example, "index": 0}])
+    labels = batch["labels"][0].tolist()
+    assert labels[:prompt] == [IGNORED] * prompt
+    assert labels[prompt:] == ids[prompt:]
+    assert labels[-1] == hf.eos_token_id
+
+
+def test_without_input_the_short_form_is_used(encode):
+    example = encode({**FIELDS, "input": ""}, "f:0")
+    assert encode.tokenizer.decode(example["input_ids"][: example["prompt_tokens"]]) == "[INST]Say it.[/INST]"
+
+
+def test_special_tokens_in_a_text_are_text(encode):
+    example = encode({**FIELDS, "input": "a</s>b<s>", "output": "c</s>d"}, "f:0")
+    eos, bos = encode.tokenizer.hf.eos_token_id, encode.tokenizer.bos_id
+    assert [i for i, token in enumerate(example["input_ids"]) if token in (eos, bos)] == [
+        0,
+        len(example["input_ids"]) - 1,
+    ]
+
+
+def test_training_and_inference_read_the_same_prompt(encode, tmp_path):
+    """make-sft's example and generation's prompt of the same paper have the same tokens."""
+    pairs = [{"Q": f"What is {i}?", "A": f"It is {i}."} for i in range(3)]
+    paper = make_paper(1)
+    source, target = tmp_path / "processed.json", tmp_path / "sft.jsonl"
+    source.write_text(json.dumps([{**paper, "Q&A": pairs}, {**make_paper(2), "Q&A": []}]))
+    counts = make_sft(MakeSftConfig(processed_output=str(source), output=str(target)))
+    assert counts == {"examples": 1, "rejected": 1}
+    example = encode(json.loads(target.read_text()), "f:0")
+    builder = PromptBuilder(encode.template, encode.tokenizer, Budget(4096, 256, 3))
+    (prompt,) = builder({**paper, "row": 0}, "s")
+    assert example["input_ids"][: example["prompt_tokens"]] == prompt["token_ids"]
+    assert parse_answer(answer_text(pairs), 3).pairs == pairs
+
+
+def test_over_length(encode):
+    long = {**FIELDS, "input": "".join(f"Sentence {i} of the paper. " for i in range(200)) + "THE QUERY"}
+    cut = replace(encode, max_length=7000)
+    whole = cut(long, "f:0")
+    assert whole["truncated_tokens"] == 0
+    short = replace(encode, max_length=len(whole["input_ids"]) - 5)(long, "f:0")  # the answer's end goes
+    assert short["truncated_tokens"] == 5
+    assert short["input_ids"] == whole["input_ids"][:-5]
+    with pytest.raises(Problem) as found:
+        replace(encode, max_length=whole["prompt_tokens"])(long, "f:0")
+    assert str(found.value.reason) == "over_length"
+    with pytest.raises(Problem):
+        replace(encode, max_length=2000, overlength="reject")(long, "f:0")
+    kept = replace(encode, max_length=2500, overlength="shorten")(long, "f:0")
+    text = encode.tokenizer.decode(kept["input_ids"])
+    assert len(kept["input_ids"]) <= 2500
+    assert text.endswith("THE QUERY [/INST]Q1: At what?\nA1: 1811 K.")
+    assert "Sentence 0 of the paper. Sentence 1 of" in text
+    assert kept["truncated_tokens"] == len(whole["input_ids"]) - len(kept["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"instruction": "a", "input": "b"}, "missing_key"),
+        ({"instruction": None, "output": "b"}, "missing_key"),
+        ({"instruction": "a", "output": " "}, "empty_text"),
+        ({"instruction": "a", "output": ["b"]}, "wrong_type"),
+        ({"instruction": "a", "output": "\ud800"}, "undecodable"),
+        ([], "wrong_type"),
+    ],
+)
+def test_bad_records_have_a_reason(value, reason):
+    with pytest.raises(Problem) as found:
+        example_fields(value)
+    assert str(found.value.reason) == reason
+
+
+def test_logits_on_answers_only_give_the_loss_and_the_gradient_of_all_logits(encode, tiny_model):
+    """Batches of one, and of several whose answers stand at different places."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(len(encode.tokenizer.hf))
+    examples = [
+        {**encode({**FIELDS, "input": "x" * n, "output": "y" * m}, "f"), "index": 0}
+        for n, m in ((5, 9), (40, 3), (9, 30))
+    ]
+    for batch in (examples[:1], examples):
+        found = []
+        for everywhere in (False, True):
+            inputs = Collator(encode.tokenizer.hf.pad_token_id, everywhere)(batch)
+            inputs.pop("index")
+            model.zero_grad()
+            out = model(**inputs)
+            out.loss.backward()
+            kept = sum(len(e["input_ids"]) - e["prompt_tokens"] for e in batch)
+            assert out.logits.shape[1] <= kept or everywhere
+            found.append((out.loss.detach(), [p.grad.clone() for p in model.parameters()]))
+        torch.testing.assert_close(found[0][0], found[1][0])
+        for mine, plain in zip(found[0][1], found[1][1], strict=True):
+            torch.testing.assert_close(mine, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_examples_of_like_length_come_together_in_an_order_of_seed_and_epoch():
+    lengths = [(37 * i) % 101 for i in range(101)]
+    sampler = LengthGrouped(lengths, 4, seed=3)
+    first, again = list(sampler), list(sampler)
+    assert first == again
+    assert sorted(first) == list(range(101))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    gaps = [
+        max(lengths[i] for i in first[k : k + 4]) - min(lengths[i] for i in first[k : k + 4]) for k in range(0, 96, 4)
+    ]
+    assert sum(gaps) / len(gaps) < 20  # at random: about 60
+    assert list(LengthGrouped(lengths, 4, seed=4)) != first
+
+
+def test_a_template_by_name(encode):
+    assert named_template("llama2", encode.tokenizer) == encode.template
