@@ -27,6 +27,7 @@ format: $(VENV)/dev
 
 bench: $(VENV)/demo
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/finetune.py
 	$(BIN)/python benchmarks/evaluation.py --repeat $(REPEAT)
 	$(BIN)/python benchmarks/generation.py --repeat $(REPEAT)
 

@@ -126,6 +126,7 @@ class AnswerTrainer(Trainer):
     def __init__(self, settings: LoopSettings, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
+        self.order: LengthGrouped | None = None
         self.step_tokens = 0  # read by this rank since the last log
         self.since = time.perf_counter()
         self.broken: list[str] = []  # examples of the batch whose loss was no number
@@ -149,7 +150,8 @@ class AnswerTrainer(Trainer):
         if "train_sampling_strategy" in self.settings.flags or not isinstance(dataset, Examples):
             return super()._get_train_sampler(train_dataset)
         group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGrouped(dataset.lengths, group, self.args.data_seed or self.args.seed)
+        self.order = LengthGrouped(dataset.lengths, group, self.args.data_seed or self.args.seed)
+        return self.order
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -221,6 +223,12 @@ class RunCallback(TrainerCallback):
         if self.settings.deepspeed is not None and self.engine["name"] != "DeepSpeedEngine":
             raise RuntimeError(f"DeepSpeed was asked for, but the trainer runs {self.engine['name']}")
         self._write(args, state, at_once=True)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        # After a resume within an epoch the trainer's own word of the epoch does not get through to the sampler.
+        assert self.trainer is not None
+        if self.trainer.order is not None:
+            self.trainer.order.set_epoch(int(state.epoch + 1e-6))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if self._broken(state):

@@ -1,11 +1,15 @@
 """A real `ray job submit` on a real head with a token, and the README's commands."""
 
+import dataclasses
 import json
 import os
 import re
 import shlex
 import subprocess
 
+from transformers import TrainingArguments
+
+from qaray.cli import COMMANDS
 from tests.conftest import ROOT, make_paper, write_jsonl
 from tests.ray.conftest import check_complete, qaray
 
@@ -52,27 +56,28 @@ def test_a_submitted_job(cluster, tmp_path):
 
 def test_commands_of_the_readme(tmp_path, monkeypatch):
     """Those that need no model of the user's are run; of the others the flags are checked."""
-    lines = [
-        shlex.split(line) for block in re.findall(r"```\n(.*?)```", README, re.S) for line in block.splitlines() if line
-    ]
+    blocks = [block.replace("\\\n", " ") for block in re.findall(r"```\n(.*?)```", README, re.S)]
+    lines = [shlex.split(line) for block in blocks for line in block.splitlines() if line]
+    trainer = {f"--{field.name}" for field in dataclasses.fields(TrainingArguments)}
     ran = 0
     monkeypatch.chdir(ROOT)
     for words in lines:
         if words[0] != ".venv/bin/qaray":
             continue
         args = [f"{tmp_path}/{w}" if w.startswith("runs/") else w for w in words[1:]]
-        if "--base_model" in args:
+        if {"--base_model", "--model_name_or_path", "--checkpoint"} & set(args):
             known = qaray(args[0], "--help").stdout
-            assert all(flag in known for flag in args if flag.startswith("--"))
+            others = trainer if args[0] == "fine-tune" else set()
+            assert all(flag in known or flag in others for flag in args if flag.startswith("--"))
             continue
         done = qaray(*args)
         assert done.returncode == 0, done.stderr
         ran += 1
-    assert ran == 5
+    assert ran == 6
     assert json.loads((tmp_path / "runs/parsed/processed_output.json").read_text())
     flags = re.findall(r"--[a-z_]+", README)
-    known = "".join(qaray(command, "--help").stdout for command in ("generate", "parse", "evaluate"))
-    assert {f for f in flags if f not in known} <= {"--working"}
+    known = "".join(qaray(command, "--help").stdout for command in COMMANDS)
+    assert {f for f in flags if f not in known and f not in trainer} <= {"--working"}
 
 
 def test_parse_needs_no_cluster(tmp_path):
