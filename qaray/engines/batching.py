@@ -119,7 +119,8 @@ class ContinuousBatcher:
 
     def complete_all(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """The completions of ``prompts`` in their order, all attempts of a prompt together."""
-        futures = [self.submit(prompt) for prompt in prompts]
+        with self._wake:  # the slots are divided with all of them in view
+            futures = [self.submit(prompt) for prompt in prompts]
         return [completion for future in futures for completion in future.result()]
 
     def _draws(self, prompt: Prompt) -> RandomStream:

@@ -227,7 +227,7 @@ def _train(job: Job, run: Run, prepared: dict[str, ex.Prepared], progress: Calla
             storage_path=job.storage,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoints_kept),
-            worker_runtime_env={"env_vars": _environment(gpus)},
+            worker_runtime_env={"env_vars": _environment(run, gpus)},
         ),
     )
     with _followed(run_log(run), progress):
@@ -237,9 +237,11 @@ def _train(job: Job, run: Run, prepared: dict[str, ex.Prepared], progress: Calla
             raise RunError(_reason(error)) from None
 
 
-def _environment(gpus: bool) -> dict[str, str]:
+def _environment(run: Run, gpus: bool) -> dict[str, str]:
     """Of the training processes."""
     own = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if run.root.is_local:
+        own["TENSORBOARD_LOGGING_DIR"] = f"{run.root.path}/tensorboard"  # for --report_to tensorboard
     return own if gpus else {**own, "DS_ACCELERATOR": "cpu"}
 
 
