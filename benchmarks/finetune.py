@@ -104,7 +104,9 @@ def work(job: dict) -> dict:
             s2_group_size=job["group"],
         )  # fmt: skip
         plan = ModelPlan(Template("llama2", LLAMA2), LENGTH, LENGTH, 1.0)
-        settings = LoopSettings(config, plan, flags, None, folder, None, Location.of(job["folder"]) / "log.json", {})
+        settings = LoopSettings(
+            config, plan, flags, None, False, folder, None, Location.of(job["folder"]) / "log.json", {}
+        )
         trainer = make_trainer(settings, arguments)
     else:
         trainer = Trainer(

@@ -21,7 +21,7 @@ class Display:
         self._bar: Any = None
         self._terminal = sys.stderr.isatty()
         self._last = time.monotonic()
-        self._told_last = False
+        self._told = 0  # step of a fine-tuning that the last line was of
 
     def say(self, line: str) -> None:
         """A line that is always worth showing."""
@@ -57,10 +57,10 @@ class Display:
     def trained(self, log: dict[str, Any]) -> None:
         """``log``: what a fine-tuning has written so far."""
         done, steps, entries = log["step"], log["steps"], [entry for entry in log["log"] if "loss" in entry]
-        if not entries or not (self._due() or (done == steps and not self.quiet and not self._told_last)):
+        last = entries[-1] if entries else {"step": 0}
+        if last["step"] == self._told or not (self._due() or (done == steps and not self.quiet)):
             return
-        self._told_last = done == steps
-        last = entries[-1]
+        self._told = last["step"]
         recent = entries[-20:]
         speed = sum(entry["tokens"] for entry in recent) / sum(e["tokens"] / e["tokens_per_second"] for e in recent)
         each = sum(entry["tokens"] for entry in entries) / max(1, last["step"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qaray.config import ConfigError
+from qaray.devices import cpu_has_bf16
 from qaray.models import quiet_transformers
 
 # Flags that transformers has renamed since.
@@ -42,6 +43,12 @@ def normal(flags: dict[str, str]) -> dict[str, str]:
         if name not in known:
             raise ConfigError(f"no such option: --{name}")
     return named
+
+
+def for_cpu(flags: dict[str, str]) -> dict[str, str]:
+    """The flags for training on this machine's CPU: float32 where it has no units for bfloat16."""
+    asked = flags.get("bf16", "").lower() in ("true", "1", "yes", "y", "t")
+    return {**flags, "bf16": "False"} if asked and not cpu_has_bf16() else flags
 
 
 def training_arguments(flags: dict[str, str], folder: str, deepspeed: dict[str, Any] | None, *, use_cpu: bool) -> Any:

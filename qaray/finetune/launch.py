@@ -23,7 +23,7 @@ from typing import Any
 from qaray import models, runtime
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune import examples as ex
-from qaray.finetune.arguments import normal, training_arguments
+from qaray.finetune.arguments import for_cpu, normal, training_arguments
 from qaray.finetune.deepspeed import DeepSpeedPlan, read_config
 from qaray.finetune.loop import LoopSettings, train_loop
 from qaray.finetune.model import contract_of, plan_training
@@ -170,9 +170,7 @@ def check_world(job: Job) -> None:
 
 
 def _say_precision(job: Job, say: Callable[[str], None]) -> None:
-    from qaray.devices import cpu_has_bf16
-
-    if not uses_gpus(job.config) and job.flags.get("bf16", "").lower() == "true" and not cpu_has_bf16():
+    if not uses_gpus(job.config) and for_cpu(job.flags) != job.flags:
         say("--bf16 True: this CPU has no bfloat16 units; it computes in float32, which is faster here")
 
 
@@ -210,6 +208,7 @@ def _train(job: Job, run: Run, prepared: dict[str, ex.Prepared], progress: Calla
         plan=job.plan,
         flags=job.flags,
         deepspeed=job.deepspeed.config if job.deepspeed else None,
+        gpus=gpus,
         examples=prepared["train"].folder,
         eval_examples=prepared["eval"].folder if "eval" in prepared else None,
         log=run_log(run),

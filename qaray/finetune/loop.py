@@ -22,8 +22,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from qaray import models
 from qaray.config import FineTuneConfig
-from qaray.devices import cpu_has_bf16, peak_flops
-from qaray.finetune.arguments import training_arguments
+from qaray.devices import peak_flops
+from qaray.finetune.arguments import for_cpu, training_arguments
 from qaray.finetune.examples import Collator, Examples
 from qaray.finetune.model import load_model
 from qaray.models import ModelPlan
@@ -42,6 +42,7 @@ class LoopSettings:
     plan: ModelPlan
     flags: dict[str, str]  # of TrainingArguments
     deepspeed: dict[str, Any] | None
+    gpus: bool  # each process has one
     examples: Location
     eval_examples: Location | None
     log: Location  # the training log, a JSON file that rank 0 writes anew
@@ -55,15 +56,9 @@ def train_loop(values: dict[str, Any]) -> None:
     settings: LoopSettings = values["settings"]
     checkpoint = ray.train.get_checkpoint()
     with tempfile.TemporaryDirectory(prefix="qaray-train-") as scratch:
-        on_cpu = not torch.cuda.is_available()
-        arguments = training_arguments(settings.flags, scratch, settings.deepspeed, use_cpu=on_cpu)
-        if settings.eval_examples and checkpoint is None:
-            arguments.eval_on_start = True
-        if on_cpu and arguments.bf16 and not cpu_has_bf16():
-            arguments = training_arguments(
-                {**settings.flags, "bf16": "False"}, scratch, settings.deepspeed, use_cpu=True
-            )
-            arguments.eval_on_start = settings.eval_examples is not None and checkpoint is None
+        flags = settings.flags if settings.gpus else for_cpu(settings.flags)
+        arguments = training_arguments(flags, scratch, settings.deepspeed, use_cpu=not settings.gpus)
+        arguments.eval_on_start = settings.eval_examples is not None and checkpoint is None
         trainer = make_trainer(settings, arguments)
         if checkpoint is None:
             trainer.train()

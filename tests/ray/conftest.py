@@ -37,6 +37,7 @@ def cluster() -> Iterator[dict[str, str]]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     line = ["ray", "start", "--head", "--block", "--disable-usage-stats", f"--port={port}", "--num-cpus=4"]
     line += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
+    line += [f"--ray-client-server-port={free_port()}"]  # another cluster may hold the usual one
     environment = {**os.environ, **token, "PATH": path, "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
         line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
