@@ -71,11 +71,13 @@ def _command(name: str, config_name: str, text: str) -> click.Command:
     more = config_type.more_flags
     options: list[click.Parameter] = [_option(*item) for item in config_type.model_fields.items() if item[0] != more]
     options.append(click.Option(["--config", "_config_file"], metavar="FILE", help="YAML file with the same keys"))
+    options += [click.Argument([f"_{name}"], required=False, metavar=name.upper()) for name in config_type.positional]
     if more:
         options.append(click.Argument(["_others"], nargs=-1, type=click.UNPROCESSED))
 
     def run(_config_file: str | None, _others: Sequence[str] = (), **flags: Any) -> int:
-        given = {key: value for key, value in flags.items() if value is not None}
+        places = {name: flags.pop(f"_{name}", None) for name in config_type.positional}
+        given = {key: value for key, value in [*flags.items(), *places.items()] if value is not None}
         values = {**(_read_yaml(_config_file) if _config_file else {}), **given}
         if more:
             known = config_type.model_fields.keys() - {more}
@@ -225,9 +227,12 @@ def _parse(config: Any) -> None:
 
 def _report(config: Any) -> None:
     from qaray.report import write_report
+    from qaray.report.training import write_training_report
     from qaray.runs import Run
 
-    print(write_report(Run.at(config.output_dir), config.report_papers))
+    run = Run.at(config.output_dir)
+    tuned = "examples" in (run.manifest.read_json() or {})
+    print(write_training_report(run) if tuned else write_report(run, config.report_papers))
 
 
 def _make_sft(config: Any) -> None:
@@ -239,9 +244,10 @@ def _make_sft(config: Any) -> None:
 
 def _fine_tune(config: Any) -> None:
     from qaray.pipeline import run_fine_tune
+    from qaray.runs import Run
 
     manifest = run_fine_tune(config)
-    print(f"model: {manifest['model']}  report: {config.output_dir.rstrip('/')}/report/index.html")
+    print(f"model: {manifest['model']}  report: {Run.at(config.output_dir).root}/report/index.html")
 
 
 def _export(config: Any) -> None:

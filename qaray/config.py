@@ -17,6 +17,7 @@ class Config(BaseModel):
     """Base of all configurations. Raises ConfigError, one line a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    positional: ClassVar[tuple[str, ...]] = ()  # fields that may be given without their flags
     more_flags: ClassVar[str] = ""  # the field that takes the flags that are no field, '' for none
 
     def __init__(self, **values: Any) -> None:
@@ -288,6 +289,8 @@ class MakeSftConfig(Config):
 
 class ExportConfig(Config):
     """A checkpoint of a fine-tuning to a model folder."""
+
+    positional: ClassVar[tuple[str, ...]] = ("checkpoint", "output_dir")
 
     checkpoint: str = Field(description="a checkpoint folder, or a run_name folder whose last one is taken")
     output_dir: str = Field(description="model folder to write")

@@ -17,14 +17,19 @@ from qaray.models import quiet_transformers
 # Flags that transformers has renamed since.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
-    "no_cuda": "use_cpu",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "warmup_ratio": "warmup_steps",  # below 1 it is a share of the steps
 }
-# What qaray decides itself, and where.
+OF_NO_USE = {"overwrite_output_dir", "save_safetensors", "logging_dir", "group_by_length"}  # accepted from old scripts
+# What qaray decides itself, or cannot keep, and why.
 OWN = {
-    "output_dir": "it is where results go",
-    "deepspeed": "it is read by qaray",
+    "use_cpu": "--use_gpu says what trains",
+    "no_cuda": "--use_gpu says what trains",
     "resume_from_checkpoint": "a run resumes by itself",
+    "save_only_model": "the model is made from whole checkpoints",
+    "load_best_model_at_end": "the model is made from the last checkpoint",
+    "label_smoothing_factor": "the loss is computed on the answer's tokens only",
 }
 # The original's settings that are no flags of its command, and what the loop needs.
 DEFAULTS = {"gradient_checkpointing": "True", "remove_unused_columns": "False", "disable_tqdm": "True"}
@@ -36,7 +41,7 @@ def normal(flags: dict[str, str]) -> dict[str, str]:
         from transformers import TrainingArguments
 
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    named = {RENAMED.get(name, name): value for name, value in flags.items()}
+    named = {RENAMED.get(name, name): value for name, value in flags.items() if name not in OF_NO_USE}
     for name in named:
         if name in OWN:
             raise ConfigError(f"--{name} is no flag of the trainer's here: {OWN[name]}")
@@ -64,7 +69,7 @@ def training_arguments(flags: dict[str, str], folder: str, deepspeed: dict[str, 
         file = Path(folder) / "deepspeed.json"
         file.write_text(json.dumps(deepspeed))
         values["deepspeed"] = str(file)
-    line = [part for name, value in values.items() for part in (f"--{name}", *([value] if value != "" else []))]
+    line = [f"--{name}={value}" for name, value in values.items()]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

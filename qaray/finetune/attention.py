@@ -30,10 +30,13 @@ def group_size(length: int, wanted: int | None = None) -> int:
     return length // 4 if length % 4096 == 0 else LONGEST_GROUP
 
 
-def register(wanted: int | None = None) -> str:
-    """Makes S²-Attn known to transformers; returns the name to load a model with. ``wanted``: tokens of a group."""
+def register(wanted: int | None = None, flash: bool = True) -> str:
+    """Makes S²-Attn known to transformers; returns the name to load a model with.
 
-    AttentionInterface.register(ATTENTION, functools.partial(s2_attention, group=wanted))
+    ``wanted``: tokens of a group; ``flash``: use flash-attn where it is.
+    """
+
+    AttentionInterface.register(ATTENTION, functools.partial(s2_attention, group=wanted, flash=flash))
     AttentionMaskInterface.register(ATTENTION, keep_padding)
     return ATTENTION
 
@@ -59,6 +62,7 @@ def s2_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     group: int | None = None,
+    flash: bool = True,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer: query [B, H, S, D], key and value [B, K, S, D] → [B, S, H, D].
@@ -77,7 +81,9 @@ def s2_attention(
     for heads, first in ((slice(0, half), size), (slice(half, None), size // 2)):
         own = query[:, heads]
         kv_heads = _kv_heads(heads, query.shape[1], key.shape[1], key.device)
-        parts.append(_grouped(own, key[:, kv_heads], value[:, kv_heads], attention_mask, first, size, scaling, dropout))
+        parts.append(
+            _grouped(own, key[:, kv_heads], value[:, kv_heads], attention_mask, first, size, scaling, dropout, flash)
+        )
     return torch.cat(parts, dim=1).transpose(1, 2), None
 
 
@@ -106,9 +112,10 @@ def _grouped(
     size: int,
     scaling: float,
     dropout: float,
+    flash: bool,
 ) -> torch.Tensor:
     """Causal attention within groups: [B, h, S, D]."""
-    if keep is None and _flash_attn(query) is not None:
+    if flash and keep is None and _flash_attn(query) is not None:
         return _varlen(query, key, value, first, size, scaling, dropout)
     done = [
         _batched(query, key, value, keep, run, count, scaling, dropout)

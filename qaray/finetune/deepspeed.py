@@ -45,6 +45,12 @@ def read_config(path: str, arguments: Any, given: set[str], workers: int) -> Dee
         raise ConfigError(f"--deepspeed {path}: it is no JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"--deepspeed {path}: it must hold a JSON object")
+    for name in ("zero_optimization", "scheduler", "optimizer"):
+        if not isinstance(config.get(name, {}), dict):
+            raise ConfigError(f"--deepspeed {path}: {name} must be an object")
+    stage = config.get("zero_optimization", {}).get("stage")
+    if stage not in (1, 2, 3):
+        raise ConfigError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, got {stage}")
     for name, flag in TWINS.items():
         _check(path, config, name, getattr(arguments, flag), f"--{flag}")
     whole = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * workers
@@ -57,7 +63,7 @@ def read_config(path: str, arguments: Any, given: set[str], workers: int) -> Dee
         notes.append(
             f"{path} asks for the scheduler {scheduler.get('type')}, the flags for {wanted}: the flags' is used"
         )
-    return DeepSpeedPlan(config, tuple(notes))
+    return DeepSpeedPlan({"fp16": {"enabled": "auto"}, **config}, tuple(notes))
 
 
 def _check(path: str, config: dict[str, Any], name: str, flag_value: int, flag: str) -> None:

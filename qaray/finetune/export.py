@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from qaray import models
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune.loop import TRAINING, WEIGHTS
 from qaray.finetune.model import load_model
-from qaray.models import Contract
+from qaray.models import CONTRACT, Contract
 from qaray.storage import Location
 
 SHARD_SIZE = "5GB"
@@ -27,6 +28,7 @@ def export(checkpoint: str, output_dir: str, dtype: str = "auto") -> None:
     The base model is loaded again, what was trained is put into it, low-rank adapters are merged. Raises ConfigError
     if there is no whole checkpoint.
     """
+    target = writable(output_dir)
     with models.quiet_transformers(), local_copy(last_checkpoint(Location.of(checkpoint))) as folder:
         note = Location.of(str(folder / TRAINING)).read_json()
         if note is None:
@@ -37,7 +39,17 @@ def export(checkpoint: str, output_dir: str, dtype: str = "auto") -> None:
     if config.low_rank_training:
         model = model.merge_and_unload()
     model.to(_dtype(dtype, config))
-    _write(model, config, Contract(**note["contract"]), Path(output_dir).expanduser())
+    _write(model, config, Contract(**note["contract"]), target)
+
+
+def writable(output_dir: str) -> Path:
+    """The folder to write a model to. Raises ConfigError for a URI, or a folder that holds anything else."""
+    target = Path(output_dir).expanduser().absolute()
+    if "://" in output_dir:
+        raise ConfigError(f"output_dir {output_dir}: a model is written to a local or shared disk, not to a URI")
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONTRACT).exists())):
+        raise ConfigError(f"output_dir {output_dir} holds something else than a model of qaray's: choose another")
+    return target
 
 
 def last_checkpoint(place: Location) -> Location:
@@ -73,7 +85,7 @@ def _weights(folder: Path, sharded: bool) -> dict[str, torch.Tensor]:
         return load_file(folder / WEIGHTS)
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
         return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder)))
 
 
@@ -100,6 +112,8 @@ def _write(model: Any, config: FineTuneConfig, contract: Contract, target: Path)
         config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
     )
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".tmp-{target.name}-*"):  # by an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
     try:
         model.config.use_cache = True

@@ -29,7 +29,7 @@ from qaray.finetune.loop import LoopSettings, train_loop
 from qaray.finetune.model import contract_of, plan_training
 from qaray.manifests import versions
 from qaray.models import ModelPlan
-from qaray.runs import Run, RunError, lease, utc_now
+from qaray.runs import Run, RunError, identity_hash, lease, utc_now
 from qaray.storage import Location
 
 LOOK_EVERY = 2.0  # seconds between two looks at the training log
@@ -44,7 +44,6 @@ class Job:
     plan: ModelPlan
     flags: dict[str, str]
     deepspeed: DeepSpeedPlan | None
-    steps_to_save: int
     checkpoints_kept: int | None
 
     @property
@@ -56,6 +55,11 @@ class Job:
 
 def decide(config: FineTuneConfig) -> Job:
     """Reads everything that the user may have got wrong. Raises ConfigError or FileNotFoundError, one line each."""
+    if not Run.at(config.output_dir).root.is_local:
+        raise ConfigError(
+            f"output_dir {config.output_dir}: a fine-tuning writes to a local disk, or one that all machines "
+            "share; only --storage_path, where checkpoints go, may be a URI"
+        )
     for path in filter(None, (config.data_path, config.eval_data_path)):
         ex.data_files(path)
     flags = normal(config.training)
@@ -63,14 +67,15 @@ def decide(config: FineTuneConfig) -> Job:
         import tempfile
 
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        arguments = training_arguments(flags, folder, None, use_cpu=True)
+        here = {flag: value for flag, value in flags.items() if flag != "tf32"}  # of the workers' devices
+        arguments = training_arguments(here, folder, None, use_cpu=True)
     deepspeed = None
     if config.deepspeed:
         deepspeed = read_config(config.deepspeed, arguments, set(flags), config.num_workers)
     plan = plan_training(config)
     contract_of(config, plan)
     limit = arguments.save_total_limit
-    return Job(config, plan, flags, deepspeed, int(arguments.save_steps), limit)
+    return Job(config, plan, flags, deepspeed, limit if limit and limit > 0 else None)
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -110,17 +115,19 @@ def run_fine_tune(
     run = Run.at(config.output_dir)
     with lease(run) as held:
         run.identify(identity(job))
+        run.clean()
         done = run.manifest.read_json()
         if done:
             say("this run is finished")
             return done
-        check_world(job)
+        name = identity_hash(identity(job))
+        check_checkpoint(job, name)
         for note in job.deepspeed.notes if job.deepspeed else ():
             say(note)
         runtime.connect(config.address, config.local_cpus or local_cpus(config))
         _say_precision(job, say)
         prepared = prepare(job, run, say)
-        _train(job, run, prepared, progress)
+        _train(job, run, prepared, progress, say, name)
         held.check()
         log = run_log(run).read_json() or {}
         if log.get("failure"):
@@ -151,8 +158,11 @@ def uses_gpus(config: FineTuneConfig) -> bool:
     return runtime.cluster_gpus() > 0 if config.use_gpu is None else config.use_gpu
 
 
-def check_world(job: Job) -> None:
-    """A sharded checkpoint continues with the number of workers that wrote it. Raises ConfigError for another one."""
+def check_checkpoint(job: Job, name: str) -> None:
+    """A run goes on from checkpoints of its own only, sharded ones with as many workers as wrote them.
+
+    Raises ConfigError for another run's, or another number. ``name``: the hash of the run's identity.
+    """
     from qaray.finetune.export import last_checkpoint
     from qaray.finetune.loop import TRAINING
 
@@ -161,6 +171,10 @@ def check_world(job: Job) -> None:
     except ConfigError:
         return
     note = (place / TRAINING).read_json() or {}
+    if note.get("identity") != name:
+        raise ConfigError(
+            f"{place} is a checkpoint of another run: choose another --run_name or --storage_path, or remove it"
+        )
     if note.get("deepspeed") and note["world_size"] != job.config.num_workers:
         raise ConfigError(
             f"the checkpoint {place} was written by {note['world_size']} workers, --num_workers is "
@@ -195,7 +209,14 @@ def prepare(job: Job, run: Run, say: Callable[[str], None]) -> dict[str, ex.Prep
     return prepared
 
 
-def _train(job: Job, run: Run, prepared: dict[str, ex.Prepared], progress: Callable[[dict], None]) -> None:
+def _train(
+    job: Job,
+    run: Run,
+    prepared: dict[str, ex.Prepared],
+    progress: Callable[[dict], None],
+    say: Callable[[str], None],
+    name: str,
+) -> None:
     """Runs the training processes until they are through. Raises RunError if they fail for good."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -213,6 +234,7 @@ def _train(job: Job, run: Run, prepared: dict[str, ex.Prepared], progress: Calla
         eval_examples=prepared["eval"].folder if "eval" in prepared else None,
         log=run_log(run),
         contract=contract_of(config, job.plan).model_dump(),
+        identity=name,
     )
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT))
     resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpus else {})}
@@ -229,6 +251,7 @@ def _train(job: Job, run: Run, prepared: dict[str, ex.Prepared], progress: Calla
             worker_runtime_env={"env_vars": _environment(run, gpus)},
         ),
     )
+    say(f"{config.num_workers} training processes on {'GPUs' if gpus else 'CPUs'}")
     with _followed(run_log(run), progress):
         try:
             trainer.fit()
@@ -279,8 +302,6 @@ def _export(job: Job, run: Run) -> None:
     from qaray.finetune.export import export
 
     place = Location.of(job.storage) / job.config.run_name
-    if not model_folder(run).is_local:
-        raise ConfigError(f"{run.root}: the model folder is written to local or shared disks: use `qaray export`")
     write = ray.remote(export).options(num_cpus=job.config.cpus_per_worker)
     ray.get(
         write.remote(place.path if place.is_local else f"{job.storage}/{job.config.run_name}", model_folder(run).path)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from qaray import models
@@ -47,6 +47,7 @@ class LoopSettings:
     eval_examples: Location | None
     log: Location  # the training log, a JSON file that rank 0 writes anew
     contract: dict[str, Any]
+    identity: str  # hash of what identifies the run: its checkpoints carry it
 
 
 def train_loop(values: dict[str, Any]) -> None:
@@ -64,7 +65,9 @@ def train_loop(values: dict[str, Any]) -> None:
             trainer.train()
             return
         with checkpoint.as_directory() as folder:
-            trainer.train(resume_from_checkpoint=folder)
+            state = TrainerState.load_from_json(os.path.join(folder, "trainer_state.json"))
+            if state.global_step < state.max_steps:  # else only the export was missing
+                trainer.train(resume_from_checkpoint=folder)
 
 
 def make_trainer(settings: LoopSettings, arguments: TrainingArguments) -> AnswerTrainer:
@@ -145,7 +148,8 @@ class AnswerTrainer(Trainer):
         if "train_sampling_strategy" in self.settings.flags or not isinstance(dataset, Examples):
             return super()._get_train_sampler(train_dataset)
         group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.order = LengthGrouped(dataset.lengths, group, self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self.order = LengthGrouped(dataset.lengths, group, seed)
         return self.order
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -182,17 +186,15 @@ class AnswerTrainer(Trainer):
             "config": self.settings.config.model_dump(),
             "rope_factor": self.settings.plan.rope_factor,
             "contract": self.settings.contract,
+            "identity": self.settings.identity,
         }
         (Location.of(str(folder)) / TRAINING).write_json(note)
         if self.settings.deepspeed is None:
             from safetensors.torch import save_file
 
             model = self.accelerator.unwrap_model(self.model)
-            seen: dict[int, str] = {}
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    seen.setdefault(parameter.data_ptr(), name)
-            trained = {name: model.get_parameter(name).detach().cpu().contiguous() for name in seen.values()}
+            named = ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+            trained = {name: each.detach().cpu().contiguous() for name, each in named}
             save_file(trained, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -232,6 +234,10 @@ class RunCallback(TrainerCallback):
             control.should_save = True
             control.should_evaluate = self.settings.eval_examples is not None
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if self.failure:
+            control.should_save, control.should_evaluate = False, False
+
     def _broken(self, state: Any) -> bool:
         """Whether the loss of any rank was no number: then all ranks stop, and nothing of this step is kept."""
         trainer = self.trainer
@@ -245,8 +251,8 @@ class RunCallback(TrainerCallback):
             torch.distributed.all_gather_object(found, trainer.broken)
         ids = [name for names in found for name in names or []]
         self.failure = (
-            f"the loss is no finite number at step {state.global_step} (examples {', '.join(ids)}): lower "
-            "--learning_rate, or look at these examples"
+            f"the loss is no finite number at step {state.global_step} (examples {', '.join(ids)}): look at them, or "
+            "lower --learning_rate in another --output_dir"
         )
         return True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -25,9 +24,21 @@ def plan_training(config: FineTuneConfig) -> ModelPlan:
     own, factor, rope_type = models.model_context(name, folder, config.cache_dir, config.trust_remote_code)
     wanted = models.rope_factor(length, own, factor)
     models.check_rope(wanted, own, factor, rope_type, name, f"model_max_length {length}", "--model_max_length")
+    if not config.use_full_attn:
+        _check_attention(models.load_config(folder, config.cache_dir, config.trust_remote_code, name), name)
     template = models.named_template(config.prompt_template, tokenizer)
     assert template is not None
     return ModelPlan(template_for_training(template), length, length, wanted)
+
+
+def _check_attention(hf_config: Any, name: str) -> None:
+    """S²-Attn stands in for plain causal attention. Raises ConfigError for a model that has another kind."""
+    kinds = set(getattr(hf_config, "layer_types", None) or ["full_attention"])
+    windows = not getattr(hf_config, "layer_types", None) and getattr(hf_config, "sliding_window", None)
+    if kinds != {"full_attention"} or windows or getattr(hf_config, "attn_logit_softcapping", None):
+        raise ConfigError(
+            f"model {name} has windows or caps in its attention, which S²-Attn lacks: --use_full_attn True"
+        )
 
 
 def contract_of(config: FineTuneConfig, plan: ModelPlan) -> Contract:
@@ -81,7 +92,7 @@ def load_model(config: FineTuneConfig, rope_factor: float, dtype: torch.dtype, *
 
 def _attention(config: FineTuneConfig) -> str:
     if not config.use_full_attn:
-        return attention.register(config.s2_group_size)
+        return attention.register(config.s2_group_size, config.use_flash_attn)
     has_flash = torch.cuda.is_available() and config.use_flash_attn and attention.has_flash_attn()
     return "flash_attention_2" if has_flash else "sdpa"
 
@@ -94,21 +105,8 @@ def grow_embeddings(model: Any, tokens: int) -> None:
     model.resize_token_embeddings(tokens, mean_resizing=False)
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
-        with _whole(weight), torch.no_grad():
-            if weight.numel():
-                weight[old:] = weight[:old].float().mean(dim=0, keepdim=True).to(weight.dtype)
-
-
-@contextlib.contextmanager
-def _whole(weight: torch.Tensor) -> Any:
-    """The parameter unsharded inside the block; what rank 0 writes goes to all."""
-    if not hasattr(weight, "ds_id"):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(weight, modifier_rank=None):
-        yield
+        with torch.no_grad():  # resized weights are whole, under ZeRO-3 too
+            weight[old:] = weight[:old].float().mean(dim=0, keepdim=True).to(weight.dtype)
 
 
 def low_rank(model: Any, config: FineTuneConfig) -> Any:
@@ -124,7 +122,7 @@ def low_rank(model: Any, config: FineTuneConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        wrapped = get_peft_model(model, lora)
+        wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)  # ZeRO-3 wants one dtype for all
     except ValueError as error:
         raise ConfigError(f"--low_rank_training: {models.first_line(error)}") from None
     parts = [part.strip() for part in config.trainable_params.split(",") if part.strip()]

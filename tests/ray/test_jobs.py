@@ -75,7 +75,7 @@ def test_commands_of_the_readme(tmp_path, monkeypatch):
         ran += 1
     assert ran == 6
     assert json.loads((tmp_path / "runs/parsed/processed_output.json").read_text())
-    flags = re.findall(r"--[a-z_]+", README)
+    flags = re.findall(r"--[a-z][a-z_0-9]+", README)
     known = "".join(qaray(command, "--help").stdout for command in COMMANDS)
     assert {f for f in flags if f not in known and f not in trainer} <= {"--working"}
 

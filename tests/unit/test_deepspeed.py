@@ -10,6 +10,7 @@ from qaray.finetune.arguments import normal, training_arguments
 from qaray.finetune.deepspeed import read_config
 from tests.conftest import ROOT, SHARED
 
+ZERO = {"zero_optimization": {"stage": 2}}
 FLAGS = {"lr_scheduler_type": "constant_with_warmup", "gradient_accumulation_steps": "8"}
 
 
@@ -54,15 +55,23 @@ def test_a_typed_scheduler_beats_the_files(tmp_path):
 )
 def test_another_batch_size_is_refused(tmp_path, block):
     file = tmp_path / "ds.json"
-    file.write_text(json.dumps(block))
+    file.write_text(json.dumps({**ZERO, **block}))
     with pytest.raises(ConfigError, match=next(iter(block))):
         read_config(str(file), arguments(tmp_path), set(), workers=2)
 
 
 def test_the_batch_size_that_follows_from_the_flags_is_accepted(tmp_path):
     file = tmp_path / "ds.json"
-    file.write_text(json.dumps({"train_batch_size": 8 * 8 * 2}))
-    assert read_config(str(file), arguments(tmp_path, per_device_train_batch_size="8"), set(), 2).stage == 0
+    file.write_text(json.dumps({**ZERO, "train_batch_size": 8 * 8 * 2}))
+    assert read_config(str(file), arguments(tmp_path, per_device_train_batch_size="8"), set(), 2).stage == 2
+
+
+@pytest.mark.parametrize("block", [{}, {"zero_optimization": {"stage": 0}}, {"zero_optimization": []}])
+def test_a_file_without_zero_is_refused(tmp_path, block):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(block))
+    with pytest.raises(ConfigError, match="zero_optimization"):
+        read_config(str(file), arguments(tmp_path), set(), workers=2)
 
 
 def test_flags_of_the_trainer(tmp_path):
