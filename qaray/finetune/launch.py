@@ -55,7 +55,7 @@ class Job:
 
 def decide(config: FineTuneConfig) -> Job:
     """Reads everything that the user may have got wrong. Raises ConfigError or FileNotFoundError, one line each."""
-    if not Run.at(config.output_dir).root.is_local:
+    if "://" in config.output_dir:
         raise ConfigError(
             f"output_dir {config.output_dir}: a fine-tuning writes to a local disk, or one that all machines "
             "share; only --storage_path, where checkpoints go, may be a URI"

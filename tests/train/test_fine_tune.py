@@ -10,7 +10,9 @@ import psutil
 import pytest
 from safetensors import safe_open
 
+from qaray.finetune.export import last_checkpoint
 from qaray.models import Contract
+from qaray.storage import Location
 from tests.conftest import ROOT, read_jsonl
 from tests.train.conftest import fine_tune, fine_tune_command, losses, training_log, write_examples
 
@@ -144,6 +146,31 @@ def test_lost_workers_and_a_lost_driver_do_not_change_the_curve(tmp_path, tiny_m
     found = losses(out)
     assert [step for step, _ in found] == [step for step, _ in reference]
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in reference], rel=2e-3)
+
+
+def test_killed_during_an_upload_the_last_whole_checkpoint_counts(tmp_path, tiny_model, finished):
+    """The second checkpoint's folder is there, but not all ranks have reported it: the run goes on from the first."""
+    data, reference = finished[0].parent / "train.json", losses(finished[0])
+    out = tmp_path / "out"
+    args = (tiny_model, data, out, "--deepspeed", STAGE3, "--num_train_epochs", "3", "--save_steps", "3", *TWO)
+    line, environment = fine_tune_command(*args)
+    driver = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 300
+    while len(begun := list((out / "checkpoints").glob("checkpoint_*/"))) < 2 or checkpointed(out) > 3:
+        assert driver.poll() is None, driver.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert len(begun) == 2
+    whole = last_checkpoint(Location.of(str(out / "checkpoints")))
+    assert json.loads((whole / "trainer_state.json").open().read())["global_step"] == checkpointed(out) == 3
+    other = fine_tune(*args, "--num_workers", "1")
+    assert other.returncode == 2
+    assert "was written by 2 workers, --num_workers is 1" in other.stderr
+    done = fine_tune(*args)
+    assert done.returncode == 0, done.stderr
+    assert [loss for _, loss in losses(out)] == pytest.approx([loss for _, loss in reference], rel=2e-3)
 
 
 def wait_for_step(out, step, driver, seconds=300):
