@@ -26,8 +26,8 @@ class DeepSpeedPlan:
 
     @property
     def stage(self) -> int:
-        """Of ZeRO: 0 to 3."""
-        return int(self.config.get("zero_optimization", {}).get("stage", 0))
+        """Of ZeRO: 1 to 3."""
+        return int(self.config["zero_optimization"]["stage"])
 
 
 def read_config(path: str, arguments: Any, given: set[str], workers: int) -> DeepSpeedPlan:

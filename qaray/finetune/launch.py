@@ -114,13 +114,14 @@ def run_fine_tune(
     job = decide(config)
     run = Run.at(config.output_dir)
     with lease(run) as held:
-        run.identify(identity(job))
+        own = identity(job)
+        run.identify(own)
         run.clean()
         done = run.manifest.read_json()
         if done:
             say("this run is finished")
             return done
-        name = identity_hash(identity(job))
+        name = identity_hash(own)
         check_checkpoint(job, name)
         for note in job.deepspeed.notes if job.deepspeed else ():
             say(note)
