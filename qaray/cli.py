@@ -27,6 +27,7 @@ COMMANDS = {
     "make-sft": ("MakeSftConfig", "Papers with their pairs to training examples."),
     "fine-tune": ("FineTuneConfig", "Fine-tune a model on examples {instruction, input, output}."),
     "export": ("ExportConfig", "A checkpoint of a fine-tuning to a model folder."),
+    "plan": ("PlanConfig", "Hours, cost and disk of a corpus, from the figures of a finished run."),
     "demo": ("DemoConfig", "The main job on the sample papers with the bundled models."),
 }
 
@@ -257,6 +258,12 @@ def _export(config: Any) -> None:
     print(f"model: {config.output_dir}")
 
 
+def _plan(config: Any) -> None:
+    from qaray.plan import plan_corpus, plan_lines
+
+    print("\n".join(plan_lines(plan_corpus(config))))
+
+
 def _demo(config: Any) -> None:
     from qaray.demo import run_demo
 
@@ -271,6 +278,7 @@ RUN: dict[str, Callable[[Any], None]] = {
     "make-sft": _make_sft,
     "fine-tune": _fine_tune,
     "export": _export,
+    "plan": _plan,
     "demo": _demo,
 }
 

@@ -5,6 +5,7 @@ The descriptions are the help texts of the flags. Nothing heavy is imported here
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, ClassVar, Literal
 
@@ -54,8 +55,10 @@ class RunConfig(DriverConfig):
 class EngineConfig(RunConfig):
     """What an engine is built from, whether it writes answers or scores them."""
 
-    engine: Literal["auto", "echo", "transformers"] = Field(
-        "auto", description="what runs the model; echo needs none; auto = transformers"
+    engine: Literal["auto", "echo", "http", "transformers", "vllm"] = Field(
+        "auto",
+        description="what runs the model: auto = vllm where a worker can import it, else transformers; http = an "
+        "endpoint at --base_url; echo needs no model",
     )
     cache_dir: str = Field("./cache", description="folder for downloaded and converted models")
     context_size: int | None = Field(
@@ -81,8 +84,21 @@ class EngineConfig(RunConfig):
     batch_tokens: int | None = Field(
         None, ge=16, description="token budget of the key-value cache of an actor (default: from its memory)"
     )
+    tensor_parallel_size: int = Field(1, ge=1, description="vllm: GPUs that share each layer of a model")
+    pipeline_parallel_size: int = Field(1, ge=1, description="vllm: groups of GPUs that share out a model's layers")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="vllm: share of a GPU's memory that it takes")
+    vllm_args: str | None = Field(
+        None, description='vllm: further engine arguments, as JSON: {"max_num_batched_tokens": 8192}'
+    )
     papers_per_shard: int = Field(500, ge=1, le=100_000, description="papers in one shard of OUT/papers")
     trust_remote_code: bool = Field(False, description="run the code that a model folder brings along")
+
+    @field_validator("vllm_args")
+    @classmethod
+    def _vllm_args(cls, value: str | None) -> str | None:
+        if value is not None and not isinstance(_json(value), dict):
+            raise ValueError(f"must be a JSON object, got {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _lengths(self) -> EngineConfig:
@@ -99,10 +115,6 @@ class EngineConfig(RunConfig):
     def pool(self) -> tuple[int, int]:
         """Fewest and most engine actors."""
         raise NotImplementedError
-
-    @property
-    def resolved_engine(self) -> str:
-        return "transformers" if self.engine == "auto" else self.engine
 
 
 class GenerateConfig(EngineConfig):
@@ -123,7 +135,26 @@ class GenerateConfig(EngineConfig):
     limit: int | None = Field(None, ge=1, description="read only the first so many records")
     actors: str = Field("1:1", description="engine actors, MIN:MAX")
     max_batch: int | None = Field(
-        None, ge=1, le=1024, description="papers decoded together at most (default: 16 on a CPU, 64 on a GPU)"
+        None,
+        ge=1,
+        le=4096,
+        description="papers decoded together at most (default: 16 on a CPU; on a GPU 64, with vllm 256)",
+    )
+    structured: bool = Field(
+        False, description="vllm, http: the answer is held to a JSON list of pairs, token by token"
+    )
+    base_url: str | None = Field(
+        None, description="http: an OpenAI-compatible endpoint, http://host:8000/v1; its key: QARAY_API_KEY"
+    )
+    served_model: str | None = Field(
+        None, description="http: the model's name at the endpoint (default: the first that it serves)"
+    )
+    requests_at_once: int = Field(64, ge=1, description="http: requests in flight, in all")
+    requests_per_second: float | None = Field(None, gt=0, description="http: most requests begun a second, in all")
+    http_retries: int = Field(5, ge=0, description="http: times that a request is sent again after 429, 5xx, no answer")
+    request_timeout: float = Field(1800, gt=0, description="http: seconds that one request may take")
+    gpu_hour_price: float | None = Field(
+        None, gt=0, description="price of a GPU for an hour, in any currency: the manifest says what pairs cost"
     )
 
     @field_validator("actors")
@@ -138,6 +169,12 @@ class GenerateConfig(EngineConfig):
             raise ValueError(f"--base_model is needed by --engine {self.engine}; only echo works without a model")
         if self.min_gen_len > self.max_gen_len:
             raise ValueError(f"min_gen_len {self.min_gen_len} exceeds max_gen_len {self.max_gen_len}")
+        if (self.engine == "http") != bool(self.base_url):
+            raise ValueError("--engine http and --base_url belong together")
+        if self.base_url and not re.match(r"https?://[^/]", self.base_url):
+            raise ValueError(f"base_url must be http://… or https://…, got {self.base_url!r}")
+        if self.structured and self.engine in ("transformers", "echo"):
+            raise ValueError(f"--structured is not served by --engine {self.engine}: choose vllm or http")
         return self
 
     @property
@@ -204,6 +241,8 @@ class EvaluateConfig(EngineConfig):
     def _consistent(self) -> EvaluateConfig:
         if not self.compare and not self.output_dir:
             raise ValueError("--output_dir is required")
+        if self.engine == "http":
+            raise ValueError("--engine http gives no scores: judge with transformers or vllm")
         return self
 
     @property
@@ -315,6 +354,16 @@ class ReportConfig(Config):
     report_papers: int = Field(1000, ge=0, description="papers that get a page of the report, the first ones")
 
 
+class PlanConfig(Config):
+    """A finished run's figures to the hours and the cost of a corpus."""
+
+    output_dir: str = Field(description="a finished run directory of generate")
+    papers: int = Field(ge=1, description="papers of the corpus")
+    gpus: int = Field(1, ge=1, description="GPUs that will work on it (devices, if the run had no GPU)")
+    gpu_hour_price: float | None = Field(None, gt=0, description="price of a GPU for an hour (default: the run's)")
+    paper_tokens: int | None = Field(None, ge=1, description="mean tokens of a paper (default: the run's)")
+
+
 class DemoConfig(Config):
     """The main job on the sample papers with the bundled models."""
 
@@ -323,6 +372,13 @@ class DemoConfig(Config):
     num_qas: int = Field(5, ge=1, le=100, description="pairs wanted of each paper")
     max_gen_len: int = Field(200, ge=1, description="cap on the answer, tokens")
     no_progress: bool = Field(False, description="True: no progress lines")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def parse_pool(text: str) -> tuple[int, int]:

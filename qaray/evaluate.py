@@ -21,7 +21,7 @@ import pyarrow as pa
 from qaray import models
 from qaray.config import EvaluateConfig
 from qaray.embed import PAPERS_PER_BLOCK, embed
-from qaray.engines import Engine, StopCheck, build_engine
+from qaray.engines import Engine, Site, StopCheck, build_engine
 from qaray.judge import (
     CONTROL_PAIRS,
     NOT_FINITE,
@@ -148,17 +148,18 @@ def stages(
     context: Context,
     config: EvaluateConfig,
     plan: models.ModelPlan | None,
+    site: Site,
     papers: int,
     say: Callable[[str], None],
 ) -> Iterator[Stage]:
-    """The stages that the metrics ask for, in order. ``plan``: the judge's, ``papers``: of the source."""
+    """The stages that the metrics ask for, in order. ``plan``, ``site``: the judge's, ``papers``: of the source."""
     if "coverage" in config.measures or "similarity" in config.measures:
         say(f"embedding with {config.embedder}")
         yield embedding(context, config)
     if "grounding" in config.measures:
         yield grounding(context)
     if plan is not None:
-        engine = build_engine(config, plan, context.should_stop)
+        engine = build_engine(config, plan, site, context.should_stop)
         say(f"judging with {config.model or 'no model'}: {engine.describe()}")
         yield judging(context, config, engine, JudgeFactory(config, plan), papers)
 

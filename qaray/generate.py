@@ -58,7 +58,9 @@ class Progress:
     output_tokens: int = 0
     pairs: int = 0
     begun: float = field(default_factory=time.monotonic)
-    first_answer: float | None = None  # engines are up: seconds of the monotonic clock
+    began: float = field(default_factory=time.time)  # the same, seconds since the epoch
+    first_answer: float | None = None  # the first is durable: seconds of the monotonic clock
+    first_admission: float | None = None  # an engine is up: seconds since the epoch
 
 
 def generate(
@@ -123,6 +125,9 @@ def _round(
 def _add(progress: Progress, summary: dict[str, Any]) -> None:
     if progress.first_answer is None and summary["prompts"]:
         progress.first_answer = time.monotonic()
+    if summary["first_admission"]:
+        known = progress.first_admission or summary["first_admission"]
+        progress.first_admission = min(known, summary["first_admission"])
     for name in ("settled", "rejected", "prompts", "prompt_tokens", "output_tokens", "pairs"):
         setattr(progress, name, getattr(progress, name) + summary[name])
 
@@ -233,6 +238,7 @@ class _Writer:
             "prompt_tokens": sum(row["prompt_tokens"] for row in rows if row["error"] is None),
             "output_tokens": sum(row["output_tokens"] for row in rows),
             "pairs": sum(len(row["pairs"]) for row in best_answers_of(rows)),
+            "first_admission": min((row["began"] for row in rows if row["began"]), default=0.0),
         }
         return pa.Table.from_pylist([summary])
 

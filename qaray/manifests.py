@@ -6,6 +6,7 @@ import hashlib
 import platform
 import subprocess
 import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from typing import Any
 from qaray import judge, models
 from qaray.config import EvaluateConfig, GenerateConfig
 from qaray.doi_index import Ingested
+from qaray.engines import Site
 from qaray.generate import Progress
 from qaray.outputs import Totals
 from qaray.prompts import INSTRUCTION, REQUEST
 from qaray.runs import Run, utc_now
 
-LIBRARIES = ("qaray", "ray", "torch", "transformers", "sentence-transformers", "pyarrow")
+LIBRARIES = ("qaray", "ray", "torch", "transformers", "sentence-transformers", "pyarrow", "vllm")
 
 
 def generation_identity(config: GenerateConfig, plan: models.ModelPlan) -> dict[str, Any]:
     """What may not change between two starts of a run."""
     return {
-        "engine": config.resolved_engine,
+        "engine": config.engine,
         "base_model": config.base_model,
         "template": plan.template.name,
         "template_sha256": plan.template.sha256,
@@ -40,6 +42,7 @@ def generation_identity(config: GenerateConfig, plan: models.ModelPlan) -> dict[
         "overlength": config.overlength,
         "seed": config.seed,
         "dtype": config.dtype,
+        **({"structured": True} if config.structured else {}),
     }
 
 
@@ -47,37 +50,45 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def generation_manifest(
-    config: GenerateConfig,
-    plan: models.ModelPlan,
-    run: Run,
-    papers: Ingested,
-    progress: Progress,
-    totals: Totals,
-    seconds: float,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Account:
+    """What a generation run has to tell at its end."""
+
+    config: GenerateConfig
+    why: str  # the engine is this one
+    site: Site
+    papers: Ingested
+    progress: Progress
+    totals: Totals
+    seconds: float  # of this start
+
+    @property
+    def devices(self) -> float:
+        """GPUs of a worker; 1 where it has none."""
+        shared = self.config.tensor_parallel_size * self.config.pipeline_parallel_size
+        return (self.site.gpus or 1.0) * (shared if self.config.engine == "vllm" else 1)
+
+
+def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
     """The run's account. A start that generated nothing keeps the figures of the one that did."""
-    generation = time.monotonic() - progress.begun
-    engine_up = (progress.first_answer or progress.begun) - progress.begun
-    work = {
-        "finished": utc_now(),
-        "seconds": round(seconds, 2),
-        "generate_seconds": round(generation, 2),
-        "seconds_to_first_answer": round(engine_up, 2),
-        "prompts": progress.prompts,
-        "output_tokens_per_second": round(progress.output_tokens / generation, 2) if generation else 0.0,
-        "prompt_tokens_per_second": round(progress.prompt_tokens / generation, 2) if generation else 0.0,
-        "device_seconds": round(generation * config.pool[1], 2),
-    }
-    previous = run.manifest.read_json()
-    if progress.prompts == 0 and previous:
-        work = previous["last_start"]
-    why = "asked for" if config.engine != "auto" else "auto: the transformers engine runs wherever a model loads"
+    config, totals, papers = account.config, account.totals, account.papers
+    previous = run.manifest.read_json() or {}
+    work, loading = _last_start(account)
+    if account.progress.prompts == 0 and previous:
+        work, loading = previous["last_start"], previous["ledger"]["loading_seconds_per_worker"]
+    site, devices = account.site, account.devices
+    used = totals.ledger.utilisation(site.shape, site.peaks, devices)
     return {
         "run": run.identity.read_json(),
         "versions": versions(),
         "git_commit": git_commit(),
-        "engine": {"name": config.resolved_engine, "why": why, "actors": config.actors},
+        "engine": {
+            "name": config.engine,
+            "why": account.why,
+            "actors": config.actors,
+            "device": site.device or None,
+            "gpus_per_actor": site.gpus,
+        },
         "inputs": papers.sources,
         "counts": {
             "records": papers.papers + papers.rejected,
@@ -98,8 +109,28 @@ def generation_manifest(
             "truncated": totals.truncated_tokens,
         },
         "answer_seconds": round(totals.answer_seconds, 2),
+        "ledger": totals.ledger.account(devices, loading, totals.pairs, config.gpu_hour_price, used),
+        "bytes": run.size(),
         "last_start": work,
     }
+
+
+def _last_start(account: Account) -> tuple[dict[str, Any], float]:
+    """(figures of this start, seconds until an engine took its first prompt)."""
+    progress = account.progress
+    generation = time.monotonic() - progress.begun
+    engine_up = (progress.first_answer or progress.begun) - progress.begun
+    loading = max(0.0, (progress.first_admission or progress.began) - progress.began)
+    work = {
+        "finished": utc_now(),
+        "seconds": round(account.seconds, 2),
+        "generate_seconds": round(generation, 2),
+        "seconds_to_first_answer": round(engine_up, 2),
+        "prompts": progress.prompts,
+        "output_tokens_per_second": round(progress.output_tokens / generation, 2) if generation else 0.0,
+        "prompt_tokens_per_second": round(progress.prompt_tokens / generation, 2) if generation else 0.0,
+    }
+    return work, loading
 
 
 def evaluation_identity(config: EvaluateConfig, plan: models.ModelPlan | None) -> dict[str, dict[str, Any]]:
@@ -112,7 +143,7 @@ def evaluation_identity(config: EvaluateConfig, plan: models.ModelPlan | None) -
     parts: dict[str, dict[str, Any]] = {"coverage": embedding, "grounding": {}}
     if plan is not None:
         judging = {
-            "engine": config.resolved_engine,
+            "engine": config.engine,
             "judge_model": config.model,
             "template_sha256": plan.template.sha256,
             "seq_len": plan.seq_len,
@@ -134,6 +165,7 @@ def evaluation_identity(config: EvaluateConfig, plan: models.ModelPlan | None) -
 
 def evaluation_manifest(
     config: EvaluateConfig,
+    why: str,
     run: Run,
     summary: dict[str, Any],
     rejected: int,
@@ -145,6 +177,7 @@ def evaluation_manifest(
         "run": run.identity.read_json(),
         "versions": versions(),
         "git_commit": git_commit(),
+        "judge": {"engine": config.engine, "why": why} if config.judges else None,
         "pairs_of": config.processed_output or "the run itself",
         "counts": {"papers": summary["papers"], "pairs": summary["pairs"], "rejected": rejected},
         "problems": summary["problems"],

@@ -15,7 +15,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from qaray.config import (
     GenerateConfig,
     seq_len_message,
 )
+from qaray.ledger import ModelShape
 from qaray.prompts import LLAMA2, Template, Tokenizer, WordTokenizer, chat_template
 from qaray.storage import Location
 
@@ -212,6 +213,40 @@ def load_tokenizer(
     return HFTokenizer(tokenizer)
 
 
+def eos_ids(name: str, cache_dir: str, trust_remote_code: bool = False) -> frozenset[int]:
+    """The tokens that end a model's text: those of its generation settings, and its tokenizer's."""
+    from transformers import GenerationConfig
+
+    ids: list[int | None] = [load_tokenizer(name, cache_dir, trust_remote_code).hf.eos_token_id]
+    folder = resolve(name, cache_dir)
+    settings: Any = load_config(folder, cache_dir, trust_remote_code, name)
+    with contextlib.suppress(OSError), quiet_transformers():
+        settings = GenerationConfig.from_pretrained(folder, cache_dir=cache_dir)
+    named = settings.eos_token_id
+    return frozenset(i for i in [*ids, *(named if isinstance(named, list) else [named])] if i is not None)
+
+
+def model_shape(config: EngineConfig, dtype: str) -> ModelShape:
+    """What the arithmetic of the configuration's model depends on, its weights in the dtype of that name."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    name = config.model or ""
+    hf = load_config(resolve(name, config.cache_dir), config.cache_dir, config.trust_remote_code, name)
+    with torch.device("meta"), quiet_transformers():
+        model = AutoModelForCausalLM.from_config(hf, trust_remote_code=config.trust_remote_code)
+    text = hf.get_text_config()
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    size = 4 if dtype == "float32" else 2
+    tied = getattr(text, "tie_word_embeddings", False)  # then the embedding is the LM head, too
+    embedding = 0 if tied else model.get_input_embeddings().weight.numel()
+    parameters = sum(each.numel() for each in model.parameters()) - embedding
+    layers = text.num_hidden_layers
+    return ModelShape(parameters, layers, heads * head_dim, 2 * layers * kv_heads * head_dim * size, parameters * size)
+
+
 def tokenizer_of(config: EngineConfig) -> Tokenizer:
     """The tokenizer of the configuration's model; words and punctuation marks where it has none."""
     if config.model is None:
@@ -290,6 +325,8 @@ def plan(config: EngineConfig) -> ModelPlan:
             f"--prompt_template {config.prompt_template} is not the template that {name} was fine-tuned with "
             f"({contract.template_name}): leave the flag out"
         )
+    if getattr(config, "structured", False):
+        template = replace(template, opening="")  # the answer begins with a bracket
     wanted = max(rope_factor(size, own, factor), contract.rope_factor if contract else 0.0)
     check_rope(wanted, own, factor, rope_type, name, f"context_size {size}", "--context_size")
     return ModelPlan(template, size, _seq_len(config, size), wanted)

@@ -16,6 +16,7 @@ from qaray.config import GenerateConfig
 from qaray.doi_index import Ingested
 from qaray.engines.base import split_error
 from qaray.generate import MakeBuilder, best_answers, read_answers
+from qaray.ledger import Ledger
 from qaray.parse import question_key
 from qaray.prompts import PromptBuilder
 from qaray.runs import Run, RunError
@@ -42,11 +43,14 @@ class Totals:
     status: Counter[str] = field(default_factory=Counter)  # papers by ParseStatus
     finish: Counter[str] = field(default_factory=Counter)  # answers by FinishReason
     rejected: Counter[str] = field(default_factory=Counter)  # records and papers by RejectReason
+    ledger: Ledger = field(default_factory=Ledger)
 
     def add(self, other: Totals) -> None:
         for name, value in vars(other).items():
             if isinstance(value, Counter):
                 getattr(self, name).update(value)
+            elif isinstance(value, Ledger):
+                self.ledger.add(value)
             else:
                 setattr(self, name, getattr(self, name) + value)
 
@@ -110,7 +114,8 @@ def settle_shard(run: Run, shard: str, files: list[str], make_builder: MakeBuild
     columns = None if make_builder else ["doi", "file", "position"]
     papers = (run.papers / f"{shard}.parquet").read_table(columns).to_pylist()
     answers = read_answers(run.root.fs, files)
-    settled = Settled(Totals(papers=len(papers)), [])
+    ledger = Ledger.of(row for own in answers.values() for row in own)
+    settled = Settled(Totals(papers=len(papers), ledger=ledger), [])
     builder = make_builder() if make_builder else None
     processed: list[bytes] = []
     original: list[bytes] = []

@@ -6,11 +6,13 @@ Three grammars are read, numbered or not, with or without bold markers:
         A: answer                  Q1: question                   A1: answer
                                    A1: answer
 
-A pair ends where the next question begins, so that an answer may hold blank lines, lists, colons and formulas.
+A pair ends where the next question begins, so that an answer may hold blank lines, lists, colons and formulas. JSON
+objects {"Q": …, "A": …}, alone or in a list, are read too.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,6 +44,12 @@ _FAREWELL = re.compile(
     r"|(?:All |The |Each of )?(?:these|the above) (?:\w+ ){0,3}(?:questions?|Q&As?|pairs)\b|Keywords?:)",
     re.I,
 )
+_JSON_STRING = r'"(?:[^"\\]|\\.)*"'
+_JSON_PAIR = re.compile(
+    rf'\{{\s*"(?:Q|question)"\s*:\s*({_JSON_STRING})\s*,\s*"(?:A|answer)"\s*:\s*({_JSON_STRING})\s*,?\s*\}}',
+    re.S | re.I,
+)
+_JSON_BEGINS = re.compile(r"\s*(?:```(?:json)?\s*)?[\[{]", re.I)
 _SENTENCE_END = re.compile(r"[.!?…。)\]}\"'”’:;*`%°]\s*$")
 
 
@@ -69,6 +77,8 @@ def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> P
     off loses a last answer that stops in the middle of a sentence. Repeated questions keep their first answer.
     Nothing is raised: text without pairs gives none, with status MALFORMED.
     """
+    if (found := _json_pairs(text)) is not None:
+        return _parsed(found, num_qas, finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION))
     drafts = _drafts(_normal(text))
     cut = finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION)
     pairs = [pair for draft in drafts if (pair := _pair(draft, last=draft is drafts[-1]))]
@@ -76,12 +86,33 @@ def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> P
         cut = True  # a question without an answer at the end
     elif cut and pairs and not _SENTENCE_END.search(pairs[-1]["A"]):
         pairs.pop()
+    return _parsed(pairs, num_qas, cut)
+
+
+def _parsed(pairs: list[Pair], num_qas: int, cut: bool) -> ParsedText:
+    """``cut``: the text ends before its time."""
     pairs = _distinct(pairs)
     if not pairs:
         return ParsedText([], ParseStatus.MALFORMED)
     if len(pairs) >= num_qas:
         return ParsedText(pairs, ParseStatus.COMPLETE)
     return ParsedText(pairs, ParseStatus.TRUNCATED if cut else ParseStatus.SHORT)
+
+
+def _json_pairs(text: str) -> list[Pair] | None:
+    """The pairs of a text that begins as JSON, whole objects only; None if it is no such text."""
+    text = _THOUGHT.sub("", _THINKING.sub("", text))
+    if not _JSON_BEGINS.match(text):
+        return None
+    pairs = []
+    for match in _JSON_PAIR.finditer(text):
+        try:
+            question, answer = (json.loads(part, strict=False).strip() for part in match.groups())
+        except ValueError:
+            continue  # an escape that is none
+        if question and answer and not _PLACEHOLDER.fullmatch(question) and not _PLACEHOLDER.fullmatch(answer):
+            pairs.append(Pair(Q=question, A=answer))
+    return pairs or None
 
 
 def question_key(question: str) -> str:

@@ -12,12 +12,19 @@ from typing import Any
 from qaray import models, runtime
 from qaray.config import EvaluateConfig, FineTuneConfig, GenerateConfig
 from qaray.duplicates import find_duplicates
-from qaray.engines import build_engine
+from qaray.engines import Site, build_engine
 from qaray.engines.base import attempts
+from qaray.engines.site import begun_with, choose, look
 from qaray.evaluate import Context, count_papers, measure, stages
 from qaray.finetune.launch import run_fine_tune as fine_tune
 from qaray.generate import BuilderFactory, generate
-from qaray.manifests import evaluation_identity, evaluation_manifest, generation_identity, generation_manifest
+from qaray.manifests import (
+    Account,
+    evaluation_identity,
+    evaluation_manifest,
+    generation_identity,
+    generation_manifest,
+)
 from qaray.outputs import write_outputs
 from qaray.papers import Intake, ingest, input_files
 from qaray.progress import Display, duration
@@ -42,9 +49,14 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     builder()  # a context too small for the request is told before any GPU is asked for
 
     with lease(run) as held, contextlib.ExitStack() as signals:
+        config, why = begun_with(config, run.engine)
+        if config.engine != "auto":  # other settings are told before a cluster is asked for anything
+            run.identify(generation_identity(config, plan))
+        runtime.connect(config.address, config.local_cpus)
+        site = look(config)
+        config, why = choose(config, site, why)
         run.identify(generation_identity(config, plan))
         run.clean()
-        runtime.connect(config.address, config.local_cpus)
         signals.enter_context(stop_on_signal(run))  # after Ray, which brings handlers of its own
         should_stop = StopSignal(run.stop_flag)
 
@@ -52,7 +64,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         papers = ingest(intake, run, builder.count_tokens, should_stop, display.ingested)
         display.say(f"{papers.papers} papers, {papers.rejected} rejected records, {papers.tokens:,} tokens")
 
-        engine = build_engine(config, plan, should_stop)
+        engine = build_engine(config, plan, site, should_stop)
         display.say(f"engine: {engine.describe()}")
         progress = generate(run, engine, builder, attempts(config), papers, held, display.generated)
         display.close()
@@ -63,7 +75,8 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
 
         held.check()
         totals = write_outputs(run, config, builder, papers)
-        manifest = generation_manifest(config, plan, run, papers, progress, totals, time.monotonic() - begun)
+        account = Account(config, why, site, papers, progress, totals, time.monotonic() - begun)
+        manifest = generation_manifest(run, account)
         run.manifest.write_json(manifest)
         write_report(run, config.report_papers)
     out = f"{totals.pairs} pairs from {totals.with_pairs} of {totals.papers} papers"
@@ -88,9 +101,14 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     plan = models.plan(config) if config.judges else None
 
     with lease(run) as held, contextlib.ExitStack() as signals:
+        config, why = begun_with(config, run.engine)
+        if config.engine != "auto":
+            run.identify_parts(evaluation_identity(config, plan))
+        runtime.connect(config.address, config.local_cpus)
+        site = look(config) if plan else Site()
+        config, why = choose(config, site, why) if plan else (config, why)
         run.identify_parts(evaluation_identity(config, plan))
         run.clean()
-        runtime.connect(config.address, config.local_cpus)
         signals.enter_context(stop_on_signal(run))
         should_stop = StopSignal(run.stop_flag)
 
@@ -100,7 +118,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         display.say(f"{papers} papers with pairs, {rejected} rejected records; metrics: {config.metrics}")
 
         seconds = {}
-        for stage in stages(context, config, plan, papers, display.say):
+        for stage in stages(context, config, plan, site, papers, display.say):
             started = time.monotonic()
             progress = measure(context, stage, held, display.measured)
             display.close()
@@ -112,7 +130,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         held.check()
         duplicates = find_duplicates(context, config)
         summary = summarise(context, duplicates)
-        manifest = evaluation_manifest(config, run, summary, rejected, seconds, time.monotonic() - begun)
+        manifest = evaluation_manifest(config, why, run, summary, rejected, seconds, time.monotonic() - begun)
         run.manifest.write_json(manifest)
         write_report(generated, config.report_papers)
     display.say(f"{summary['pairs']} pairs of {papers} papers measured in {duration(time.monotonic() - begun)}")

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from qaray.config import ConfigError, GenerateConfig
 from qaray.schema import Paper, Prompt, RejectReason
@@ -43,6 +43,7 @@ answer is correct, complete and specific: it gives the numbers with their units,
 Use this format, with nothing before or after it:
 {format}"""
 
+STRUCTURED_FORMAT = 'a JSON list of {num_qas} objects, one a pair: [{{"Q": "…?", "A": "…"}}, …]'
 OPENING = "Q1:"  # begins the answer of a chat model, which keeps small models within the grammar
 
 
@@ -145,7 +146,19 @@ def chat_template(turn: str, source: str = "") -> Template:
     return Template("chat", turn, opening="" if thinks else OPENING, source=source)
 
 
-def request(paper: str, keywords: Sequence[str], num_qas: int) -> str:
+def pairs_schema(num_qas: int) -> dict[str, Any]:
+    """JSON schema of an answer under --structured."""
+    text = {"type": "string", "minLength": 1}
+    pair = {
+        "type": "object",
+        "properties": {"Q": text, "A": text},
+        "required": ["Q", "A"],
+        "additionalProperties": False,
+    }
+    return {"type": "array", "items": pair, "minItems": num_qas, "maxItems": num_qas}
+
+
+def request(paper: str, keywords: Sequence[str], num_qas: int, structured: bool = False) -> str:
     """The input of the generation task: the paper and what is asked of it."""
     names = ", ".join(k.strip("[] ") for k in keywords if k.strip("[] "))
     pairs = "pair" if num_qas == 1 else "pairs"
@@ -157,7 +170,7 @@ def request(paper: str, keywords: Sequence[str], num_qas: int) -> str:
         "num_qas": str(num_qas),
         "pairs": pairs,
         "focus": f", focused on: {names}" if names else "",
-        "format": "\n\n".join(shown),
+        "format": STRUCTURED_FORMAT.format(num_qas=num_qas) if structured else "\n\n".join(shown),
     }
     return re.sub(r"\{(\w+)\}", lambda slot: slots[slot[1]], REQUEST)
 
@@ -203,12 +216,13 @@ class PromptBuilder:
     tokenizer: Tokenizer
     budget: Budget
     overlength: str = "truncate"
+    structured: bool = False  # the answer is asked for as JSON
 
     @classmethod
     def of(cls, config: GenerateConfig, template: Template, tokenizer: Tokenizer, seq_len: int) -> PromptBuilder:
         """Raises ConfigError if not even an empty paper fits."""
         budget = Budget(seq_len, config.max_gen_len, config.num_qas)
-        builder = cls(template, tokenizer, budget, config.overlength)
+        builder = cls(template, tokenizer, budget, config.overlength, config.structured)
         empty = builder._tokens("", [], config.num_qas)
         if budget.longest_prompt < empty + 64:
             raise ConfigError(
@@ -289,7 +303,7 @@ class PromptBuilder:
 
     def _prompt(self, paper: Paper, shard: str, window: int, num_qas: int, span: tuple[int, int]) -> Prompt:
         start, end = span
-        text = self.template.render(INSTRUCTION, request(paper["txt"][start:end], paper["keywords"], num_qas))
+        text = self.template.render(INSTRUCTION, self._request(paper["txt"][start:end], paper["keywords"], num_qas))
         ids = self.template.encode(text, self.tokenizer)
         prompt_tokens = len(ids) or self.tokenizer.count([text])[0]
         # The paper's place in the prompt: after the template's head, the instruction and the request's first line.
@@ -316,14 +330,17 @@ class PromptBuilder:
         )
 
     def _tokens(self, text: str, keywords: Sequence[str], num_qas: int) -> int:
-        rendered = self.template.render(INSTRUCTION, request(text, keywords, num_qas))
+        rendered = self.template.render(INSTRUCTION, self._request(text, keywords, num_qas))
         return len(self.template.encode(rendered, self.tokenizer)) or self.tokenizer.count([rendered])[0]
+
+    def _request(self, text: str, keywords: Sequence[str], num_qas: int) -> str:
+        return request(text, keywords, num_qas, self.structured)
 
     def text(self, paper: Paper, start: int, end: int, num_qas: int) -> str:
         """The rendered prompt over ``txt[start:end]`` as it was asked, without the answer's opening."""
         window = self.tokenizer.literal(paper["txt"][start:end])
         keywords = [self.tokenizer.literal(keyword) for keyword in paper["keywords"]]
-        rendered = self.template.render(INSTRUCTION, request(window, keywords, num_qas))
+        rendered = self.template.render(INSTRUCTION, self._request(window, keywords, num_qas))
         return rendered.removesuffix(self.template.opening)
 
 

@@ -76,6 +76,13 @@ class Run:
         return self.root / "run.json"
 
     @property
+    def engine(self) -> str | None:
+        """The engine that run.json names, None where it names none yet."""
+        stored = self._stored_identity() or {}
+        parts = (stored, stored.get("similarity") or {}, stored.get("racar") or {})
+        return next((part["engine"] for part in parts if "engine" in part), None)
+
+    @property
     def evaluation(self) -> Run:
         """The evaluation of this run's pairs: a run directory of its own, within."""
         return Run(self.root / "evaluation")
@@ -112,6 +119,11 @@ class Run:
         runs twice writes it twice."""
         digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
         return self.generations / f"{shard}.{digest}.parquet"
+
+    def size(self) -> int:
+        """Bytes of the run's shards and exports."""
+        files = [*self.papers.infos(recursive=True), *self.generations.infos(), *self.root.infos()]
+        return sum(info.size or 0 for info in files)
 
     def identify(self, identity: dict[str, Any]) -> None:
         """Writes run.json, or checks that it says the same. Raises RunError with the differences."""

@@ -43,13 +43,13 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
         os.environ.setdefault("RAY_worker_niceness", "0")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
-    with _no_standard_error():  # where the core says that it heeds the variable above
+    with no_standard_error():  # where the core says that it heeds the variable above
         ray.init(**options)
     configure()
 
 
 @contextlib.contextmanager
-def _no_standard_error() -> Iterator[None]:
+def no_standard_error() -> Iterator[None]:
     """Nothing written to file descriptor 2 inside the block reaches the user; Python's errors are raised as ever."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -60,6 +60,17 @@ def _no_standard_error() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def quiet_llm() -> Iterator[None]:
+    """ray.data.llm, and vLLM with it, set up in silence: they log, and start Ray's own logging anew."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        with no_standard_error():
+            yield
+    finally:
+        configure()
 
 
 def configure() -> None:

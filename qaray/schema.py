@@ -127,6 +127,9 @@ class Completion(TypedDict):
     output_tokens: int  # tokens written by the model, EOS not counted
     finish_reason: str | None  # a FinishReason; null with an error
     seconds: float  # from admission into a batch to the last token
+    prefill_seconds: float  # of them, up to the first token: the prompt is read
+    began: float  # admission into a batch, seconds since the epoch
+    worker: str  # which engine answered: "host:process", or an endpoint's address
     error: str | None  # "REASON: detail" with a RejectReason
 
 
@@ -226,6 +229,9 @@ COMPLETION_SCHEMA = pa.schema(
         ("output_tokens", pa.int64()),
         ("finish_reason", pa.string()),
         ("seconds", pa.float64()),
+        ("prefill_seconds", pa.float64()),
+        ("began", pa.float64()),
+        ("worker", pa.string()),
         ("error", pa.string()),
     ]
 )
@@ -318,6 +324,9 @@ def complete(
     output_tokens: int = 0,
     finish_reason: FinishReason | None = None,
     seconds: float = 0.0,
+    prefill_seconds: float = 0.0,
+    began: float = 0.0,
+    worker: str = "",
     error: str | None = None,
 ) -> Completion:
     """The Completion row that answers ``prompt``."""
@@ -337,15 +346,22 @@ def complete(
         output_tokens=output_tokens,
         finish_reason=None if finish_reason is None else str(finish_reason),
         seconds=seconds,
+        prefill_seconds=prefill_seconds,
+        began=began,
+        worker=worker,
         error=error,
     )
 
 
 def scored(requests: pa.Table, logprobs: Sequence[list[list[float]] | None], errors: Sequence[str | None]) -> pa.Table:
     """The ScoreResult rows of ScoreRequest rows: their further columns, and the answers."""
-    rest = requests.drop_columns(REQUEST_COLUMNS)
-    rest = rest.append_column("logprobs", pa.array(logprobs, LOGPROBS))
-    return rest.append_column("error", pa.array(errors, pa.string()))
+    return with_scores(requests.drop_columns(REQUEST_COLUMNS), logprobs, errors)
+
+
+def with_scores(rows: pa.Table, logprobs: Sequence[list[list[float]] | None], errors: Sequence[str | None]) -> pa.Table:
+    """Rows and the ScoreResult of each."""
+    rows = rows.append_column("logprobs", pa.array(logprobs, LOGPROBS))
+    return rows.append_column("error", pa.array(errors, pa.string()))
 
 
 class Example(TypedDict):

@@ -69,17 +69,21 @@ class Location:
     def exists(self) -> bool:
         return self.info().type != pafs.FileType.NotFound
 
-    def files(self, suffix: str = "", recursive: bool = False) -> list[Location]:
+    def infos(self, suffix: str = "", recursive: bool = False) -> list[pafs.FileInfo]:
         """Files below this folder, sorted by path; hidden, temporary and underscore names left out."""
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         found = [
-            info.path
+            info
             for info in self.fs.get_file_info(selector)
             if info.type == pafs.FileType.File
             and info.path.endswith(suffix)
             and not any(p[:1] in "._" for p in info.path[len(self.path) :].split("/") if p)
         ]
-        return [Location(self.fs, path) for path in sorted(found)]
+        return sorted(found, key=lambda info: str(info.path))
+
+    def files(self, suffix: str = "", recursive: bool = False) -> list[Location]:
+        """The same as locations."""
+        return [Location(self.fs, info.path) for info in self.infos(suffix, recursive)]
 
     def folders(self, suffix: str = "") -> list[Location]:
         """Folders in this folder whose names end so."""

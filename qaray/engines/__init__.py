@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from qaray.config import EngineConfig
+from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.base import Engine, StopCheck
+from qaray.engines.site import Site
 from qaray.models import ModelPlan
 
 
-def build_engine(config: EngineConfig, plan: ModelPlan, should_stop: StopCheck) -> Engine:
-    """The engine that ``config.resolved_engine`` names. Its heavy imports come only here."""
-    if config.resolved_engine == "echo":
+def build_engine(config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck) -> Engine:
+    """The engine that ``config.engine`` names, on actors like ``site``. Its heavy imports come only here."""
+    if config.engine == "echo":
         from qaray.engines.echo import EchoEngine
 
         return EchoEngine(config, should_stop)
+    if config.engine == "vllm":
+        from qaray.engines.vllm import VLLMEngine
+
+        return VLLMEngine(config, plan, site, should_stop)
+    if config.engine == "http":
+        from qaray.engines.http import HttpEngine
+
+        assert isinstance(config, GenerateConfig)
+        return HttpEngine(config, should_stop)
     from qaray.engines.transformers import TransformersEngine
 
-    return TransformersEngine(config, plan, should_stop)
+    return TransformersEngine(config, plan, site, should_stop)
 
 
-__all__ = ["Engine", "StopCheck", "build_engine"]
+__all__ = ["Engine", "Site", "StopCheck", "build_engine"]

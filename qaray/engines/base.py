@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 StopCheck = Callable[[], bool]  # True once the run is to end after the work in hand
+# What of a Prompt goes to an engine that gets its tokens: all but the text.
+PROMPT_COLUMNS = (
+    "doi", "shard", "row", "window", "windows", "attempt", "num_qas", "start", "end", "prompt_tokens",
+    "truncated_tokens", "token_ids", "opening", "max_tokens", "error",
+)  # fmt: skip
 
 
 class Engine(Protocol):
@@ -103,7 +110,18 @@ def actor_resources(cpus: float, gpus: float) -> dict[str, Any]:
     return {**options, "num_gpus": gpus} if gpus else options
 
 
+def actors_in_words(sizes: tuple[int, int]) -> str:
+    """A pool's size for the user."""
+    low, high = sizes
+    return f"{low} to {high} actors" if high > low else f"{low} actor" + "s" * (low > 1)
+
+
 def attempts(config: GenerateConfig) -> int:
     """Times a prompt can be asked with hope of another answer: echo and greedy decoding repeat themselves."""
-    repeats = config.resolved_engine == "echo" or config.temperature == 0
+    repeats = config.engine == "echo" or config.temperature == 0
     return 1 if repeats else config.max_attempts
+
+
+def worker_name() -> str:
+    """Names this process in the rows that it writes."""
+    return f"{socket.gethostname()}:{os.getpid()}"

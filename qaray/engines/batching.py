@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qaray.engines.base import StopCheck, error_text, stream_seed
+from qaray.engines.base import StopCheck, error_text, stream_seed, worker_name
 from qaray.engines.causal_lm import CausalLM
-from qaray.engines.sampling import RandomStream, runs_in_circles, sample
+from qaray.engines.endings import runs_in_circles
+from qaray.engines.sampling import RandomStream, sample
 from qaray.prompts import answer_is_complete
 from qaray.schema import Completion, FinishReason, Prompt, RejectReason, complete
 
@@ -41,6 +42,7 @@ class _Sequence:
     future: Future[list[Completion]]
     draws: RandomStream
     begun: float = 0.0  # seconds of the monotonic clock
+    prefill_seconds: float = 0.0  # of this attempt: none where the prompt was in the cache
     tokens: list[int] = field(default_factory=list)
     done: list[Completion] = field(default_factory=list)  # answers of earlier attempts
     first_logits: torch.Tensor | None = None  # [V], after the prompt: another attempt starts from them
@@ -81,6 +83,7 @@ class ContinuousBatcher:
         should_stop: StopCheck = lambda: False,
     ) -> None:
         self.model, self.sampling = model, sampling
+        self.name = worker_name()
         self.next_attempt, self.should_stop = next_attempt, should_stop
         self.max_batch = self.most = max_batch  # slots at most; halved when memory runs out
         self.steps = 0  # decoding steps so far
@@ -182,7 +185,8 @@ class ContinuousBatcher:
             sequence.begun = time.monotonic()
             logits = self.model.prefill(len(self._active) - 1, sequence.prompt["token_ids"])
             self.prefilled_tokens += len(sequence.prompt["token_ids"])
-            self.prefill_seconds += time.monotonic() - sequence.begun
+            sequence.prefill_seconds = time.monotonic() - sequence.begun
+            self.prefill_seconds += sequence.prefill_seconds
             sequence.first_logits = logits
             self._take(logits[None].clone(), [sequence])
 
@@ -253,18 +257,22 @@ class ContinuousBatcher:
 
     def _finish(self, sequence: _Sequence, reason: FinishReason, text: str | None = None) -> None:
         """Answers a sequence; then it begins another attempt, or frees its slot."""
+        seconds = time.monotonic() - sequence.begun
         completion = complete(
             sequence.prompt,
             self._text(sequence) if text is None else text,
             output_tokens=len(sequence.tokens),
             finish_reason=reason,
-            seconds=time.monotonic() - sequence.begun,
+            seconds=seconds,
+            prefill_seconds=sequence.prefill_seconds,
+            began=time.time() - seconds,
+            worker=self.name,
         )
         sequence.done.append(completion)
         again = self.next_attempt(sequence.prompt, completion)
         if again is not None and sequence.first_logits is not None:
             sequence.prompt, sequence.draws, sequence.tokens = again, self._draws(again), []
-            sequence.begun = time.monotonic()
+            sequence.begun, sequence.prefill_seconds = time.monotonic(), 0.0
             self._take(sequence.first_logits[None].clone(), [sequence])
             return
         self._free(sequence)

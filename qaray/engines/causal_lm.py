@@ -6,22 +6,18 @@ batching prompts would add padding and no speed, and memory stays bounded. Decod
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 
 from qaray.config import ConfigError
-from qaray.devices import pick_dtype
+from qaray.devices import available_memory, cores, pick_dtype
 from qaray.engines.kv_cache import ATTENTION, SlotCache, Step
-from qaray.models import HFTokenizer, load_config, load_tokenizer, quiet_transformers, resolve, scale_rope
+from qaray.models import HFTokenizer, eos_ids, load_config, load_tokenizer, quiet_transformers, resolve, scale_rope
 
 CHUNK = {"cpu": 1024, "cuda": 4096}  # tokens of one prefill step
 
@@ -57,7 +53,7 @@ class CausalLM:
         self.model = self._load(settings)
         self.seq_len = settings.seq_len
         self.chunk = CHUNK[self.device.type]
-        self.eos_ids = self._eos_ids()
+        self.eos_ids = eos_ids(settings.name, settings.cache_dir, settings.trust_remote_code)
         config = self.model.config.get_text_config()
         heads = config.num_attention_heads
         self.layers = config.num_hidden_layers
@@ -155,11 +151,6 @@ class CausalLM:
             raise ConfigError(f"model {settings.name}: {str(error).strip().splitlines()[0]}") from None
         return model.to(self.device).eval()
 
-    def _eos_ids(self) -> frozenset[int]:
-        named = self.model.generation_config.eos_token_id
-        ids = named if isinstance(named, list) else [named]
-        return frozenset(i for i in (*ids, self.tokenizer.hf.eos_token_id) if i is not None)
-
     @torch.inference_mode()
     def _check(self, cache: SlotCache) -> None:
         """Compares the slot cache (two chunks, then two steps) with the model's own attention on a few tokens.
@@ -197,19 +188,6 @@ class CausalLM:
         return int(free) // per_token
 
 
-def available_memory() -> int:
-    """Bytes of host memory that are free, within the limit of the process's control group."""
-    free = psutil.virtual_memory().available
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            group = Path("/sys/fs/cgroup")
-            free = min(free, int((group / limit).read_text()) - int((group / used).read_text()))
-    return max(0, free)
-
-
 def _flash_attn(wanted: bool, device: torch.device, dtype: torch.dtype) -> Any:
     """The flash_attn module where it can be used, else None."""
     if not wanted or device.type != "cuda" or dtype == torch.float32:
@@ -238,5 +216,4 @@ def keep_freed_memory() -> None:
 
 def default_threads(actors: int) -> int:
     """CPU threads of one of ``actors`` on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, actors))
+    return max(1, cores() // max(1, actors))

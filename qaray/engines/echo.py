@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from qaray.config import EngineConfig
-from qaray.engines.base import StopCheck
+from qaray.engines.base import StopCheck, worker_name
 from qaray.parse import question_key
 from qaray.runtime import LIGHT
 from qaray.schema import COMPLETION_SCHEMA, REQUEST_COLUMNS, FinishReason, Prompt, complete, scored, table
@@ -79,7 +79,7 @@ class _Echo:
 def _answer(prompt: Prompt) -> Any:
     if prompt["error"] is not None:
         return complete(prompt, error=prompt["error"])
-    begun = time.perf_counter()
+    begun, began = time.perf_counter(), time.time()
     text = prompt["prompt"][prompt["paper_start"] : prompt["paper_end"]]
     words, finish = [], FinishReason.STOP
     output = "\n\n".join(f"Q{i}: {q}\nA{i}: {a}" for i, (q, a) in enumerate(echo_pairs(text, prompt["num_qas"]), 1))
@@ -93,6 +93,8 @@ def _answer(prompt: Prompt) -> Any:
         output_tokens=min(len(words), prompt["max_tokens"]),
         finish_reason=finish,
         seconds=time.perf_counter() - begun,
+        began=began,
+        worker=worker_name(),
     )
 
 

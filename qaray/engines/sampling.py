@@ -1,17 +1,13 @@
-"""From logits to the next token, and when a text has begun to run in circles."""
+"""From logits to the next token."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 SHORTLIST = 512  # tokens sorted first: their mass nearly always exceeds top_p
-LONGEST_PERIOD = 200  # tokens of a loop that is recognised
-LOOP_TOKENS = 96  # tokens that must repeat what came a period before
-SAME_LINES = 4  # times that a line may come back but for its numbers
 
 
 class RandomStream:
@@ -46,15 +42,3 @@ def sample(logits: torch.Tensor, uniforms: Sequence[float], temperature: float, 
     drawn = torch.tensor(list(uniforms), dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
     choice = torch.searchsorted(cumulative, drawn, right=True).clamp_(max=size - 1)
     return ids.gather(1, choice)[:, 0].tolist()
-
-
-def runs_in_circles(tokens: Sequence[int], text: str) -> bool:
-    """Whether the end of ``tokens`` repeats itself, or ``text`` says the same line again and again."""
-    recent = np.asarray(tokens[-(LOOP_TOKENS + LONGEST_PERIOD) :])
-    tail = recent[-LOOP_TOKENS:]
-    for period in range(1, len(recent) - LOOP_TOKENS + 1):
-        if np.array_equal(tail, recent[-LOOP_TOKENS - period : -period]):
-            return True
-    lines = (" ".join("".join(" " if c.isdigit() else c for c in line).split()) for line in text.split("\n"))
-    seen = Counter(line for line in lines if len(line) > 24)
-    return any(times >= SAME_LINES for times in seen.values())

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 
 from qaray.engines.causal_lm import CausalLM
+from qaray.engines.choices import MOST_CHOICE_TOKENS, Asked, shared, tokenised
 
 TREE_TOKENS = {"cpu": 512, "cuda": 4096}  # of one pass
-MOST_CHOICE_TOKENS = 1024  # inner tokens of the choices of one suffix
 
 
 class Scorer:
@@ -40,15 +40,7 @@ class Scorer:
         told from it only by an end of its own ("10⏎", "100⏎"). Raises ValueError for an empty choice or suffix, or a
         sequence beyond ``seq_len``.
         """
-        if not choices or not all(choices) or not all(suffixes):
-            raise ValueError("suffixes and choices must not be empty")
-        prefix_ids = self._prefix_ids(prefix)
-        asked = [self._sequences(suffix, choices) for suffix in suffixes]
-        longest = len(prefix_ids) + max((len(ids) for a in asked for ids in a.sequences), default=0)
-        if longest > self.model.seq_len:
-            raise ValueError(f"the prompt has {longest} tokens, {self.model.seq_len} fit")
-        if sum(map(len, choices)) > MOST_CHOICE_TOKENS:
-            raise ValueError(f"the choices have more than {MOST_CHOICE_TOKENS} characters in all")
+        prefix_ids, asked = tokenised(self.model.tokenizer, prefix, suffixes, choices, self.model.seq_len)
         if not suffixes:
             return []
         self._keep(prefix_ids)
@@ -58,33 +50,16 @@ class Scorer:
             found.update(self._one_pass([(i, asked[i]) for i in members]))
         return [found[i] for i in range(len(asked))]
 
-    def _prefix_ids(self, prefix: str) -> list[int]:
-        tokenizer = self.model.tokenizer
-        ids = tokenizer.encode(prefix)
-        if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
-            ids = [tokenizer.bos_id or 0, *ids]
-        return ids
-
-    def _sequences(self, suffix: str, choices: Sequence[str]) -> _Asked:
-        """The tokens of suffix + choice for each choice, and where they begin to be the choice's own."""
-        encode = self.model.tokenizer.encode
-        bare = encode(suffix)
-        sequences = [encode(suffix + choice) for choice in choices]
-        own = min(_shared(bare, ids) for ids in sequences)
-        if own == 0:
-            raise ValueError("a suffix must not be one token with its choice")
-        return _Asked(sequences, own)
-
     def _keep(self, ids: list[int]) -> None:
         """Puts the prefix into the slot, but for the part that lies there."""
-        common = _shared(ids, self.prefix_ids)
+        common = shared(ids, self.prefix_ids)
         self.prefix_ids = self.prefix_ids[:common]  # if the model fails, this much is there
         if common < len(ids):
             self.model.prefill(0, ids[common:], common)
             self.computed += len(ids) - common
         self.prefix_ids = ids
 
-    def _passes(self, asked: Sequence[_Asked], order: Sequence[int]) -> Iterator[list[int]]:
+    def _passes(self, asked: Sequence[Asked], order: Sequence[int]) -> Iterator[list[int]]:
         """Neighbours in ``order`` whose tree has at most ``tree_tokens`` tokens, or one that has more by itself."""
         members: list[int] = []
         tree = _Tree()
@@ -101,7 +76,7 @@ class Scorer:
         if members:
             yield members
 
-    def _one_pass(self, members: Sequence[tuple[int, _Asked]]) -> Iterator[tuple[int, list[float]]]:
+    def _one_pass(self, members: Sequence[tuple[int, Asked]]) -> Iterator[tuple[int, list[float]]]:
         """(request, log-probabilities) of requests whose tokens make one tree."""
         tree = _Tree()
         for ids in sorted(ids for _, asked in members for ids in asked.inner()):  # in this order nodes are depth-first
@@ -122,19 +97,6 @@ class Scorer:
         for (i, choice, _, _), term in zip(wanted, terms, strict=True):
             found[i][choice] += term
         yield from found.items()
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """One suffix with its choices, as tokens."""
-
-    sequences: list[list[int]]  # suffix + choice, one a choice
-    own: int  # place of the first token that belongs to the choices
-
-    def inner(self) -> Iterator[list[int]]:
-        """What the model has to read: all but the last token of each."""
-        for ids in self.sequences:
-            yield ids[:-1]
 
 
 @dataclass
@@ -162,11 +124,3 @@ class _Tree:
             node = self._children[node, token]
             nodes.append(node)
         return nodes
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens that two sequences begin with alike."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return place
-    return min(len(first), len(second))

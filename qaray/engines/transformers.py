@@ -6,13 +6,21 @@ is lost when it dies.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from qaray.config import EngineConfig, GenerateConfig
-from qaray.engines.base import StopCheck, actor_resources, attempts, error_text, next_attempt, pool
+from qaray.engines.base import (
+    StopCheck,
+    actor_resources,
+    actors_in_words,
+    attempts,
+    error_text,
+    next_attempt,
+    pool,
+)
+from qaray.engines.site import Site
 from qaray.models import ModelPlan
 from qaray.schema import (
     COMPLETION_SCHEMA,
@@ -35,8 +43,8 @@ MAX_BATCH = {"cpu": 16, "cuda": 64}
 
 
 class TransformersEngine:
-    def __init__(self, config: EngineConfig, plan: ModelPlan, should_stop: StopCheck) -> None:
-        self.config, self.plan, self.should_stop = config, plan, should_stop
+    def __init__(self, config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck) -> None:
+        self.config, self.plan, self.site, self.should_stop = config, plan, site, should_stop
 
     def generate(self, prompts: Dataset) -> Dataset:
         max_batch = self._max_batch()
@@ -48,7 +56,7 @@ class TransformersEngine:
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=pool(*self.config.pool, concurrent_calls=calls),
-            **actor_resources(self.config.cpus_per_actor, self._gpus()),
+            **actor_resources(self.config.cpus_per_actor, self.site.gpus),
         )
 
     def score(self, requests: Dataset) -> Dataset:
@@ -59,7 +67,7 @@ class TransformersEngine:
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=pool(*self.config.pool),
-            **actor_resources(self.config.cpus_per_actor, self._gpus()),
+            **actor_resources(self.config.cpus_per_actor, self.site.gpus),
         )
 
     @property
@@ -68,16 +76,12 @@ class TransformersEngine:
         return max(1, self._max_batch() // 4)
 
     def describe(self) -> str:
-        low, high = self.config.pool
-        actors = f"{low} to {high} actors" if high > low else f"{low} actor" + "s" * (low > 1)
-        gpus = self._gpus()
+        gpus = self.site.gpus
         if not gpus:
-            return f"transformers, {actors} on CPUs, attention on SDPA"
-        import ray
-
-        has_flash = ray.get(ray.remote(_has_flash_attn).options(num_gpus=gpus).remote()) and self.config.flash_attn
+            return f"transformers, {actors_in_words(self.config.pool)} on CPUs, attention on SDPA"
+        has_flash = self.site.flash_attn and self.config.flash_attn
         attention = "flash-attn" if has_flash else "SDPA (flash-attn is not installed or not wanted)"
-        return f"transformers, {actors} on {gpus:g} GPU each, attention on {attention}"
+        return f"transformers, {actors_in_words(self.config.pool)} on {gpus:g} GPU each, attention on {attention}"
 
     def _settings(self) -> ModelSettings:
         from qaray.engines.causal_lm import ModelSettings
@@ -91,7 +95,7 @@ class TransformersEngine:
             rope_factor=self.plan.rope_factor,
             dtype=config.dtype,
             flash_attn=config.flash_attn,
-            gpus=self._gpus(),
+            gpus=self.site.gpus,
             threads=config.threads_per_actor,
             actors=config.pool[1],
             batch_tokens=config.batch_tokens,
@@ -100,16 +104,7 @@ class TransformersEngine:
 
     def _max_batch(self) -> int:
         wanted = self.config.max_batch if isinstance(self.config, GenerateConfig) else None
-        return wanted or MAX_BATCH["cuda" if self._gpus() else "cpu"]
-
-    def _gpus(self) -> float:
-        from qaray.runtime import actor_gpus
-
-        return actor_gpus(self.config.gpus_per_actor)
-
-
-def _has_flash_attn() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
+        return wanted or MAX_BATCH["cuda" if self.site.gpus else "cpu"]
 
 
 class _Generator:

@@ -73,11 +73,11 @@ def test_commands_of_the_readme(tmp_path, monkeypatch):
         done = qaray(*args)
         assert done.returncode == 0, done.stderr
         ran += 1
-    assert ran == 6
+    assert ran == 7
     assert json.loads((tmp_path / "runs/parsed/processed_output.json").read_text())
     flags = re.findall(r"--[a-z][a-z_0-9]+", README)
     known = "".join(qaray(command, "--help").stdout for command in COMMANDS)
-    assert {f for f in flags if f not in known and f not in trainer} <= {"--working"}
+    assert {f for f in flags if f not in known and f not in trainer} <= {"--working", "--port"}
 
 
 def test_parse_needs_no_cluster(tmp_path):

@@ -138,6 +138,10 @@ def test_an_error_of_the_model_reaches_all_who_wait(model, monkeypatch):
         batcher.submit(prompt(9, ids_of(9)))
 
 
+def untimed(rows):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "prefill_seconds", "began")} for row in rows]
+
+
 def test_another_attempt_starts_from_the_cached_prompt(model):
     """Three attempts in the slots of the first: what a prefill anew gives, without its cost."""
     sampling = Sampling(0.8, 0.9, 7, min_tokens=1000)
@@ -150,8 +154,7 @@ def test_another_attempt_starts_from_the_cached_prompt(model):
     )
     found = batcher.complete_all(asked)
     again = [{**p, "attempt": a} for p in asked for a in range(1, 2 + p["row"] % 3)]
-    assert found == [{**c, "seconds": f["seconds"]} for c, f in zip(
-        ContinuousBatcher(model, sampling, 1).complete_all(again), found, strict=True)]  # fmt: skip
+    assert untimed(found) == untimed(ContinuousBatcher(model, sampling, 1).complete_all(again))
     assert batcher.prefilled_tokens == sum(LENGTHS)
 
 

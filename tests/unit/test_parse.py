@@ -91,6 +91,29 @@ def test_status(text, finish, expected, status):
     assert ([(p["Q"], p["A"]) for p in result.pairs], result.status) == (expected, status)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"Q": "What is X?", "A": "It is 3 mol."}, {"Q": "Why Y?", "A": "Because\\nZ."}]',
+        '```json\n[{"question": "What is X?", "answer": "It is 3 mol."},\n'
+        ' {"question": "Why Y?", "answer": "Because\\nZ."}]\n```',
+        '<think>[{"Q": "a", "A": "b"}]</think> {"Q": "What is X?", "A": "It is 3 mol."}\n'
+        '{"Q": "Why Y?", "A": "Because\nZ."}',
+    ],
+)
+def test_json_is_a_grammar_too(text):
+    result = parse_answer(text, 2)
+    assert [(p["Q"], p["A"]) for p in result.pairs] == [("What is X?", "It is 3 mol."), ("Why Y?", "Because\nZ.")]
+    assert result.status == ParseStatus.COMPLETE
+
+
+def test_json_that_was_cut_off_keeps_its_whole_pairs():
+    text = '[{"Q": "What is X?", "A": "It is \\"3\\" mol."}, {"Q": "Why Y?", "A": "Beca'
+    result = parse_answer(text, 2, FinishReason.LENGTH)
+    assert [(p["Q"], p["A"]) for p in result.pairs] == [("What is X?", 'It is "3" mol.')]
+    assert result.status == ParseStatus.TRUNCATED
+
+
 def test_question_key_sees_letters_and_digits_only():
     assert question_key("What is *X*₂ ?") == question_key("what is x₂")
     assert question_key("What is X1?") != question_key("What is X2?")

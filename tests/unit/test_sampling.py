@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from qaray.engines.base import stream_seed
-from qaray.engines.sampling import SHORTLIST, RandomStream, runs_in_circles, sample
+from qaray.engines.endings import runs_in_circles
+from qaray.engines.sampling import SHORTLIST, RandomStream, sample
 
 
 def nucleus(probabilities, top_p):

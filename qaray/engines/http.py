@@ -1,0 +1,257 @@
+"""The engine behind an OpenAI-compatible endpoint, through ray.data.llm's HTTP processor: for a model that is served.
+
+One actor sends all requests: they are waited for, not worked on. Prompts go as token ids to ``/completions``, so that
+the template and BOS are the run's own. What the endpoint could not be asked (no answer, too busy for long) stays owed
+to the next round; what it refuses is rejected with its words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qaray.config import ConfigError, GenerateConfig
+from qaray.engines.asking import as_they_end, attempts_of, packed, plain, unpacked
+from qaray.engines.base import PROMPT_COLUMNS, StopCheck, attempts, error_text, stream_seed
+from qaray.engines.endings import ending, stop_strings
+from qaray.prompts import pairs_schema
+from qaray.runs import RunError
+from qaray.runtime import LIGHT, quiet_llm
+from qaray.schema import Completion, Prompt, RejectReason, complete
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+KEY = "QARAY_API_KEY"  # environment variable with the endpoint's key: it is written nowhere
+STAGE = "HttpRequestStage"
+MOST_STOPS = 4  # stop strings that the API takes
+MOST_FAILURES = 16  # requests without a response, one after the other, after which the run ends
+IN_HAND = 2  # prompts that the actor has, for each request in flight
+# The endpoint's words for "not this request's fault": the prompt stays owed.
+NOT_THE_PROMPT = (401, 403, 404, 408, 409, 429, *range(500, 600))
+
+
+class HttpEngine:
+    def __init__(self, config: GenerateConfig, should_stop: StopCheck) -> None:
+        """Raises ConfigError unless the endpoint answers and serves the model."""
+        self.config, self.should_stop = config, should_stop
+        self.model = _served_model(config)
+
+    @property
+    def rows_per_block(self) -> int:
+        return max(1, min(16, self.config.requests_at_once // 4))
+
+    def describe(self) -> str:
+        pace = f", {self.config.requests_per_second:g} a second" if self.config.requests_per_second else ""
+        return f"http: {self.model} at {self.config.base_url}, {self.config.requests_at_once} requests at once{pace}"
+
+    def generate(self, prompts: Dataset) -> Dataset:
+        from ray.data import ActorPoolStrategy
+
+        with quiet_llm():
+            from ray.data.llm import HttpRequestProcessorConfig, build_processor
+
+        config, light = self.config, {"num_cpus": LIGHT}
+        processor = build_processor(
+            HttpRequestProcessorConfig(
+                url=f"{str(config.base_url).rstrip('/')}/completions",
+                headers=_headers(),
+                max_retries=config.http_retries,
+                session_factory=_Sessions(config.request_timeout),
+                batch_size=self.rows_per_block,
+                http_request_stage={"num_cpus": LIGHT},
+            ),
+            preprocess=_with_payload,
+            postprocess=_Answers.keep,
+            preprocess_map_kwargs=light,
+            postprocess_map_kwargs=light,
+        )
+        stage = processor.get_stage_by_name(STAGE)
+        calls = max(2, -(-IN_HAND * config.requests_at_once // self.rows_per_block))
+        pool = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=calls + 1)
+        changes = {
+            "fn": _stage_with(stage.fn, _Answers(config, self.model, self.should_stop), config),
+            "map_batches_kwargs": {**stage.map_batches_kwargs, "compute": pool, "max_concurrency": calls},
+        }
+        processor.stages[STAGE] = stage.model_copy(update=changes)
+        columns = [*PROMPT_COLUMNS, "prompt"]
+        done = processor(prompts.select_columns(columns))
+        return done.map_batches(unpacked, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
+
+    def score(self, requests: Dataset) -> Dataset:
+        raise ConfigError("an endpoint gives no log-probabilities of chosen texts: judge with transformers or vllm")
+
+
+def _stage_with(stage: type, work: _Answers, config: GenerateConfig) -> type:
+    """The HTTP stage of ray.data.llm with all requests of its batches in flight at once, within the limits."""
+
+    class Stage(stage):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            self.gate = Gate(config.requests_at_once, config.requests_per_second)
+            self.failures = 0  # in a row
+
+        async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+            place = self.IDX_IN_BATCH_COLUMN
+
+            async def endpoint(payload: dict[str, Any]) -> dict[str, Any]:
+                """The response; raises RunError once so many requests have had none that the endpoint must be gone."""
+                try:
+                    async with self.gate:
+                        async for output in super(Stage, self).udf([{"payload": payload, place: 0}]):
+                            self.failures = 0
+                            return output["http_response"]
+                except Exception as error:  # whatever kept the answer away is no reason to give the prompt up
+                    self.failures += 1
+                    if self.failures >= max(MOST_FAILURES, config.requests_at_once):
+                        why = str(error).partition("Previous Exception: ")[2].partition(". Full")[0] or repr(error)
+                        raise RunError(
+                            f"{config.base_url} has stopped answering ({why}): run the same command again to go on"
+                        ) from None
+                return {"error": {"code": 503, "message": "no response"}}
+
+            async def answer(row: dict[str, Any]) -> dict[str, Any]:
+                return {**await work(row, endpoint), place: row[place]}
+
+            async for done in as_they_end([answer(row) for row in batch]):
+                yield done
+
+    return Stage
+
+
+class Gate:
+    """Lets at most ``at_once`` through together, and at most ``per_second`` a second."""
+
+    def __init__(self, at_once: int, per_second: float | None) -> None:
+        self._places = asyncio.Semaphore(at_once)
+        self._apart = 1 / per_second if per_second else 0.0  # seconds between two
+        self._next = 0.0
+
+    async def __aenter__(self) -> None:
+        await self._places.acquire()
+        now = time.monotonic()
+        begin = max(now, self._next)
+        self._next = begin + self._apart
+        if begin > now:
+            await asyncio.sleep(begin - now)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
+
+
+@dataclass(frozen=True)
+class _Sessions:
+    """Makes the sessions of the HTTP stage."""
+
+    timeout: float  # seconds of one request
+
+    def __call__(self) -> Any:
+        import aiohttp
+
+        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.timeout))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Prompts to completions."""
+
+    config: GenerateConfig
+    model: str
+    should_stop: StopCheck
+
+    async def __call__(self, row: dict[str, Any], endpoint: Any) -> dict[str, Any]:
+        prompt = Prompt(**{name: plain(row[name]) for name in PROMPT_COLUMNS})  # type: ignore[typeddict-item]
+        text = row["prompt"]
+
+        async def once(asked: Prompt) -> Completion | None:
+            began = time.time()
+            return self._completion(asked, await endpoint(self._payload(asked, text)), began)
+
+        return {"answers": packed(await attempts_of(prompt, once, attempts(self.config), self.should_stop))}
+
+    @staticmethod
+    def keep(row: dict[str, Any]) -> dict[str, Any]:
+        return {"answers": row["answers"]}
+
+    def _payload(self, prompt: Prompt, text: str) -> dict[str, Any]:
+        config = self.config
+        payload: dict[str, Any] = {
+            "model": self.model,
+            "prompt": prompt["token_ids"] or text,
+            "max_tokens": prompt["max_tokens"],
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "seed": stream_seed(config.seed, prompt["doi"], prompt["window"], prompt["attempt"]) % 2**31,
+        }
+        if config.structured:
+            schema = {"name": "pairs", "schema": pairs_schema(prompt["num_qas"])}
+            payload["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif config.min_gen_len:
+            payload["min_tokens"] = config.min_gen_len
+        else:
+            payload["stop"] = stop_strings(prompt["num_qas"])[:MOST_STOPS]
+        return payload
+
+    def _completion(self, prompt: Prompt, response: dict[str, Any], began: float) -> Completion | None:
+        choices = response.get("choices")
+        if not choices:
+            code, words = _refusal(response)
+            if code in NOT_THE_PROMPT:
+                return None
+            return complete(prompt, error=error_text(RejectReason.ENGINE_ERROR, f"the endpoint: {words}"))
+        text, said = choices[0].get("text") or "", choices[0].get("finish_reason")
+        text, reason = ending(
+            prompt["opening"] + text, [], prompt["num_qas"], at_limit=said == "length", of_itself=said == "stop"
+        )
+        usage = response.get("usage") or {}
+        return complete(
+            prompt,
+            text,
+            output_tokens=int(usage.get("completion_tokens") or 0),
+            finish_reason=reason,
+            seconds=time.time() - began,
+            began=began,
+            worker=str(self.config.base_url),
+        )
+
+
+def _refusal(response: dict[str, Any]) -> tuple[int, str]:
+    """(status code, words) of an answer without a completion; 0 where it names none."""
+    error = response.get("error")
+    named = error if isinstance(error, dict) else response
+    code: Any = named.get("code", named.get("status", 0))
+    words = named.get("message") or named.get("detail") or (error if isinstance(error, str) else "no completion")
+    return int(code) if str(code).isdigit() else 0, str(words)
+
+
+def _with_payload(row: dict[str, Any]) -> dict[str, Any]:
+    """The stage asks for this column; the payload of each request is made where it is sent."""
+    return {"payload": ""}
+
+
+def _headers() -> dict[str, str]:
+    return {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
+
+
+def _served_model(config: GenerateConfig) -> str:
+    """The model's name at the endpoint. Raises ConfigError if it cannot be asked or does not serve it."""
+    url = f"{str(config.base_url).rstrip('/')}/models"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=_headers()), timeout=30) as response:
+            served = [str(model["id"]) for model in json.load(response)["data"]]
+    except urllib.error.HTTPError as error:
+        hint = f": set {KEY}" if error.code in (401, 403) else ""
+        raise ConfigError(f"--base_url {config.base_url}: {url} answers {error.code} {error.reason}{hint}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--base_url {config.base_url}: no OpenAI-compatible endpoint there ({error})") from None
+    wanted = config.served_model or (served[0] if served else "")
+    if wanted not in served:
+        raise ConfigError(f"--served_model {wanted}: {config.base_url} serves {', '.join(served) or 'no model'}")
+    return wanted

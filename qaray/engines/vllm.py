@@ -1,0 +1,337 @@
+"""The engine on vLLM, through ray.data.llm: its processor starts the engines, places them and keeps them fed.
+
+Two things are added to its stage, in the actor that holds an engine. A prompt whose answer falls short is asked again
+at once, when its keys and values are in vLLM's prefix cache. And a request for scores becomes one request for each
+place where choices part: the prefix cache holds what they share, and one step gives the log-probabilities of the tokens
+that the choices go on with there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qaray import models
+from qaray.config import EngineConfig, GenerateConfig
+from qaray.engines.asking import as_they_end, attempts_of, packed, plain, unpacked
+from qaray.engines.base import (
+    PROMPT_COLUMNS,
+    StopCheck,
+    actors_in_words,
+    attempts,
+    error_text,
+    stream_seed,
+    worker_name,
+)
+from qaray.engines.choices import Asked, tokenised
+from qaray.engines.endings import LONGEST_PERIOD, LOOP_TOKENS, ending, stop_strings
+from qaray.engines.site import Site
+from qaray.prompts import pairs_schema
+from qaray.runtime import LIGHT, quiet_llm
+from qaray.schema import REQUEST_COLUMNS, Completion, Prompt, RejectReason, ScoreRequest, complete, with_scores
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+MAX_SEQUENCES = {"cpu": 16, "cuda": 256}  # that an engine decodes together
+IN_HAND = 1.5  # prompts that an actor has, for each that it can decode: the next one is there when one ends
+ROWS_SCORED = 8  # prefixes, papers as a rule, that are lost together if an actor dies
+CPU_CACHE_SHARE = 0.25  # of the free memory, for keys and values
+STAGE = "vLLMEngineStage"
+PARAMETERS = "sampling_params"
+
+
+class VLLMEngine:
+    def __init__(self, config: EngineConfig, plan: models.ModelPlan, site: Site, should_stop: StopCheck) -> None:
+        self.config, self.plan, self.site, self.should_stop = config, plan, site, should_stop
+
+    @property
+    def rows_per_block(self) -> int:
+        """A quarter of what is decoded together, 64 at most."""
+        return max(1, min(64, self._max_sequences() // 4))
+
+    def describe(self) -> str:
+        actors = actors_in_words(self.config.pool)
+        where = f"{self._devices()} GPU each" if self.site.gpus else "CPUs"
+        return f"vllm {self.site.vllm}, {actors} on {where} ({self.site.device}), {self.site.dtype}"
+
+    def generate(self, prompts: Dataset) -> Dataset:
+        assert isinstance(self.config, GenerateConfig)
+        work = _Answers(self.config, _eos_ids(self.config), self.should_stop)
+        calls = max(2, -(-int(IN_HAND * self._max_sequences()) // self.rows_per_block))
+        done = self._processor(work, self.rows_per_block, calls)(prompts.select_columns(list(PROMPT_COLUMNS)))
+        return done.map_batches(unpacked, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
+
+    def score(self, requests: Dataset) -> Dataset:
+        work = _Scores(self.config, self.plan.seq_len, self.should_stop)
+        done = self._processor(work, ROWS_SCORED, 2)(requests)
+        return done.map_batches(_unpacked_scores, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
+
+    def _processor(self, work: _Answers | _Scores, batch_size: int, calls: int) -> Any:
+        """ray.data.llm's processor with ``work`` in its stage: rows in, the columns of ``work.keep`` out."""
+        with quiet_llm():
+            return self._built(work, batch_size, calls)
+
+    def _built(self, work: _Answers | _Scores, batch_size: int, calls: int) -> Any:
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+        config = vLLMEngineProcessorConfig(
+            model_source=models.resolve(self.config.model or "", self.config.cache_dir),
+            engine_kwargs=self._engine_kwargs(),
+            runtime_env={"env_vars": self._environment()},
+            placement_group_config={"bundle_per_worker": self._bundle()},
+            concurrency=self.config.pool,
+            batch_size=batch_size,
+            max_concurrent_batches=calls,
+            max_tasks_in_flight_per_actor=calls + 1,
+            max_pending_requests=-(-11 * self._max_sequences() // 10),
+            should_continue_on_error=True,
+            log_engine_metrics=False,
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+        )
+        light = {"num_cpus": LIGHT}
+        processor = build_processor(
+            config,
+            preprocess=_with_parameters,
+            postprocess=work.keep,
+            preprocess_map_kwargs=light,
+            postprocess_map_kwargs=light,
+        )
+        stage = processor.get_stage_by_name(STAGE)
+        # A copy: to set a field would run the stage's set-up again, without its placement.
+        processor.stages[STAGE] = stage.model_copy(update={"fn": _stage_with(stage.fn, work)})
+        return processor
+
+    def _engine_kwargs(self) -> dict[str, Any]:
+        config, site = self.config, self.site
+        arguments: dict[str, Any] = {
+            "max_model_len": self.plan.seq_len,
+            "max_num_seqs": self._max_sequences(),
+            "dtype": site.dtype,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "pipeline_parallel_size": config.pipeline_parallel_size,
+            "enable_prefix_caching": True,
+            "trust_remote_code": config.trust_remote_code,
+            "load_format": "safetensors",
+            "distributed_executor_backend": self._backend(),
+        }
+        if site.gpus:
+            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        else:
+            arguments["enforce_eager"] = True
+        if rope := self._rope():
+            arguments["hf_overrides"] = {"rope_parameters": rope}
+        return {**arguments, **json.loads(config.vllm_args or "{}")}
+
+    def _rope(self) -> dict[str, Any] | None:
+        """RoPE parameters that take the place of the model's; None where they are those of the model."""
+        config, name = self.config, self.config.model or ""
+        folder = models.resolve(name, config.cache_dir)
+        hf = models.load_config(folder, config.cache_dir, config.trust_remote_code, name)
+        before = dict(getattr(hf, "rope_parameters", None) or {})
+        models.scale_rope(hf, self.plan.rope_factor)
+        after = dict(getattr(hf, "rope_parameters", None) or {})
+        return None if after == before else after
+
+    def _environment(self) -> dict[str, str]:
+        """vLLM's CPU build takes its settings from the environment."""
+        variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "1"}
+        if self.site.gpus:
+            return variables
+        threads = self.config.threads_per_actor or max(1, self.site.cores // self.config.pool[1])
+        return {
+            **variables,
+            "VLLM_CPU_KVCACHE_SPACE": str(self._cpu_cache_gib()),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+        }
+
+    def _cpu_cache_gib(self) -> int:
+        """Whole GiB for keys and values."""
+        share = self.site.free_memory * CPU_CACHE_SHARE / self.config.pool[1]
+        if self.config.batch_tokens:
+            share = self.config.batch_tokens * models.model_shape(self.config, self.site.dtype).kv_bytes
+        return max(1, round(share / 2**30))
+
+    def _bundle(self) -> dict[str, float]:
+        """What Ray reserves for each of an engine's workers."""
+        return {"CPU": self.config.cpus_per_actor, **({"GPU": self.site.gpus} if self.site.gpus else {})}
+
+    def _backend(self) -> str:
+        """How an engine runs its workers: processes of one machine while they fit on one, else Ray's actors."""
+        if not self.site.gpus:
+            return "mp"
+        if self._devices() == 1:
+            return "uni"
+        import ray
+
+        most = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        return "mp" if most >= self._devices() else "ray"
+
+    def _devices(self) -> int:
+        return self.config.tensor_parallel_size * self.config.pipeline_parallel_size
+
+    def _max_sequences(self) -> int:
+        wanted = self.config.max_batch if isinstance(self.config, GenerateConfig) else None
+        return wanted or MAX_SEQUENCES["cuda" if self.site.gpus else "cpu"]
+
+
+def _stage_with(stage: type, work: _Answers | _Scores) -> type:
+    """vLLM's stage of ray.data.llm whose rows are answered by ``work``, which asks the engine as often as it wants."""
+
+    class Stage(stage):
+        async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+            place = self.IDX_IN_BATCH_COLUMN
+
+            async def engine(token_ids: Sequence[int], parameters: dict[str, Any]) -> dict[str, Any]:
+                row = {"tokenized_prompt": list(token_ids), PARAMETERS: parameters, place: 0}
+                async for output in super(Stage, self).udf([row]):
+                    return output
+                raise RuntimeError("vLLM gave no output")
+
+            async def answer(row: dict[str, Any]) -> dict[str, Any]:
+                return {**await work(row, engine), place: row[place]}
+
+            async for done in as_they_end([answer(row) for row in batch]):
+                yield done
+
+    return Stage
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Prompts to completions."""
+
+    config: GenerateConfig
+    eos_ids: frozenset[int]
+    should_stop: StopCheck
+
+    async def __call__(self, row: dict[str, Any], engine: Any) -> dict[str, Any]:
+        prompt = Prompt(**{name: plain(row[name]) for name in PROMPT_COLUMNS})  # type: ignore[typeddict-item]
+
+        async def once(asked: Prompt) -> Completion:
+            output = await engine(prompt["token_ids"], self._parameters(asked))
+            return self._completion(asked, output)
+
+        done = await attempts_of(prompt, once, attempts(self.config), self.should_stop)
+        return {"answers": packed(done)}
+
+    @staticmethod
+    def keep(row: dict[str, Any]) -> dict[str, Any]:
+        return {"answers": row["answers"]}
+
+    def _parameters(self, prompt: Prompt) -> dict[str, Any]:
+        from vllm.sampling_params import RepetitionDetectionParams
+
+        config = self.config
+        seed = stream_seed(config.seed, prompt["doi"], prompt["window"], prompt["attempt"])
+        parameters: dict[str, Any] = {
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "seed": seed % 2**63,
+            "max_tokens": prompt["max_tokens"],
+            "min_tokens": config.min_gen_len,
+        }
+        if config.structured:
+            parameters["structured_outputs"] = {"json": pairs_schema(prompt["num_qas"])}
+        elif not config.min_gen_len:
+            parameters["stop"] = stop_strings(prompt["num_qas"])
+            parameters["repetition_detection"] = RepetitionDetectionParams(
+                min_pattern_size=LOOP_TOKENS, max_pattern_size=LONGEST_PERIOD, min_count=2
+            )
+        return parameters
+
+    def _completion(self, prompt: Prompt, output: dict[str, Any]) -> Completion:
+        if problem := output["__inference_error__"]:
+            return complete(prompt, error=error_text(RejectReason.ENGINE_ERROR, problem))
+        ids = list(output["generated_tokens"])
+        of_itself = bool(ids) and ids[-1] in self.eos_ids
+        at_limit = len(ids) >= prompt["max_tokens"] and not of_itself
+        written = ids[:-1] if of_itself else ids
+        text = prompt["opening"] + output["generated_text"]
+        text, reason = ending(text, written, prompt["num_qas"], at_limit=at_limit, of_itself=of_itself)
+        times = output["metrics"] or {}
+        scheduled, last = times.get("scheduled_ts", 0.0), times.get("last_token_ts", 0.0)
+        return complete(
+            prompt,
+            text,
+            output_tokens=len(written),
+            finish_reason=reason,
+            seconds=last - scheduled,
+            prefill_seconds=times.get("first_token_ts", scheduled) - scheduled,
+            began=times.get("arrival_time", 0.0) + scheduled - times.get("queued_ts", scheduled),
+            worker=worker_name(),
+        )
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Requests for scores to log-probabilities."""
+
+    config: EngineConfig
+    seq_len: int  # tokens
+    should_stop: StopCheck
+
+    async def __call__(self, row: dict[str, Any], engine: Any) -> dict[str, Any]:
+        if self.should_stop():
+            return {"result": ""}
+        request = ScoreRequest(**{name: plain(row[name]) for name in REQUEST_COLUMNS})  # type: ignore[typeddict-item]
+        try:
+            return {"result": json.dumps({"logprobs": await self._logprobs(request, engine), "error": None})}
+        except ValueError as problem:
+            error = error_text(RejectReason.ENGINE_ERROR, problem)
+            return {"result": json.dumps({"logprobs": None, "error": error})}
+
+    @staticmethod
+    def keep(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in row.items() if name not in (*REQUEST_COLUMNS, PARAMETERS)}
+
+    async def _logprobs(self, request: ScoreRequest, engine: Any) -> list[list[float]]:
+        tokenizer = models.load_tokenizer(self.config.model or "", self.config.cache_dir, self.config.trust_remote_code)
+        prefix, asked = tokenised(tokenizer, request["prefix"], request["suffixes"], request["choices"], self.seq_len)
+        return list(await asyncio.gather(*(self._one(prefix, each, engine) for each in asked)))
+
+    async def _one(self, prefix: list[int], asked: Asked, engine: Any) -> list[float]:
+        """Log-probabilities of the choices of one suffix."""
+        heads = asked.heads()
+        steps = await asyncio.gather(*(self._step(prefix, head, tokens, engine) for head, tokens in heads.items()))
+        found = dict(zip(heads, steps, strict=True))
+        return [
+            sum(found[tuple(ids[:place])][ids[place]] for place in range(asked.own, len(ids)))
+            for ids in asked.sequences
+        ]
+
+    async def _step(self, prefix: list[int], head: tuple[int, ...], tokens: list[int], engine: Any) -> dict[int, float]:
+        """Log-probabilities of ``tokens`` after prefix and head."""
+        parameters = {"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": tokens, "detokenize": False}
+        output = await engine([*prefix, *head], parameters)
+        if problem := output["__inference_error__"]:
+            raise ValueError(problem)
+        given = output["logprobs"][0]
+        return {token: given[token]["logprob"] for token in tokens}
+
+
+def _with_parameters(row: dict[str, Any]) -> dict[str, Any]:
+    """The stage asks for this column; the parameters of each request are made where it is sent."""
+    return {PARAMETERS: ""}
+
+
+def _unpacked_scores(rows: pa.Table) -> pa.Table:
+    if not rows.num_rows:
+        return rows
+    rows = rows.filter(pc.not_equal(rows["result"], ""))  # what the run's stop turned away
+    results = [json.loads(result) for result in rows["result"].to_pylist()]
+    logprobs, errors = [result["logprobs"] for result in results], [result["error"] for result in results]
+    return with_scores(rows.drop_columns(["result"]), logprobs, errors)
+
+
+def _eos_ids(config: EngineConfig) -> frozenset[int]:
+    return models.eos_ids(config.model or "", config.cache_dir, config.trust_remote_code)

@@ -1,0 +1,145 @@
+"""How an answer of another engine ended, and where its choices part."""
+
+import asyncio
+
+import pytest
+
+from qaray.config import ConfigError, EvaluateConfig, GenerateConfig
+from qaray.engines.asking import attempts_of
+from qaray.engines.choices import tokenised
+from qaray.engines.endings import ending, stop_strings
+from qaray.engines.http import Gate
+from qaray.engines.site import Site, begun_with, choose
+from qaray.models import load_tokenizer
+from qaray.prompts import answer_is_complete
+from qaray.schema import FinishReason, complete
+
+LOOP = list(range(50)) * 5
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "at_limit", "of_itself", "expected"),
+    [
+        ("Q1: a?\nA1: b.\nQ2: c?", [1], False, False, ("Q1: a?\nA1: b.", FinishReason.STOP)),
+        ("Q1: a?\nA1: b.", [1], False, True, ("Q1: a?\nA1: b.", FinishReason.STOP)),
+        ("Q1: a?\nA1: b", [1], True, False, ("Q1: a?\nA1: b", FinishReason.LENGTH)),
+        ("Q1: a", LOOP, True, False, ("Q1: a", FinishReason.REPETITION)),
+        ("Q1: a", LOOP, False, False, ("Q1: a", FinishReason.REPETITION)),
+        ("Q1: a", LOOP, False, True, ("Q1: a", FinishReason.STOP)),  # it found its way out
+    ],
+)
+def test_ending(text, tokens, at_limit, of_itself, expected):
+    assert ending(text, tokens, 1, at_limit=at_limit, of_itself=of_itself) == expected
+
+
+def test_stop_strings_are_ends_of_the_grammar():
+    for text in stop_strings(5):
+        assert answer_is_complete(f"Q5: a?\nA5: b.{text}", 5) is not None
+    assert all("6" in text or "END" in text for text in stop_strings(5)[:4])
+
+
+def prompt(**changes):
+    known = {"doi": "d", "num_qas": 2, "max_tokens": 10, "attempt": 1, "error": None, "opening": ""}
+    rest = ("shard", "row", "window", "windows", "start", "end", "prompt_tokens", "truncated_tokens")
+    return {**dict.fromkeys(rest, 0), **known, **changes}
+
+
+def asked(first, texts, most, stop_after=99):
+    seen = []
+
+    async def once(each):
+        seen.append(each["attempt"])
+        text = texts[each["attempt"] - 1]
+        return None if text is None else complete(each, text, finish_reason=FinishReason.STOP)
+
+    done = asyncio.run(attempts_of(first, once, most, lambda: len(seen) >= stop_after))
+    return seen, [row["output"] for row in done], [row["error"] for row in done]
+
+
+GOOD, BAD = "Q1: a?\nA1: b.\nQ2: c?\nA2: d.", "Q1: a?\nA1: b."
+
+
+def test_attempts_go_on_until_the_pairs_are_there():
+    assert asked(prompt(), [BAD, GOOD, BAD], 3)[:2] == ([1, 2], [BAD, GOOD])
+    assert asked(prompt(), [BAD, BAD, BAD], 2)[:2] == ([1, 2], [BAD, BAD])
+    assert asked(prompt(attempt=2), [None, BAD, GOOD], 3)[:2] == ([2, 3], [BAD, GOOD])
+    assert asked(prompt(), [BAD, GOOD], 3, stop_after=1)[:2] == ([1], [BAD])
+    assert asked(prompt(), [BAD, None, GOOD], 3)[:2] == ([1, 2], [BAD])  # no answer: owed to another round
+
+
+def test_prompts_that_cannot_be_asked_are_answered_with_their_error():
+    assert asked(prompt(error="over_length: x"), [GOOD], 3) == ([], [""], ["over_length: x"])
+    assert asked(prompt(max_tokens=0), [GOOD], 3)[2] == ["over_length: no token is left for the answer"]
+
+
+def test_heads_are_where_choices_part(tiny_model):
+    tokenizer = load_tokenizer(tiny_model, "cache")
+    prefix, (each,) = tokenised(tokenizer, "rubric ", ["Score: "], ["0\n", "10\n", "100\n"], 512)
+    spell = {tokenizer.decode(list(head)): [tokenizer.decode([t]) for t in to] for head, to in each.heads().items()}
+    assert tokenizer.decode(prefix) == "rubric "
+    assert {head.removeprefix("Score: "): sorted(to) for head, to in spell.items()} == {
+        "": ["0", "1"],
+        "0": ["\n"],
+        "1": ["0"],
+        "10": ["\n", "0"],
+        "100": ["\n"],
+    }
+    with pytest.raises(ValueError, match="fit"):
+        tokenised(tokenizer, "r" * 600, ["s"], ["1"], 512)
+
+
+def test_the_gate_keeps_to_its_limits():
+    async def run():
+        gate, inside, most, begun = Gate(3, 200.0), 0, 0, []
+
+        async def one():
+            nonlocal inside, most
+            async with gate:
+                begun.append(asyncio.get_running_loop().time())
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0.02)
+                inside -= 1
+
+        await asyncio.gather(*(one() for _ in range(12)))
+        return most, begun
+
+    most, begun = asyncio.run(run())
+    assert most == 3
+    assert begun[-1] - begun[0] >= 11 / 200 - 1e-3
+
+
+def generation(**values):
+    return GenerateConfig(file_path="p", output_dir="o", base_model="m", **values)
+
+
+def test_auto_takes_vllm_where_a_worker_has_it_and_keeps_to_it():
+    config, why = choose(generation(), Site(vllm="0.32.0"), "")
+    assert (config.engine, why) == ("vllm", "auto: a worker has vllm 0.32.0")
+    config, why = choose(generation(), Site(problem="it is not installed"), "")
+    assert (config.engine, why) == ("transformers", "auto: no vllm on a worker (it is not installed)")
+    begun, why = begun_with(generation(), "transformers")
+    assert choose(begun, Site(vllm="0.32.0"), why) == (begun, "auto: the run was begun with it")
+    assert begun.engine == "transformers"
+    with pytest.raises(ConfigError, match="cannot import vllm: it is not installed"):
+        choose(generation(engine="vllm"), Site(problem="it is not installed"), "asked for")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"engine": "http"}, "--engine http and --base_url belong together"),
+        ({"base_url": "http://x/v1"}, "belong together"),
+        ({"engine": "http", "base_url": "x:8000"}, "base_url must be http://"),
+        ({"engine": "transformers", "structured": True}, "not served by --engine transformers"),
+        ({"vllm_args": "[1]"}, "must be a JSON object"),
+    ],
+)
+def test_flags_of_engines_that_contradict(values, message):
+    with pytest.raises(ConfigError, match=message):
+        generation(**values)
+
+
+def test_an_endpoint_cannot_judge():
+    with pytest.raises(ConfigError, match="judge with transformers or vllm"):
+        EvaluateConfig(output_dir="o", engine="http")

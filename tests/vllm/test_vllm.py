@@ -1,0 +1,167 @@
+"""Against the transformers engine, on the bundled model: the same rows, texts and scores; and nothing is lost."""
+
+import json
+import os
+import signal
+from collections import Counter
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import ROOT, make_paper, write_jsonl
+from tests.ray.conftest import check_complete, generations, qaray, start, wait_for
+
+MODEL = "bundled:smollm2-135m"
+FLAGS = ("--base_model", MODEL, "--seq_len", "2048", "--num_qas", "2", "--dtype", "float32", "--max_attempts", "2")
+
+
+def args_for(tmp_path, engine, number, cache, *more):
+    file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(number)])
+    return (
+        "generate", "--file_path", file, "--output_dir", tmp_path / engine, "--engine", engine, "--cache_dir", cache,
+        *FLAGS, *more,
+    )  # fmt: skip
+
+
+def dois(number):
+    return {make_paper(i)["doi"] for i in range(number)}
+
+
+def outputs(out):
+    return {(row["doi"], row["attempt"]): row for row in generations(out)}
+
+
+def test_greedy_texts_are_those_of_transformers(tmp_path, model_cache):
+    for engine in ("auto", "transformers"):
+        args = args_for(tmp_path, engine, 6, model_cache, "--temperature", "0", "--max_gen_len", "160")
+        done = qaray(*args)
+        assert done.returncode == 0, done.stderr
+    manifest = check_complete(tmp_path / "auto", dois(6))
+    assert manifest["engine"]["name"] == "vllm"
+    assert manifest["engine"]["why"].startswith("auto: a worker has vllm")
+    assert json.loads((tmp_path / "auto/run.json").read_text())["engine"] == "vllm"
+    ours, theirs = outputs(tmp_path / "auto"), outputs(tmp_path / "transformers")
+    assert ours.keys() == theirs.keys()
+    same = [ours[key]["output"] == theirs[key]["output"] for key in ours]
+    assert sum(same) >= 5, [(ours[key]["output"], theirs[key]["output"]) for key in ours]  # near ties may part
+    for key, equal in zip(ours, same, strict=True):
+        assert ours[key]["prompt_tokens"] == theirs[key]["prompt_tokens"]
+        if equal:
+            assert ours[key]["finish_reason"] == theirs[key]["finish_reason"]
+    assert manifest["ledger"]["workers"] == 1
+    assert all(0 < row["prefill_seconds"] <= row["seconds"] for row in ours.values())
+
+
+def test_attempts_are_rows_and_seeds_decide(tmp_path, model_cache):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        done = qaray(*args_for(tmp_path / folder, "vllm", 4, model_cache, "--max_gen_len", "64"))
+        assert done.returncode == 0, done.stderr
+    one, two = (outputs(tmp_path / folder / "vllm") for folder in ("one", "two"))
+    assert {key: row["output"] for key, row in one.items()} == {key: row["output"] for key, row in two.items()}
+    by_doi = Counter(doi for doi, _ in one)
+    assert set(by_doi) == dois(4)
+    for doi, attempts in by_doi.items():
+        first = one[doi, 1]
+        assert attempts == (2 if len(first["pairs"]) < 2 else 1)
+
+
+def test_a_killed_engine_loses_nothing(tmp_path, model_cache):
+    running = start(
+        *args_for(
+            tmp_path, "vllm", 48, model_cache, "--max_gen_len", "48", "--max_attempts", "1", "--min_gen_len", "48"
+        )
+    )
+    out = tmp_path / "vllm"
+    wait_for(lambda: list((out / "generations").glob("part*")), 300)
+    victims = [process for process in psutil.process_iter() if "EngineCore" in named(process)]
+    assert victims
+    for victim in victims:
+        os.kill(victim.pid, signal.SIGKILL)
+    output, _ = running.communicate(timeout=400)
+    assert running.returncode == 0, output
+    check_complete(out, dois(48))
+    assert len(generations(out)) == 48
+
+
+def named(process):
+    """A process's name and command line; nothing for one that has ended."""
+    try:
+        return " ".join([process.name(), *process.cmdline()])
+    except psutil.Error:
+        return ""
+
+
+def test_rows_that_the_engine_refuses_are_rejected(tmp_path, model_cache):
+    """max_model_len below what the run believes: the engine raises for the long paper, and answers the others."""
+    papers = [make_paper(0), make_paper(1, txt=make_paper(1)["txt"] * 12), make_paper(2)]
+    file = write_jsonl(tmp_path / "p.jsonl", papers)
+    done = qaray(
+        "generate", "--file_path", file, "--output_dir", tmp_path / "out", "--engine", "vllm", "--cache_dir",
+        model_cache, *FLAGS, "--max_gen_len", "32", "--vllm_args", json.dumps({"max_model_len": 1024}),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    check_complete(tmp_path / "out", {paper["doi"] for paper in papers})
+    errors = {row["doi"]: row["error"] for row in generations(tmp_path / "out") if row["error"]}
+    assert list(errors) == [papers[1]["doi"]]
+    assert errors[papers[1]["doi"]].startswith("engine_error: ")
+
+
+def test_structured_answers_are_pairs(tmp_path, model_cache):
+    done = qaray(
+        *args_for(
+            tmp_path, "vllm", 3, model_cache, "--structured", "True", "--max_gen_len", "400", "--temperature", "0.3"
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = check_complete(tmp_path / "vllm", dois(3))
+    ended = [row for row in generations(tmp_path / "vllm") if row["finish_reason"] == "stop"]
+    assert all(row["status"] == "complete" for row in ended)
+    assert manifest["counts"]["pairs"] >= 2
+
+
+def test_the_judge_agrees_with_transformers(tmp_path, model_cache):
+    sample = ROOT / "qaray/sample/papers.json"
+    flags = ("--engine", "echo", "--limit", "2", "--num_qas", "3", "--output_dir", tmp_path / "pairs")
+    done = qaray("generate", "--file_path", sample, *flags)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for engine in ("vllm", "transformers"):
+        out = tmp_path / engine
+        done = qaray(
+            "evaluate", "--processed_output", tmp_path / "pairs/processed_output.json", "--output_dir", out, "--engine",
+            engine, "--metrics", "similarity,racar", "--seq_len", "1024", "--dtype", "float32", "--cache_dir",
+            model_cache, "--embedding_model", "echo",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[engine] = scores(out / "evaluation")
+    assert found["vllm"].shape == found["transformers"].shape
+    assert np.abs(found["vllm"] - found["transformers"]).max() < 2e-3
+
+
+def scores(folder):
+    """All grades of the judge, in order."""
+    racar = pq.read_table(folder / "racar.parquet").sort_by([("doi", "ascending"), ("qa", "ascending")]).to_pylist()
+    grades = [row[name] for row in racar for name in ("relevance", "completeness", "accuracy")]
+    similarity = pq.read_table(folder / "similarity.parquet").sort_by("doi").to_pylist()
+    pairs = [value for row in similarity for pair in row["pairs"] for value in (pair["judge"], pair["judge_swapped"])]
+    assert all(value is not None for value in [*grades, *pairs])
+    return np.array([*grades, *pairs])
+
+
+@pytest.mark.parametrize("factor", [2])
+def test_rope_is_scaled_as_in_transformers(tmp_path, tiny_model, factor):
+    """Beyond the 512 tokens of the model: linear RoPE of the same factor, the same greedy tokens."""
+    papers = write_jsonl(tmp_path / "p.jsonl", [make_paper(i, txt=make_paper(i)["txt"][:120]) for i in range(3)])
+    texts = {}
+    for engine in ("vllm", "transformers"):
+        done = qaray(
+            "generate", "--file_path", papers, "--output_dir", tmp_path / engine, "--engine", engine, "--base_model",
+            tiny_model, "--context_size", str(512 * 8), "--num_qas", "1", "--max_gen_len", "40", "--temperature", "0",
+            "--dtype", "float32", "--prompt_template", "llama2", "--max_attempts", "1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        texts[engine] = {key: row["output"] for key, row in outputs(tmp_path / engine).items()}
+    assert texts["vllm"] == texts["transformers"]
