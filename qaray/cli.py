@@ -165,7 +165,8 @@ def _run(command: Callable[[Any], None], config: Any) -> int:
         cause = _cause(error, (ConfigError, RunError, OSError))
         if cause is None:
             raise
-        return _fail(f"{_message(cause)}; what is done is kept: mend it and run the same command again", FAILED)
+        message = _message(cause).partition("\nFailed to ")[0]  # Ray adds advice on its own retries
+        return _fail(f"{message}; what is done is kept: mend it and run the same command again", FAILED)
     return 0
 
 

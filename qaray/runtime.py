@@ -86,6 +86,7 @@ def configure() -> None:
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = -1
     context.wait_for_min_actors_s = -1
+    context.raise_original_map_exception = True  # a wrapped one loses its cause on its way to the driver
     for name in ("ray.data", "ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -112,9 +112,7 @@ def _stage_with(stage: type, work: _Answers, config: GenerateConfig) -> type:
                     self.failures += 1
                     if self.failures >= max(MOST_FAILURES, config.requests_at_once):
                         why = str(error).partition("Previous Exception: ")[2].partition(". Full")[0] or repr(error)
-                        raise RunError(
-                            f"{config.base_url} has stopped answering ({why}): run the same command again to go on"
-                        ) from None
+                        raise RunError(f"{config.base_url} has stopped answering ({why})") from None
                 return {"error": {"code": 503, "message": "no response"}}
 
             async def answer(row: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_an_endpoint_that_goes_away_costs_nothing_but_time(tmp_path, tiny_model)
         server.kill()
         output, _ = running.communicate(timeout=200)
     assert running.returncode == 1, output
-    assert "has stopped answering" in output.splitlines()[-1]
+    assert "has stopped answering" in output.splitlines()[-1], output
     before = len(generations(tmp_path / "out"))
     assert 0 < before < 200
     with endpoint("--slots", 64, "--decode_rate", 1e5, "--base_model", tiny_model, port=port) as (url, _):
