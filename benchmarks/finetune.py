@@ -5,10 +5,11 @@
     ratio finetune_peak_memory                 peak of a process, ours / plain, at 8,192 tokens
     ratio s2_attention_vs_full_2k … _16k       seconds forward and backward, full / S²-Attn in groups of a quarter
 
-Both train the same small Llama (random weights, 32,000 tokens of vocabulary) on the same tokens in two gloo processes
-of one thread each, with gradient checkpointing. The first step is not counted.
+Both train the same Llama (random weights, 32,000 tokens of vocabulary) on the same tokens with gradient checkpointing:
+a small one in two gloo processes of one thread each or, where there is a GPU, one of 1.1 billion parameters in bfloat16
+in one process. The first step is not counted.
 
-    python benchmarks/finetune.py [--steps 4]
+    python benchmarks/finetune.py [--steps 4] [--parts attention,exact,natural]
 """
 
 from __future__ import annotations
@@ -27,8 +28,18 @@ from pathlib import Path
 from statistics import median
 
 LENGTH, GROUP, ANSWER = 8192, 2048, 800  # tokens
-VOCABULARY, PROCESSES = 32_000, 2
+VOCABULARY = 32_000
 NATURAL = (2800, 8000)  # tokens of a prompt with its answer: the range of thirty examples of the original's kind
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def processes() -> int:
+    return 1 if on_gpu() else 2
 
 
 def write_model(folder: Path) -> None:
@@ -43,9 +54,11 @@ def write_model(folder: Path) -> None:
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "[PAD]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     torch.manual_seed(0)
+    hidden, inner, layers, heads, kv_heads = (2048, 8192, 16, 32, 8) if on_gpu() else (384, 1024, 4, 6, 2)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=LENGTH, bos_token_id=0, eos_token_id=1, tie_word_embeddings=True,
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=LENGTH, bos_token_id=0,
+        eos_token_id=1, tie_word_embeddings=True,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
 
@@ -90,13 +103,15 @@ def work(job: dict) -> dict:
         def on_step_end(self, *_: object, **__: object) -> None:
             self.marks.append(time.perf_counter())
 
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
+    gpu = on_gpu()
+    if not gpu:
+        torch.set_num_threads(1)
+    torch.distributed.init_process_group("nccl" if gpu else "gloo")
     flags = {
         "per_device_train_batch_size": str(job["batch"]), "max_steps": str(job["steps"]), "save_strategy": "no",
-        "learning_rate": "1e-4", "logging_steps": "1000", "report_to": "none",
+        "learning_rate": "1e-4", "logging_steps": "1000", "report_to": "none", "bf16": str(gpu),
     }  # fmt: skip
-    arguments = training_arguments(flags, job["folder"] + f"/{job['way']}{os.environ['RANK']}", None, use_cpu=True)
+    arguments = training_arguments(flags, job["folder"] + f"/{job['way']}{os.environ['RANK']}", None, use_cpu=not gpu)
     folder, watch = Location.of(job["examples"]), Stopwatch()
     if job["way"] == "ours":
         config = FineTuneConfig(
@@ -115,15 +130,24 @@ def work(job: dict) -> dict:
             train_dataset=Examples(folder), data_collator=Plain(Collator(3, all_logits=True)),
         )  # fmt: skip
     trainer.add_callback(watch)
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loaded = peak_mib()
     trainer.train()
     lengths = Examples(folder).lengths
-    each = job["batch"] * PROCESSES * sum(lengths) / len(lengths)
+    each = job["batch"] * processes() * sum(lengths) / len(lengths)
     return {
         "tokens_per_second": each * (len(watch.marks) - 1) / (watch.marks[-1] - watch.marks[0]),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "loaded_mib": loaded / 1024,
+        "peak_mib": peak_mib(),
+        "loaded_mib": loaded,
     }
+
+
+def peak_mib() -> float:
+    """Of this process: memory of the GPU, else of the machine."""
+    import torch
+
+    if on_gpu():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class Plain:
@@ -137,23 +161,23 @@ class Plain:
 
 
 def run(way: str, **job: object) -> dict:
-    """Two processes of one way; what rank 0 measured."""
+    """The processes of one way; what rank 0 measured."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = []
-    for rank in range(PROCESSES):
+    started = []
+    for rank in range(processes()):
         environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES),
-            "LOCAL_WORLD_SIZE": str(PROCESSES), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes()),
+            "LOCAL_WORLD_SIZE": str(processes()), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }  # fmt: skip
         line = [sys.executable, __file__, "--job", json.dumps({"way": way, **job})]
-        processes.append(
+        started.append(
             subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         )
-    outputs = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
+    outputs = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
         raise SystemExit(f"{way}: a training process failed")
     found = json.loads(outputs[0].strip().splitlines()[-1])
     print(
@@ -164,7 +188,8 @@ def run(way: str, **job: object) -> dict:
 
 
 def attention(length: int) -> float:
-    """Seconds forward and backward of one layer of 9 heads and 3 key-value heads of 64: full / S²-Attn."""
+    """Seconds forward and backward of one layer of 9 heads and 3 key-value heads of 64 (32 and 8 on a GPU): full /
+    S²-Attn."""
     import torch
     from torch import nn
 
@@ -172,14 +197,18 @@ def attention(length: int) -> float:
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, h, length, 64, requires_grad=True) for h in (9, 3, 3))
+    place = {"device": "cuda", "dtype": torch.bfloat16} if on_gpu() else {}
+    heads = (32, 8, 8) if on_gpu() else (9, 3, 3)
+    query, key, value = (torch.randn(1, h, length, 64, requires_grad=True, **place) for h in heads)
     layer = nn.Module().train()
     seconds = {}
     for name, group in (("full", 4 * length), ("s2", length // 4)):
         times = []
-        for _ in range(3):
+        for _ in range(20 if on_gpu() else 3):
             begun = time.perf_counter()
             s2_attention(layer, query, key, value, None, group=group)[0].sum().backward()
+            if on_gpu():
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - begun)
         seconds[name] = median(times)
     return seconds["full"] / seconds["s2"]
@@ -199,9 +228,11 @@ def main() -> None:
         print(f"ratio s2_attention_vs_full_{length // 1024}k {attention(length):.2f}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder) / "model")
-        write_examples(Path(folder) / "exact", [LENGTH] * 2 * options.steps)
+        write_examples(Path(folder) / "exact", [LENGTH] * processes() * options.steps)
         numbers = random.Random(1)
-        write_examples(Path(folder) / "natural", [numbers.randint(*NATURAL) for _ in range(4 * options.steps)])
+        write_examples(
+            Path(folder) / "natural", [numbers.randint(*NATURAL) for _ in range(2 * processes() * options.steps)]
+        )
         shared = {"folder": folder, "model": f"{folder}/model", "steps": options.steps}
         exact = {**shared, "examples": f"{folder}/exact", "batch": 1, "group": GROUP}
         natural = {**shared, "examples": f"{folder}/natural", "batch": 2, "group": None}

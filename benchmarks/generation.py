@@ -8,12 +8,15 @@ a process of its own, with the same threads and dtype; loading is not counted. T
 loading, writing outputs) is that of the same command on one paper of a few words, and is taken off.
 
     python benchmarks/generation.py [--papers PATH] [--number 16] [--tokens 700] [--parts sequential,engine,pipeline]
+
+The environment variable QARAY_BENCH_MODEL names another model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 from statistics import median
 
-MODEL = "bundled:smollm2-135m"
+MODEL = os.environ.get("QARAY_BENCH_MODEL", "bundled:smollm2-135m")
 WORDS = 3200  # of a paper: the mean of thirty papers of the original's corpus
 
 

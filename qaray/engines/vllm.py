@@ -127,6 +127,9 @@ class VLLMEngine:
             arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
         else:
             arguments["enforce_eager"] = True
+            # vLLM winds a request's generator back after a part of a prefill, which a CPU's generator cannot do: with
+            # a seed for each prompt the engine would die.
+            arguments["enable_chunked_prefill"] = False
         if rope := self._rope():
             arguments["hf_overrides"] = {"rope_parameters": rope}
         return {**arguments, **json.loads(config.vllm_args or "{}")}

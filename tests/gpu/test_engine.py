@@ -8,7 +8,10 @@ from transformers import AutoModelForCausalLM
 
 from qaray.engines.batching import ContinuousBatcher, Sampling
 from qaray.engines.causal_lm import CausalLM
+from qaray.engines.scoring import Scorer
 from tests.unit.test_batching import LENGTHS, greedy, ids_of, prompt, settings
+from tests.unit.test_scoring import CHOICES, PREFIX, SUFFIXES
+from tests.unit.test_scoring import settings as scored
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -43,3 +46,9 @@ def test_memory_is_taken_from_what_the_device_has(tiny_model):
     model = CausalLM(settings(tiny_model))
     per_token = 2 * model.layers * model.kv_heads * model.head_dim * model.dtype.itemsize
     assert 0 < model.budget_tokens * per_token < torch.cuda.get_device_properties(0).total_memory
+
+
+def test_scores_equal_those_of_the_cpu(tiny_model):
+    """A judge's tree of choices over a shared prefix, in float32."""
+    scores = [Scorer(CausalLM(scored(tiny_model, gpus=gpus))).logprobs(PREFIX, SUFFIXES, CHOICES) for gpus in (1, 0)]
+    torch.testing.assert_close(torch.tensor(scores[0]), torch.tensor(scores[1]), atol=1e-3, rtol=1e-3)

@@ -13,6 +13,9 @@ from tests.unit.test_s2_attention import Layer, dense
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
+NEEDS_FLASH = pytest.mark.skipif(not has_flash_attn(), reason="flash-attn is not installed")
+
+
 @pytest.mark.parametrize("config", ["stage3.json", "stage3_no_offload.json", "stage2.json"])
 def test_loss_falls_under_deepspeed(tmp_path, tiny_model, config):
     out = tmp_path / "out"
@@ -28,12 +31,12 @@ def test_loss_falls_under_deepspeed(tmp_path, tiny_model, config):
     assert engine["zero_stage"] == (2 if "stage2" in config else 3)
 
 
-@pytest.mark.skipif(not has_flash_attn(), reason="flash-attn is not installed")
+@pytest.mark.parametrize("flash", [False, pytest.param(True, marks=NEEDS_FLASH)])
 @pytest.mark.parametrize(("heads", "kv_heads", "length", "group"), [(8, 2, 512, 128), (9, 3, 301, 64), (4, 4, 70, 128)])
-def test_s2_attention_through_flash_attn(heads, kv_heads, length, group):
+def test_s2_attention_in_bfloat16(heads, kv_heads, length, group, flash):
     torch.manual_seed(0)
     shapes = ((heads, length), (kv_heads, length), (kv_heads, length))
     query, key, value = (torch.randn(2, h, s, 64, device="cuda", dtype=torch.bfloat16) for h, s in shapes)
-    out, _ = s2_attention(Layer().train(), query, key, value, None, group=group)
+    out, _ = s2_attention(Layer().train(), query, key, value, None, group=group, flash=flash)
     expected = dense(query.float().cpu(), key.float().cpu(), value.float().cpu(), None, group)
     torch.testing.assert_close(out.float().cpu(), expected, atol=2e-2, rtol=2e-2)
