@@ -23,6 +23,11 @@ def shared(name: str) -> Any:
     return json.loads((SHARED / name).read_text())
 
 
+def python_path() -> str:
+    """For processes that tests start: this checkout before what the environment has."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def make_paper(number: int, **fields: Any) -> dict[str, Any]:
     """A paper with a few sentences that the echo engine can ask about."""
     sentences = [

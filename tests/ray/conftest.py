@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.dataset as pads
 import pytest
 
-from tests.conftest import ROOT, read_jsonl
+from tests.conftest import ROOT, python_path, read_jsonl
 
 CLUSTER: dict[str, str] = {}  # environment that leads to the tests' cluster
 
@@ -63,7 +63,7 @@ def listens(port: int) -> bool:
 def command(*args, local=False) -> tuple[list[str], dict[str, str]]:
     """A command line and its environment; ``local``: with a cluster of its own."""
     joined = {} if local else CLUSTER
-    environment = {**os.environ, **joined, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **joined, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"}
     return [sys.executable, "-m", "qaray.cli", *map(str, args)], environment
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python_path
 
 SEED_FLAGS = [
     "--bf16", "True", "--use_flash_attn", "True", "--low_rank_training", "False", "--per_device_train_batch_size", "1",
@@ -40,7 +40,7 @@ def fine_tune_command(model: str, data: Path, out: Path, *more: Any) -> tuple[li
     line = [sys.executable, "-m", "qaray.cli", "fine-tune", "--model_name_or_path", model, "--data_path", str(data)]
     line += ["--output_dir", str(out), "--model_max_length", "768", *SEED_FLAGS, *map(str, more)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return line, {**environment, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return line, {**environment, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"}
 
 
 def fine_tune(*args: Any, timeout: int = 540) -> subprocess.CompletedProcess[str]:
