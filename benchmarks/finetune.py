@@ -173,12 +173,13 @@ def run(way: str, **job: object) -> dict:
             "MASTER_PORT": str(port),
         }  # fmt: skip
         line = [sys.executable, __file__, "--job", json.dumps({"way": way, **job})]
-        started.append(
-            subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        )
+        with open(Path(str(job["folder"]), f"stderr{rank}"), "w") as errors:
+            started.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True))
     outputs = [process.communicate()[0] for process in started]
-    if any(process.returncode for process in started):
-        raise SystemExit(f"{way}: a training process failed")
+    for rank, process in enumerate(started):
+        if process.returncode:
+            errors = Path(str(job["folder"]), f"stderr{rank}").read_text()
+            raise SystemExit(f"{way}, process {rank}:\n{errors[-3000:]}")
     found = json.loads(outputs[0].strip().splitlines()[-1])
     print(
         f"{way}: {found['tokens_per_second']:.0f} tokens/s, peak {found['peak_mib']:.0f} MiB a process "

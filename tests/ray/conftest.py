@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.dataset as pads
 import pytest
 
-from tests.conftest import ROOT, python_path, read_jsonl
+from tests.conftest import python_path, read_jsonl
 
 CLUSTER: dict[str, str] = {}  # environment that leads to the tests' cluster
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT, python_path
+from tests.conftest import python_path
 
 SEED_FLAGS = [
     "--bf16", "True", "--use_flash_attn", "True", "--low_rank_training", "False", "--per_device_train_batch_size", "1",
