@@ -223,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--papers", help="a processed output; default: the sample papers brought to real length")
     parser.add_argument("--number", type=int, default=6, help="papers")
-    parser.add_argument("--copies", type=int, default=60, help="of each paper for coverage_vs_encode")
+    parser.add_argument("--copies", type=int, default=20, help="of each paper for coverage_vs_encode")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--part", help="run one part in this process")
