@@ -66,6 +66,7 @@ def raw(prompts: list[dict], tokens: int) -> dict:
         "decode_seconds": union([(b, c) for _, b, c in spans]),
         "summed_decode": sum(c - b for _, b, c in spans),
         "context": sum((len(p["token_ids"]) + tokens / 2) * tokens for p in prompts),
+        "attended": sum(len(p["token_ids"]) ** 2 / 2 for p in prompts),
     }
 
 
@@ -158,10 +159,11 @@ def bounds(run: dict, machine: dict) -> None:
 
     shape = model_shape(GenerateConfig(file_path="-", output_dir="-", base_model=MODEL), "float32")
     print(f"this machine: {machine['flops'] / 1e9:.0f} GFLOP/s in float32, {machine['bytes'] / 1e9:.1f} GB/s")
-    flops = 2 * shape.parameters * run["prefilled"]
+    flops = 2 * shape.parameters * run["prefilled"] + 4 * shape.layers * shape.width * run["attended"]
     print(
         f"prefill: {run['prefilled'] / run['prefill_seconds']:.0f} tokens/s, "
-        f"{flops / run['prefill_seconds'] / machine['flops']:.0%} of the FLOP/s without attention"
+        f"{flops / run['prefill_seconds'] / machine['flops']:.0%} of the FLOP/s; "
+        f"at all of them {flops / machine['flops']:.0f} s"
     )
     steps = run["tokens"] * run["decode_seconds"] / run["summed_decode"]
     read = steps * shape.weight_bytes + run["context"] * shape.kv_bytes
