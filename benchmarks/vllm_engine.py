@@ -10,7 +10,7 @@ command's is that of the same command on one paper of a few words. It also measu
 product of matrices and its memory, and which share prefill and decoding reach. Run it where vLLM is installed
 (`make test-vllm` makes such an environment):
 
-    .venv-vllm/bin/python benchmarks/vllm_engine.py [--papers PATH] [--number 16] [--tokens 300] [--parts raw,pipeline,…]
+    .venv-vllm/bin/python benchmarks/vllm_engine.py [--papers PATH] [--number 16] [--tokens 300] [--parts raw,…]
 """
 
 from __future__ import annotations

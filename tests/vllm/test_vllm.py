@@ -121,7 +121,7 @@ def test_structured_answers_are_pairs(tmp_path, model_cache):
     for row in ended:
         written = json.loads(row["output"])
         assert [sorted(pair) for pair in written] == [["A", "Q"], ["A", "Q"]]
-        assert {pair["question"] for pair in row["pairs"]} == {pair["Q"] for pair in written}
+        assert {pair["Q"] for pair in row["pairs"]} == {pair["Q"] for pair in written}
     assert manifest["counts"]["pairs"] >= 2
 
 
@@ -166,5 +166,6 @@ def test_rope_is_scaled_as_in_transformers(tmp_path):
             "--dtype", "float32", "--prompt_template", "llama2", "--max_attempts", "1",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        texts[engine] = {key: row["output"] for key, row in outputs(tmp_path / engine).items()}
+        # Where a text ends within a character, vLLM leaves it out and transformers shows that it is broken.
+        texts[engine] = {key: row["output"].rstrip("\ufffd") for key, row in outputs(tmp_path / engine).items()}
     assert texts["vllm"] == texts["transformers"]
