@@ -33,9 +33,11 @@ def engine_arguments() -> tuple[str, dict, dict]:
     from qaray.engines.site import _site
     from qaray.engines.vllm import VLLMEngine
     from qaray.models import plan, resolve
+    from qaray.runs import Run
+    from qaray.tries import Tries
 
     config = GenerateConfig(file_path="-", output_dir="-", base_model=MODEL, engine="vllm")
-    engine = VLLMEngine(config, plan(config), _site(config, 0.0), lambda: False)
+    engine = VLLMEngine(config, plan(config), _site(config, 0.0), lambda: False, Tries.of(Run.at(config.output_dir)))
     return resolve(MODEL, config.cache_dir), engine._engine_kwargs(), engine._environment()
 
 

@@ -22,12 +22,15 @@ USER_ERROR, FAILED, STOPPED = 2, 1, 143  # 143 = 128 + SIGTERM: stopped, to be r
 COMMANDS = {
     "generate": ("GenerateConfig", "Papers to question-answer pairs."),
     "evaluate": ("EvaluateConfig", "Question-answer pairs to scores: coverage, similarity, RACAR, grounding."),
+    "run": ("PipelineConfig", "Papers to pairs, scores and report: generate, then evaluate."),
     "parse": ("ParseConfig", "Outputs made elsewhere to question-answer pairs."),
     "report": ("ReportConfig", "Write the report of a finished run again."),
     "make-sft": ("MakeSftConfig", "Papers with their pairs to training examples."),
     "fine-tune": ("FineTuneConfig", "Fine-tune a model on examples {instruction, input, output}."),
     "export": ("ExportConfig", "A checkpoint of a fine-tuning to a model folder."),
     "plan": ("PlanConfig", "Hours, cost and disk of a corpus, from the figures of a finished run."),
+    "submit": ("SubmitConfig", "A command to a Ray cluster, as a job; followed, and submitted again if it fails."),
+    "status": ("StatusConfig", "How far a run is, from its files."),
     "demo": ("DemoConfig", "The main job on the sample papers with the bundled models."),
 }
 
@@ -146,7 +149,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return values or {}
 
 
-def _run(command: Callable[[Any], None], config: Any) -> int:
+def _run(command: Callable[[Any], int | None], config: Any) -> int:
     """Runs a command and turns what the user can mend into one line; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from qaray.config import ConfigError
@@ -154,7 +157,7 @@ def _run(command: Callable[[Any], None], config: Any) -> int:
     from qaray.runs import RunError, RunRefused
 
     try:
-        command(config)
+        code = command(config)
     except (ConfigError, RunRefused, FileNotFoundError, PermissionError) as error:
         return _fail(_message(error), USER_ERROR)
     except RunError as error:
@@ -167,7 +170,7 @@ def _run(command: Callable[[Any], None], config: Any) -> int:
             raise
         message = _message(cause).partition("\nFailed to ")[0]  # Ray adds advice on its own retries
         return _fail(f"{message}; what is done is kept: mend it and run the same command again", FAILED)
-    return 0
+    return code or 0
 
 
 def _cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
@@ -220,6 +223,16 @@ def _evaluate(config: Any) -> None:
     print(f"scores: {run.evaluation.root}  report: {run.root / 'report'}/index.html")
 
 
+def _pipeline(config: Any) -> None:
+    from qaray.pipeline import run_pipeline
+    from qaray.runs import Run
+    from qaray.summary import summary_lines
+
+    print("\n".join(summary_lines(run_pipeline(config))))
+    root = Run.at(config.output_dir).root
+    print(f"results: {root}  report: {root / 'report'}/index.html")
+
+
 def _parse(config: Any) -> None:
     from qaray.parse_outputs import parse_outputs
 
@@ -228,13 +241,14 @@ def _parse(config: Any) -> None:
 
 
 def _report(config: Any) -> None:
+    from qaray.progress import Display
     from qaray.report import write_report
     from qaray.report.training import write_training_report
     from qaray.runs import Run
 
     run = Run.at(config.output_dir)
     tuned = "examples" in (run.manifest.read_json() or {})
-    print(write_training_report(run) if tuned else write_report(run, config.report_papers))
+    print(write_training_report(run) if tuned else write_report(run, config.report_papers, Display(False).paged))
 
 
 def _make_sft(config: Any) -> None:
@@ -265,21 +279,36 @@ def _plan(config: Any) -> None:
     print("\n".join(plan_lines(plan_corpus(config))))
 
 
+def _submit(config: Any) -> int:
+    from qaray.submit import submit
+
+    return submit(config)
+
+
+def _status(config: Any) -> int:
+    from qaray.status import show
+
+    return show(config)
+
+
 def _demo(config: Any) -> None:
     from qaray.demo import run_demo
 
     print(f"report: {run_demo(config)}")
 
 
-RUN: dict[str, Callable[[Any], None]] = {
+RUN: dict[str, Callable[[Any], int | None]] = {
     "generate": _generate,
     "evaluate": _evaluate,
+    "run": _pipeline,
     "parse": _parse,
     "report": _report,
     "make-sft": _make_sft,
     "fine-tune": _fine_tune,
     "export": _export,
     "plan": _plan,
+    "submit": _submit,
+    "status": _status,
     "demo": _demo,
 }
 

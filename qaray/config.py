@@ -41,6 +41,21 @@ class DriverConfig(Config):
     local_cpus: int | None = Field(
         None, ge=1, description="logical CPUs of the local cluster (default: cores, at least 4)"
     )
+    node_labels: str | None = Field(
+        None, description="labels of the nodes that models may run on: ray.io/market-type=spot, …; all of them must fit"
+    )
+    wait_hours: float = Field(12.0, gt=0, description="hours to wait for the first node that can hold a model")
+
+    @field_validator("node_labels")
+    @classmethod
+    def _labels(cls, value: str | None) -> str | None:
+        parse_labels(value)
+        return value
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Label → value that a node must have, empty for any."""
+        return parse_labels(self.node_labels)
 
 
 class RunConfig(DriverConfig):
@@ -189,16 +204,9 @@ class GenerateConfig(EngineConfig):
 METRICS = ("coverage", "similarity", "racar", "grounding")
 
 
-class EvaluateConfig(EngineConfig):
-    """Question-answer pairs to scores. The engine and its flags are the judge's."""
+class Measures(Config):
+    """What is measured, and with what."""
 
-    output_dir: str = Field("", description="a run directory of generate, or a folder to write")
-    processed_output: str | None = Field(
-        None, description="pairs made anywhere: a processed output with the papers' txt (default: those of the run)"
-    )
-    compare: tuple[str, str] | None = Field(
-        None, description="two evaluated runs A B: their paired differences with intervals, and nothing else"
-    )
     metrics: str = Field(",".join(METRICS), description="a comma-separated subset")
     embedding_model: str | None = Field(
         None, description="a sentence-transformers folder or hub id, bundled:NAME, or echo (default: bundled:minilm)"
@@ -219,11 +227,14 @@ class EvaluateConfig(EngineConfig):
         0.9, gt=0, le=1, description="questions of different papers at least so near count as duplicates"
     )
     embed_actors: str = Field("1:1", description="embedding actors, MIN:MAX")
+    embed_block: int | None = Field(
+        None, ge=1, description="papers that an embedding actor takes at once (default: 64 on GPUs, 16 elsewhere)"
+    )
     judge_actors: str = Field("1:1", description="judge actors, MIN:MAX")
 
     @field_validator("embed_actors", "judge_actors")
     @classmethod
-    def _actors(cls, value: str) -> str:
+    def _pools(cls, value: str) -> str:
         parse_pool(value)
         return value
 
@@ -236,6 +247,18 @@ class EvaluateConfig(EngineConfig):
         if not names:
             raise ValueError(f"names none: choose from {', '.join(METRICS)}")
         return ",".join(name for name in METRICS if name in names)
+
+
+class EvaluateConfig(Measures, EngineConfig):
+    """Question-answer pairs to scores. The engine and its flags are the judge's."""
+
+    output_dir: str = Field("", description="a run directory of generate, or a folder to write")
+    processed_output: str | None = Field(
+        None, description="pairs made anywhere: a processed output with the papers' txt (default: those of the run)"
+    )
+    compare: tuple[str, str] | None = Field(
+        None, description="two evaluated runs A B: their paired differences with intervals, and nothing else"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateConfig:
@@ -272,6 +295,31 @@ class EvaluateConfig(EngineConfig):
     @property
     def embed_pool(self) -> tuple[int, int]:
         return parse_pool(self.embed_actors)
+
+
+class PipelineConfig(Measures, GenerateConfig):
+    """Papers to question-answer pairs, their scores and the report: generate, then evaluate."""
+
+    judge_engine: Literal["auto", "echo", "transformers", "vllm"] | None = Field(
+        None, description="what runs the judge (default: echo with --engine echo, else auto)"
+    )
+    judge_seq_len: int | None = Field(None, ge=16, description="cap on what the judge reads, tokens")
+
+    @property
+    def generation(self) -> GenerateConfig:
+        return GenerateConfig(**self._fields(GenerateConfig))
+
+    @property
+    def evaluation(self) -> EvaluateConfig:
+        """Of what both have, the judge takes the machines' settings; lengths, template and engine are its own."""
+        shared = self._fields(EvaluateConfig)
+        for name in ("engine", "context_size", "seq_len", "prompt_template", "batch_tokens", "vllm_args"):
+            shared.pop(name)
+        engine = self.judge_engine or ("echo" if self.engine == "echo" else "auto")
+        return EvaluateConfig(**shared, engine=engine, seq_len=self.judge_seq_len)
+
+    def _fields(self, kind: type[Config]) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in kind.model_fields if name in type(self).model_fields}
 
 
 class FineTuneConfig(DriverConfig):
@@ -316,6 +364,16 @@ class FineTuneConfig(DriverConfig):
     )
     max_failures: int = Field(3, ge=-1, description="times that lost workers are replaced; -1 = without end")
     training: dict[str, str] = Field({}, description="flags of transformers' TrainingArguments")
+
+    @field_validator("output_dir")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(
+                f"{value}: a fine-tuning writes to a local disk, or one that all machines share; "
+                "only --storage_path, where checkpoints go, may be a URI"
+            )
+        return value
 
 
 class MakeSftConfig(Config):
@@ -364,6 +422,39 @@ class PlanConfig(Config):
     paper_tokens: int | None = Field(None, ge=1, description="mean tokens of a paper (default: the run's)")
 
 
+class StatusConfig(Config):
+    """How far a run is, from its files."""
+
+    positional: ClassVar[tuple[str, ...]] = ("output_dir",)
+
+    output_dir: str = Field(description="a run directory, of a run that works, was cut short or is done")
+    json_lines: bool = Field(False, description="True: one line of JSON instead of words")
+    watch: float | None = Field(None, gt=0, description="say it again after so many seconds, until the run ends")
+
+
+class SubmitConfig(Config):
+    """A command to a Ray cluster, as a job: `qaray submit generate --address … --file_path …`."""
+
+    positional: ClassVar[tuple[str, ...]] = ("command",)
+    more_flags: ClassVar[str] = "flags"
+
+    command: str = Field(description="generate, evaluate, fine-tune or run")
+    address: str | None = Field(
+        None, description="the cluster's job server, http://head:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS)"
+    )
+    working_dir: str = Field(".", description="the checkout whose jobs/ are run: a folder, or a URI of its archive")
+    submission_id: str | None = Field(None, description="the job's name (default: from the command and the time)")
+    token_file: str | None = Field(
+        None,
+        description="file with the cluster's token (default: RAY_AUTH_TOKEN, or Ray's own ~/.ray/auth_token)",
+    )
+    pip: str | None = Field(None, description="requirements file that the job's environment is made from")
+    env: str | None = Field(None, description="names of environment variables to hand over, comma-separated")
+    resubmit: int = Field(2, ge=0, le=100, description="times that a job that failed is submitted again")
+    wait: bool = Field(True, description="False: return once the job is submitted")
+    flags: dict[str, str] = Field({}, description="flags of the command")
+
+
 class DemoConfig(Config):
     """The main job on the sample papers with the bundled models."""
 
@@ -388,6 +479,17 @@ def parse_pool(text: str) -> tuple[int, int]:
     if not 1 <= low <= high:
         raise ValueError(f"must be MIN:MAX with 1 ≤ MIN ≤ MAX, got {text!r}")
     return low, high
+
+
+def parse_labels(text: str | None) -> dict[str, str]:
+    """``KEY=VALUE,…`` as a mapping. Raises ValueError on anything else."""
+    labels = {}
+    for part in filter(None, (text or "").split(",")):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not (key and equals and value):
+            raise ValueError(f"must be KEY=VALUE,…, got {text!r}")
+        labels[key] = value
+    return labels
 
 
 def seq_len_message(seq_len: int, context_size: int) -> str:

@@ -16,17 +16,21 @@ import pyarrow as pa
 
 from qaray import models
 from qaray.config import ConfigError, EvaluateConfig
-from qaray.engines.base import StopCheck, actor_resources, pool
+from qaray.engines.base import TOO_MANY_DEATHS, StopCheck, actor_name, actor_resources, pool
 from qaray.metrics.similarity import unit_vectors
 from qaray.runtime import actor_gpus
+from qaray.tries import Guard, Tries
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 ECHO = "echo"  # the name of the embedding model that is none
 ECHO_DIMENSIONS = 256
-PAPERS_PER_BLOCK = 16  # embedded together, and lost together if an actor dies
-BATCH_CHARACTERS = {"cpu": 16_000, "cuda": 256_000}  # of a batch, padding counted: about a quarter as many tokens
+# Papers that are embedded together, and lost together if an actor dies: some seconds of work, and twenty milliseconds
+# of the driver's.
+PAPERS_PER_BLOCK = {"cpu": 16, "gpu": 64}
+# Of a batch, padding counted: about four times its tokens. What lies between two layers stays in a CPU's caches.
+BATCH_CHARACTERS = {"cpu": 4_000, "cuda": 256_000}
 
 TEXTS = ("queries", "documents", "questions")
 EMBEDDED = [
@@ -34,6 +38,7 @@ EMBEDDED = [
     ("vectors", pa.list_(pa.list_(pa.float32()))),  # [Q][D], of the questions
     ("query_tokens_lost", pa.list_(pa.int32())),  # [Q]
     ("document_tokens_lost", pa.list_(pa.int32())),  # [S]
+    ("error", pa.string()),  # why there are none of these
 ]
 
 
@@ -51,7 +56,7 @@ class EmbedderSettings:
     query_instruction: str
 
 
-def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck) -> Dataset:
+def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck, tries: Tries) -> Dataset:
     """Rows with ``queries`` [Q], ``documents`` [S] and ``questions`` [Q] → the same, and the columns of EMBEDDED.
 
     Documents beside no queries are not embedded: there is nothing to compare them with.
@@ -60,13 +65,18 @@ def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck) -> Dat
     gpus = actor_gpus(config.gpus_per_actor)
     return texts.map_batches(
         _Embedding,
-        fn_constructor_args=(settings(config, gpus), should_stop),
-        batch_size=PAPERS_PER_BLOCK,
+        fn_constructor_args=(settings(config, gpus), should_stop, tries),
+        batch_size=papers_per_block(config),
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=pool(*config.embed_pool),
-        **actor_resources(config.cpus_per_actor, gpus),
+        **actor_resources(config.cpus_per_actor, gpus, config.labels),
     )
+
+
+def papers_per_block(config: EvaluateConfig) -> int:
+    """Ray must be connected."""
+    return config.embed_block or PAPERS_PER_BLOCK["gpu" if actor_gpus(config.gpus_per_actor) else "cpu"]
 
 
 def settings(config: EvaluateConfig, gpus: float = 0.0) -> EmbedderSettings:
@@ -85,12 +95,18 @@ def settings(config: EvaluateConfig, gpus: float = 0.0) -> EmbedderSettings:
 class _Embedding:
     """An actor: embeds blocks of papers."""
 
-    def __init__(self, settings: EmbedderSettings, should_stop: StopCheck) -> None:
+    def __init__(self, settings: EmbedderSettings, should_stop: StopCheck, tries: Tries) -> None:
         self.instruction = settings.query_instruction
         self.should_stop = should_stop
-        self.embedder = load_embedder(settings)
+        with tries.starting(actor_name(), "loading the model"):
+            self.embedder = load_embedder(settings)
+        self.guard = Guard(tries)
 
     def __call__(self, papers: pa.Table) -> pa.Table:
+        keys = [f"embed\0{row['doi']}\0{row['digest']}" for row in papers.select(["doi", "digest"]).to_pylist()]
+        return self.guard.run(keys, papers, self._embedded, _without_vectors)
+
+    def _embedded(self, papers: pa.Table) -> pa.Table:
         if self.should_stop():
             papers = papers.slice(0, 0)
         queries, documents, questions = (papers[name].to_pylist() for name in TEXTS)
@@ -99,10 +115,8 @@ class _Embedding:
         document_vectors, documents_lost = self._embed(documents)
         question_vectors, _ = self._embed(questions)
         matrices = [_listed(q @ d.T) for q, d in zip(query_vectors, document_vectors, strict=True)]
-        columns = (matrices, [_listed(own) for own in question_vectors], queries_lost, documents_lost)
-        for (name, kind), values in zip(EMBEDDED, columns, strict=True):
-            papers = papers.append_column(name, pa.array(values, kind))
-        return papers
+        vectors = [_listed(own) for own in question_vectors]
+        return _with_columns(papers, matrices, vectors, queries_lost, documents_lost, [None] * papers.num_rows)
 
     def _embed(self, texts: list[list[str]], instruction: str = "") -> tuple[list[Any], list[Any]]:
         """(unit vectors, tokens lost) of each paper's texts, embedded together."""
@@ -110,6 +124,20 @@ class _Embedding:
         ends = list(accumulate(map(len, texts), initial=0))
         parts = [slice(start, end) for start, end in pairwise(ends)]
         return [vectors[part] for part in parts], [lost[part] for part in parts]
+
+
+def _with_columns(papers: pa.Table, *columns: Sequence[Any]) -> pa.Table:
+    """The papers and the columns of EMBEDDED."""
+    for (name, kind), values in zip(EMBEDDED, columns, strict=True):
+        papers = papers.append_column(name, pa.array(values, kind))
+    return papers
+
+
+def _without_vectors(papers: pa.Table) -> pa.Table:
+    """Papers that killed the processes which embedded them: no cosines, and vectors that are no numbers."""
+    none: list[list[Any]] = [[]] * papers.num_rows
+    vectors = [[[np.nan]] * len(questions) for questions in papers["questions"].to_pylist()]
+    return _with_columns(papers, none, vectors, none, none, [TOO_MANY_DEATHS] * papers.num_rows)
 
 
 def _listed(matrix: np.ndarray) -> list[np.ndarray]:

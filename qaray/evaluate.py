@@ -13,6 +13,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from logging import DEBUG, WARNING
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,9 @@ import pyarrow as pa
 
 from qaray import models
 from qaray.config import EvaluateConfig
-from qaray.embed import PAPERS_PER_BLOCK, embed
+from qaray.embed import embed, papers_per_block
 from qaray.engines import Engine, Site, StopCheck, build_engine
+from qaray.events import tell
 from qaray.judge import (
     CONTROL_PAIRS,
     NOT_FINITE,
@@ -39,6 +41,7 @@ from qaray.schema import SCORE_KEY, Paired
 from qaray.scores import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY, Table
 from qaray.sentences import split_sentences
 from qaray.sources import Source, keys_of
+from qaray.tries import Tries
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -117,7 +120,7 @@ def _lightly(rows: Dataset, work: Callable[[pa.Table], Any], batch_size: int | N
 def _owed(context: Context, tables: tuple[Table, ...]) -> tuple[int, dict[str, int]]:
     """(papers of the source, shard → papers that lack rows in one of ``tables``). Looked up in parallel."""
     shards = context.source.shards()
-    found = list(in_order(_owed_by_shard, ((context, tables, shard) for shard in shards), ahead=64))
+    found = list(in_order(_owed_by_shard, context, ((tables, shard) for shard in shards), ahead=64))
     owed = {shard: lacking for shard, (_, lacking) in zip(shards, found, strict=True) if lacking}
     return sum(papers for papers, _ in found), owed
 
@@ -159,9 +162,9 @@ def stages(
     if "grounding" in config.measures:
         yield grounding(context)
     if plan is not None:
-        engine = build_engine(config, plan, site, context.should_stop)
+        engine = build_engine(config, plan, site, context.should_stop, Tries.of(context.run))
         say(f"judging with {config.model or 'no model'}: {engine.describe()}")
-        yield judging(context, config, engine, JudgeFactory(config, plan), papers)
+        yield judging(context, config, engine, site, JudgeFactory(config, plan), papers)
 
 
 # Embedding
@@ -174,8 +177,8 @@ def embedding(context: Context, config: EvaluateConfig) -> Stage:
 
     def flow(work: Dataset) -> Dataset:
         texts = _lightly(work, _ReadTexts(context, tables), batch_size=1)
-        blocks = texts.repartition(target_num_rows_per_block=PAPERS_PER_BLOCK, strict=True)
-        return _lightly(embed(blocks, config, context.should_stop), _WriteCoverage(context.run))
+        blocks = texts.repartition(target_num_rows_per_block=papers_per_block(config), strict=True)
+        return _lightly(embed(blocks, config, context.should_stop, Tries.of(context.run)), _WriteCoverage(context.run))
 
     return Stage("embedding", tables, flow)
 
@@ -241,7 +244,14 @@ class _WriteCoverage:
 def _write(run: Run, scores: Table, rows: list[Any], make: Callable[[Any], list[Any]]) -> None:
     by_shard: dict[str, list[Any]] = {}
     for row in rows:
-        by_shard.setdefault(row["shard"], []).extend(make(row))
+        made = make(row)
+        by_shard.setdefault(row["shard"], []).extend(made)
+        for scored in made:
+            problem, place = scored.get("problem"), {"qa": scored["qa"]} if "qa" in scored else {}
+            level = WARNING if problem else DEBUG
+            tell(
+                "not_measured" if problem else "measured", run, scores.name, row["doi"], level, problem=problem, **place
+            )
     for shard, own in by_shard.items():
         scores.write(run, shard, own)
 
@@ -256,6 +266,8 @@ def _coverage_row(row: dict[str, Any]) -> dict[str, Any]:
         "sentence_tokens_lost": row["document_tokens_lost"],
         "evidence": [],
     }
+    if row["error"]:
+        return {**result, "problem": row["error"]}
     if not row["queries"]:
         return {**result, "problem": "no_pairs"}
     if not np.isfinite(matrix).all():
@@ -305,17 +317,20 @@ REQUEST_SCHEMA = pa.schema(
         ("choices", pa.list_(pa.string())),
     ]
 )
-REQUESTS_PER_BLOCK = 8
+REQUESTS_PER_BLOCK = {"cpu": 8, "gpu": 32}  # some seconds of work
 
 
-def judging(context: Context, config: EvaluateConfig, engine: Engine, make_prompts: JudgeFactory, papers: int) -> Stage:
+def judging(
+    context: Context, config: EvaluateConfig, engine: Engine, site: Site, make_prompts: JudgeFactory, papers: int
+) -> Stage:
     """Similarity and RACAR by the engine's ``score``. ``papers``: of the source, of which some are controls."""
     tables = tuple(each for each in (SIMILARITY, RACAR) if each.name in config.measures)
     share = min(1.0, config.control_papers / max(1, papers))
 
     def flow(work: Dataset) -> Dataset:
         requests = _lightly(work, _ReadRequests(context, tables, make_prompts, share), batch_size=1)
-        blocks = requests.repartition(target_num_rows_per_block=REQUESTS_PER_BLOCK, strict=True)
+        size = REQUESTS_PER_BLOCK["gpu" if site.gpus else "cpu"]
+        blocks = requests.repartition(target_num_rows_per_block=size, strict=True)
         return _lightly(engine.score(blocks), _WriteJudged(context.run, tables[-1].name))
 
     return Stage("judging", tables, flow)

@@ -7,9 +7,10 @@ asks what is missing and writes it. One round does all of it unless a start befo
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from logging import DEBUG
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,8 @@ from qaray import models
 from qaray.config import GenerateConfig
 from qaray.doi_index import Ingested
 from qaray.engines import Engine
-from qaray.engines.base import falls_short, parsed
+from qaray.engines.base import falls_short, parsed, split_error
+from qaray.events import tell
 from qaray.prompts import PromptBuilder
 from qaray.runs import Lease, Run, RunError, StopSignal
 from qaray.runtime import LIGHT, in_order
@@ -53,6 +55,7 @@ class Progress:
     settled: int = 0  # papers that are owed nothing
     settled_before: int = 0  # of them, by earlier starts
     rejected: int = 0  # records and papers without pairs so far
+    rejected_by: Counter[str] = field(default_factory=Counter)  # the same by reason, of this start
     prompts: int = 0  # answers written by this start
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -128,6 +131,7 @@ def _add(progress: Progress, summary: dict[str, Any]) -> None:
     if summary["first_admission"]:
         known = progress.first_admission or summary["first_admission"]
         progress.first_admission = min(known, summary["first_admission"])
+    progress.rejected_by.update(summary["reasons"])
     for name in ("settled", "rejected", "prompts", "prompt_tokens", "output_tokens", "pairs"):
         setattr(progress, name, getattr(progress, name) + summary[name])
 
@@ -216,6 +220,12 @@ def merge_answers(run: Run, shard: str, paths: list[str]) -> list[str]:
     return [merged.path]
 
 
+SUMMARY_SCHEMA = pa.schema(
+    [(name, pa.int64()) for name in ("prompts", "settled", "rejected", "prompt_tokens", "output_tokens", "pairs")]
+    + [("reasons", pa.list_(pa.string())), ("first_admission", pa.float64())]
+)
+
+
 @dataclass(frozen=True)
 class _Writer:
     """Completions → pairs → a generation shard for each paper shard of the block; one summary row a block."""
@@ -230,17 +240,28 @@ class _Writer:
         for shard, members in by_shard.items():
             keys = sorted((row["doi"], row["window"], row["attempt"]) for row in members)
             self.run.generation_file(shard, keys).write_table(table(members, PARSED_SCHEMA))
+        for row in rows:
+            self._tell(row)
         firsts = [row for row in rows if row["window"] == 0]
         summary = {
             "prompts": len(rows),
             "settled": len({row["doi"] for row in firsts}),
             "rejected": len({row["doi"] for row in firsts if row["error"] is not None}),
+            "reasons": [split_error(row["error"])[0] for row in firsts if row["error"] is not None],
             "prompt_tokens": sum(row["prompt_tokens"] for row in rows if row["error"] is None),
             "output_tokens": sum(row["output_tokens"] for row in rows),
             "pairs": sum(len(row["pairs"]) for row in best_answers_of(rows)),
             "first_admission": min((row["began"] for row in rows if row["began"]), default=0.0),
         }
-        return pa.Table.from_pylist([summary])
+        return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
+
+    def _tell(self, row: Parsed) -> None:
+        place = {"window": row["window"], "attempt": row["attempt"]}
+        if row["error"] is not None:
+            reason, detail = split_error(row["error"])
+            tell("rejected", self.run, "generate", row["doi"], reason=reason, detail=detail, **place)
+        else:
+            tell("answered", self.run, "generate", row["doi"], DEBUG, pairs=len(row["pairs"]), **place)
 
 
 def best_answers_of(rows: list[Parsed]) -> Iterator[Parsed]:
@@ -266,7 +287,7 @@ def owed_prompts(run: Run, papers: int, max_attempts: int) -> Owed:
     names = run.shard_names()
     begun = [name for name in names if name in files]
     fresh = [name for name in names if name not in files]
-    counts = list(in_order(_owed_papers, ((run, name, files[name], max_attempts) for name in begun), ahead=64))
+    counts = list(in_order(_owed_papers, run, ((name, files[name], max_attempts) for name in begun), ahead=64))
     owing = [name for name, (owed, _) in zip(begun, counts, strict=True) if owed]
     looked_at = sum(members for _, members in counts)
     return Owed(sorted([*owing, *fresh]), sum(owed for owed, _ in counts) + papers - looked_at)

@@ -186,8 +186,8 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
             totals.rejected[row["reason"]] += 1
             count += 1
         builder = make_builder if export else None
-        shards = ((run, name, files.get(name, []), builder, split) for name in run.shard_names())
-        for settled in in_order(settle_shard, shards, ahead=5):
+        shards = ((name, files.get(name, []), builder, split) for name in run.shard_names())
+        for settled in in_order(settle_shard, run, shards, ahead=5):
             totals.add(settled.totals)
             for row in settled.rejected:
                 rejected.write(_json(row) + b"\n")

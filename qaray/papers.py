@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qaray.doi_index import AGAIN, DoiIndex, Ingested
+from qaray.events import tell
 from qaray.records import SUFFIXES, Problem, doi_of, paper_fields, read_records
 from qaray.runs import SHARD, Run, RunError
 from qaray.runtime import LIGHT
 from qaray.schema import PAPER_SCHEMA, REJECTED_SCHEMA, RejectReason, table
 from qaray.storage import Location, expand
+from qaray.tries import GIVEN_UP, Guard, Tries
 
 BLOCK_BYTES = 32 << 20  # text of one block on its way to a shard
 TEXTS_COUNTED = 16  # texts handed to the tokenizer at a time: it takes many times their size
@@ -134,7 +136,7 @@ def _read(
     def full() -> bool:
         return intake.limit is not None and seen >= intake.limit
 
-    for bundle in _staged(files, count_tokens, intake).iter_internal_ref_bundles():
+    for bundle in _staged(files, count_tokens, intake, Tries.of(run)).iter_internal_ref_bundles():
         for entry in bundle.blocks:
             ahead.append((entry.ref, identify.remote(entry.ref)))
             if len(ahead) > 2:
@@ -147,13 +149,13 @@ def _read(
     return not should_stop()
 
 
-def _staged(files: list[Location], count_tokens: CountTokens, intake: Intake) -> Any:
+def _staged(files: list[Location], count_tokens: CountTokens, intake: Intake, tries: Tries) -> Any:
     """Dataset of staged rows in the order (file, position)."""
     import ray
 
     dataset = ray.data.from_items([{"file": f.path} for f in files], override_num_blocks=len(files))
     dataset = dataset.map_batches(
-        _FileReader(files[0].fs, intake),
+        _FileReader(files[0].fs, intake, tries),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=LIGHT,
@@ -161,7 +163,7 @@ def _staged(files: list[Location], count_tokens: CountTokens, intake: Intake) ->
     )
     dataset = dataset.repartition(target_num_rows_per_block=intake.papers_per_shard, strict=True)
     dataset = dataset.map_batches(
-        _TokenCounter(count_tokens),
+        _TokenCounter(count_tokens, tries),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=LIGHT,
@@ -178,21 +180,25 @@ class _FileReader:
 
     fs: Any
     intake: Intake
+    tries: Tries
 
     def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
-        schema = self.intake.staged_schema
         for path in files["file"].to_pylist():
-            rows: list[dict[str, Any]] = []
-            size = 0
-            for record in read_records(Location(self.fs, path)):
-                row = self._stage(path, record.position, record.value, record.problem)
-                rows.append(row)
-                size += len(row["txt"] or "")
-                if len(rows) == self.intake.papers_per_shard or size > BLOCK_BYTES:
-                    yield table(rows, schema)
-                    rows, size = [], 0
-            if rows:
-                yield table(rows, schema)
+            with self.tries.starting(path, f"reading {path}"):
+                yield from self._tables(path)
+
+    def _tables(self, path: str) -> Iterator[pa.Table]:
+        rows: list[dict[str, Any]] = []
+        size = 0
+        for record in read_records(Location(self.fs, path)):
+            row = self._stage(path, record.position, record.value, record.problem)
+            rows.append(row)
+            size += len(row["txt"] or "")
+            if len(rows) == self.intake.papers_per_shard or size > BLOCK_BYTES:
+                yield table(rows, self.intake.staged_schema)
+                rows, size = [], 0
+        if rows:
+            yield table(rows, self.intake.staged_schema)
 
     def _stage(self, path: str, position: int, value: Any, problem: Problem | None) -> dict[str, Any]:
         fields: dict[str, Any] = {}
@@ -211,13 +217,27 @@ class _FileReader:
 @dataclass(frozen=True)
 class _TokenCounter:
     count_tokens: CountTokens
+    tries: Tries
 
     def __call__(self, staged: pa.Table) -> pa.Table:
+        """A paper whose text kills the process that counts its tokens becomes a rejected row."""
+        keys = [f"{row['file']}\0{row['position']}" for row in staged.select(["file", "position"]).to_pylist()]
+        return Guard(self.tries).run(keys, staged, self._counted, _rejected)
+
+    def _counted(self, staged: pa.Table) -> pa.Table:
         texts = [text or "" for text in staged["txt"].to_pylist()]
         tokens: list[int] = []
         for first in range(0, len(texts), TEXTS_COUNTED):
             tokens += self.count_tokens(texts[first : first + TEXTS_COUNTED])
         return staged.set_column(staged.schema.get_field_index("tokens"), "tokens", pa.array(tokens, pa.int64()))
+
+
+def _rejected(staged: pa.Table) -> pa.Table:
+    """Rows that killed their process, as rejected ones."""
+    for name, value in (("reason", str(RejectReason.PROCESS_KILLED)), ("detail", GIVEN_UP)):
+        column = pa.array([value] * staged.num_rows, pa.string())
+        staged = staged.set_column(staged.schema.get_field_index(name), name, column)
+    return staged
 
 
 def _identify(staged: pa.Table) -> list[tuple[str | None, str, int, str | None]]:
@@ -248,6 +268,9 @@ def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row
         )
         if verdict not in ("", AGAIN)
     ]
+    for record in rejected:
+        place = {"file": record["file"], "position": record["position"]}
+        tell("rejected", run, "ingest", record["doi"], reason=record["reason"], detail=record["detail"], **place)
     if rejected:
         (run.rejected_papers / f"{name}.parquet").write_table(table(rejected, REJECTED_SCHEMA))
     return int(pc.sum(papers["tokens"]).as_py() or 0)

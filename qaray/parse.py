@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qaray.schema import FinishReason, Pair, ParseStatus
@@ -147,7 +147,7 @@ def _marked(lines: list[str]) -> list[_Draft]:
         question = _QUESTION.match(line)
         if question:
             kind = question["no"] is not None
-            if kind == numbered or _answered(lines[i + 1 :], _QUESTION):
+            if kind == numbered or _answered(lines, i + 1, _QUESTION):
                 numbered = kind if numbered is None else numbered
                 drafts.append(_open(question))
                 continue
@@ -165,7 +165,7 @@ def _listed(lines: list[str]) -> list[_Draft]:
     drafts: list[_Draft] = []
     for i, line in enumerate(lines):
         numbered = _NUMBERED.match(line)
-        if numbered and _answered(lines[i + 1 :], _NUMBERED):
+        if numbered and _answered(lines, i + 1, _NUMBERED):
             drafts.append(_open(numbered))
         elif drafts:
             _continue(drafts[-1], line)
@@ -174,10 +174,11 @@ def _listed(lines: list[str]) -> list[_Draft]:
     return drafts
 
 
-def _answered(following: Iterable[str], another: re.Pattern[str]) -> bool:
-    """Whether an answer marker comes within three lines of text and before ``another`` question."""
+def _answered(lines: Sequence[str], first: int, another: re.Pattern[str]) -> bool:
+    """Whether an answer marker comes within three lines of text from ``first`` on and before ``another`` question."""
     seen = 0
-    for line in following:
+    for place in range(first, len(lines)):
+        line = lines[place]
         if _ANSWER.match(line):
             return True
         if line.strip():

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from qaray import models, runtime
-from qaray.config import EvaluateConfig, FineTuneConfig, GenerateConfig
+from qaray.config import EvaluateConfig, FineTuneConfig, GenerateConfig, PipelineConfig
 from qaray.duplicates import find_duplicates
 from qaray.engines import Site, build_engine
 from qaray.engines.base import attempts
 from qaray.engines.site import begun_with, choose, look
 from qaray.evaluate import Context, count_papers, measure, stages
-from qaray.finetune.launch import run_fine_tune as fine_tune
 from qaray.generate import BuilderFactory, generate
 from qaray.manifests import (
     Account,
@@ -25,14 +25,17 @@ from qaray.manifests import (
     generation_identity,
     generation_manifest,
 )
+from qaray.meter import Meter
 from qaray.outputs import write_outputs
 from qaray.papers import Intake, ingest, input_files
-from qaray.progress import Display, duration
+from qaray.progress import Display
 from qaray.report import write_report
 from qaray.report.training import write_training_report
-from qaray.runs import Run, Stopped, StopSignal, lease, stop_on_signal
+from qaray.runs import Run, Stopped, StopSignal, end_on_signal, lease, stop_on_signal
 from qaray.sources import open_source
 from qaray.summary import summarise
+from qaray.tries import Tries
+from qaray.words import duration
 
 
 def run_generate(config: GenerateConfig) -> dict[str, Any]:
@@ -48,25 +51,29 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     builder = BuilderFactory(config, plan)
     builder()  # a context too small for the request is told before any GPU is asked for
 
-    with lease(run) as held, contextlib.ExitStack() as signals:
+    with lease(run) as held, contextlib.ExitStack() as stack:
         config, why = begun_with(config, run.engine)
         if config.engine != "auto":  # other settings are told before a cluster is asked for anything
             run.identify(generation_identity(config, plan))
         runtime.connect(config.address, config.local_cpus)
-        site = look(config)
+        with end_on_signal():
+            site = look(config, display.say)
         config, why = choose(config, site, why)
         run.identify(generation_identity(config, plan))
         run.clean()
-        signals.enter_context(stop_on_signal(run))  # after Ray, which brings handlers of its own
+        stack.enter_context(stop_on_signal(run))  # after Ray, which brings handlers of its own
         should_stop = StopSignal(run.stop_flag)
 
+        meter = stack.enter_context(Meter(run))
         intake = Intake(config.file_path, config.papers_per_shard, config.limit)
-        papers = ingest(intake, run, builder.count_tokens, should_stop, display.ingested)
+        papers = ingest(intake, run, builder.count_tokens, should_stop, told(display.ingested, meter.ingested))
         display.say(f"{papers.papers} papers, {papers.rejected} rejected records, {papers.tokens:,} tokens")
 
-        engine = build_engine(config, plan, site, should_stop)
+        engine = build_engine(config, plan, site, should_stop, Tries.of(run))
         display.say(f"engine: {engine.describe()}")
-        progress = generate(run, engine, builder, attempts(config), papers, held, display.generated)
+        progress = generate(
+            run, engine, builder, attempts(config), papers, held, told(display.generated, meter.generated)
+        )
         display.close()
         if run.stop_flag.exists():
             raise Stopped(
@@ -74,11 +81,13 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
             )
 
         held.check()
+        run.clean()  # of writers that died in this start
         totals = write_outputs(run, config, builder, papers)
         account = Account(config, why, site, papers, progress, totals, time.monotonic() - begun)
         manifest = generation_manifest(run, account)
         run.manifest.write_json(manifest)
-        write_report(run, config.report_papers)
+        Tries.of(run).forget()
+        write_report(run, config.report_papers, display.paged)
     out = f"{totals.pairs} pairs from {totals.with_pairs} of {totals.papers} papers"
     rejected = sum(totals.rejected.values())
     display.say(f"{out}, {rejected} rejected, in {duration(time.monotonic() - begun)}")
@@ -100,19 +109,21 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         generated.finished()
     plan = models.plan(config) if config.judges else None
 
-    with lease(run) as held, contextlib.ExitStack() as signals:
+    with lease(run) as held, contextlib.ExitStack() as stack:
         config, why = begun_with(config, run.engine)
         if config.engine != "auto":
             run.identify_parts(evaluation_identity(config, plan))
         runtime.connect(config.address, config.local_cpus)
-        site = look(config) if plan else Site()
+        with end_on_signal():
+            site = look(config, display.say) if plan else Site()
         config, why = choose(config, site, why) if plan else (config, why)
         run.identify_parts(evaluation_identity(config, plan))
         run.clean()
-        signals.enter_context(stop_on_signal(run))
+        stack.enter_context(stop_on_signal(run))
         should_stop = StopSignal(run.stop_flag)
 
-        source, rejected = open_source(config, generated, should_stop, display.ingested)
+        meter = stack.enter_context(Meter(generated))
+        source, rejected = open_source(config, generated, should_stop, told(display.ingested, meter.ingested))
         context = Context(run, source, should_stop)
         papers = count_papers(context)
         display.say(f"{papers} papers with pairs, {rejected} rejected records; metrics: {config.metrics}")
@@ -120,7 +131,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         seconds = {}
         for stage in stages(context, config, plan, site, papers, display.say):
             started = time.monotonic()
-            progress = measure(context, stage, held, display.measured)
+            progress = measure(context, stage, held, told(display.measured, meter.measured))
             display.close()
             seconds[stage.name] = round(time.monotonic() - started, 2)
             if run.stop_flag.exists():
@@ -128,13 +139,22 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 raise Stopped(f"stopped in {stage.name} with {done}: run the same command to go on")
 
         held.check()
+        run.clean()
         duplicates = find_duplicates(context, config)
         summary = summarise(context, duplicates)
         manifest = evaluation_manifest(config, why, run, summary, rejected, seconds, time.monotonic() - begun)
         run.manifest.write_json(manifest)
-        write_report(generated, config.report_papers)
+        Tries.of(run).forget()
+        write_report(generated, config.report_papers, display.paged)
     display.say(f"{summary['pairs']} pairs of {papers} papers measured in {duration(time.monotonic() - begun)}")
     return summary
+
+
+def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
+    """All of it: pairs, scores, report. Returns the evaluation's summary; raises what the two raise."""
+    config.evaluation  # noqa: B018  its mistakes are told before anything runs
+    run_generate(config.generation)
+    return run_evaluate(config.evaluation)
 
 
 def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
@@ -142,11 +162,25 @@ def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
 
     Raises ConfigError, FileNotFoundError or RunError with one line for the user.
     """
+    from qaray.finetune.launch import run_fine_tune as fine_tune  # seven seconds of imports that the others do without
+
     display = Display(config.no_progress)
-    manifest = fine_tune(config, display.say, display.trained)
+    run = Run.at(config.output_dir)
+    with Meter(run) as meter:
+        manifest = fine_tune(config, display.say, told(display.trained, meter.trained))
     display.close()
-    write_training_report(Run.at(config.output_dir))
+    write_training_report(run)
     return manifest
 
 
-__all__ = ["Stopped", "run_evaluate", "run_fine_tune", "run_generate"]
+def told(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:
+    """One listener for several."""
+
+    def tell(news: Any) -> None:
+        for listener in listeners:
+            listener(news)
+
+    return tell
+
+
+__all__ = ["Stopped", "run_evaluate", "run_fine_tune", "run_generate", "run_pipeline"]

@@ -9,6 +9,7 @@ from typing import Any
 from qaray.doi_index import Ingested
 from qaray.evaluate import Measured
 from qaray.generate import Progress
+from qaray.words import duration, time_left
 
 EVERY = 10.0  # seconds between two plain lines
 
@@ -53,6 +54,10 @@ class Display:
             seconds, done = time.monotonic() - progress.begun, progress.done - progress.done_before
             left = time_left(seconds, done, progress.papers - progress.done)
             self._line(f"{progress.stage}: {progress.done}/{progress.papers} papers{left}")
+
+    def paged(self, done: int, pages: int) -> None:
+        if self._due():
+            self._line(f"report: {done}/{pages} pages")
 
     def trained(self, log: dict[str, Any]) -> None:
         """``log``: what a fine-tuning has written so far."""
@@ -101,18 +106,3 @@ def describe(progress: Progress, eta: bool = True) -> str:
         parts.append(f"{progress.rejected} rejected")
     left = time_left(seconds, progress.settled - progress.settled_before, progress.papers - progress.settled)
     return ", ".join(parts) + (left if eta else "")
-
-
-def time_left(seconds: float, done: int, left: int) -> str:
-    """What to add to a line of progress: the time that ``left`` papers take if ``done`` took ``seconds``."""
-    return f", about {duration(left * seconds / done)} left" if done > 0 and left > 0 else ""
-
-
-def duration(seconds: float) -> str:
-    """``95`` → ``1m35s``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

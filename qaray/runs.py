@@ -237,7 +237,7 @@ class Lease:
 
     def acquire(self) -> None:
         holder = self._holder()
-        if holder and (reason := _alive(holder)):
+        if holder and (reason := sign_of_life(holder)):
             raise RunRefused(
                 f"another driver works on {self.file.path.rsplit('/', 1)[0]} (host {holder.get('host')}, "
                 f"process {holder.get('pid')}, {reason}): wait for it or stop it"
@@ -288,7 +288,12 @@ class Lease:
                 self._write()
 
 
-def _alive(holder: dict[str, Any]) -> str:
+def holder_of(run: Run) -> dict[str, Any] | None:
+    """What the lease says of the run's driver, None without one."""
+    return Lease(run)._holder()
+
+
+def sign_of_life(holder: dict[str, Any]) -> str:
     """Why the holder counts as alive, '' if it is dead."""
     if holder.get("host") == socket.gethostname():
         try:
@@ -303,16 +308,37 @@ def _alive(holder: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
+def end_on_signal() -> Iterator[None]:
+    """SIGTERM and SIGINT raise Stopped in the block, where no work is in hand yet."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: Any) -> None:
+        raise Stopped("stopped before there was work in hand: run the same command to go on")
+
+    previous = {each: signal.signal(each, handle) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+@contextlib.contextmanager
 def stop_on_signal(run: Run) -> Iterator[None]:
     """SIGTERM and SIGINT ask for a stop: what is in hand is finished and written. A second one ends at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    asking: list[threading.Thread] = []
+
     def handle(number: int, _: Any) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, previous[each])
-        threading.Thread(target=ask, name="qaray-stop").start()  # a handler must not wait for a store
+        asking.append(threading.Thread(target=ask, name="qaray-stop"))
+        asking[-1].start()  # a handler must not wait for a store
 
     def ask() -> None:
         run.stop_flag.write_json({"asked": utc_now()})
@@ -324,3 +350,6 @@ def stop_on_signal(run: Run) -> Iterator[None]:
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
+        for thread in asking:
+            thread.join()
+        run.stop_flag.remove()  # it was for this start, which has heeded it or was done before

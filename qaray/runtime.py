@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -87,18 +88,30 @@ def configure() -> None:
     context.execution_no_progress_timeout_s = -1
     context.wait_for_min_actors_s = -1
     context.raise_original_map_exception = True  # a wrapped one loses its cause on its way to the driver
+    # Less work than actors is no matter for concern: pools have the size that was asked for.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     for name in ("ray.data", "ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def in_order(task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
-    """The results of light tasks in the order of their arguments, at most ``ahead`` of them at work or waiting."""
+def in_order(
+    task: Callable[..., Any],
+    shared: Any,
+    arguments: Iterable[tuple[Any, ...]],
+    ahead: int,
+    cpus: float = LIGHT,
+) -> Iterator[Any]:
+    """The results of ``task(shared, *arguments)`` in the order of the arguments, at most ``ahead`` tasks at work or
+    waiting, of so many CPUs each. ``shared`` is stored once for all of them. Without Ray one after another, here."""
     import ray
 
-    remote = ray.remote(task).options(num_cpus=LIGHT)
+    if not ray.is_initialized():
+        yield from (task(shared, *each) for each in arguments)
+        return
+    remote, shared = ray.remote(task).options(num_cpus=cpus), ray.put(shared)
     flying: deque[Any] = deque()
     for each in arguments:
-        flying.append(remote.remote(*each))
+        flying.append(remote.remote(shared, *each))
         if len(flying) >= ahead:
             yield ray.get(flying.popleft())
     while flying:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qaray.runs import Run, RunError
 from qaray.schema import (
@@ -90,8 +91,10 @@ class Table:
         current = {(key.doi, key.digest) for key in keys}
         rows: dict[str, list[Any]] = {}
         seen: set[tuple[str, int]] = set()
+        dois = pa.array([key.doi for key in keys], pa.string())
         for file in self.files(run, shard):
-            for row in file.read_table(wanted).to_pylist():
+            found = file.read_table(wanted)
+            for row in found.filter(pc.is_in(found["doi"], dois)).to_pylist():
                 key = (row["doi"], row.get("qa", 0))
                 if (row["doi"], row["digest"]) in current and key not in seen:
                     seen.add(key)

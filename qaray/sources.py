@@ -21,7 +21,7 @@ from qaray.papers import Intake, ingest, input_files, unread
 from qaray.prompts import WordTokenizer
 from qaray.records import digest, paired_fields
 from qaray.runs import Run
-from qaray.schema import PAIRS, PAPER_SCHEMA, Paired
+from qaray.schema import PAIRS, PAPER_SCHEMA, Paired, Parsed
 
 PAIRED_SCHEMA = pa.schema([*PAPER_SCHEMA, ("pairs", PAIRS), ("digest", pa.string())])
 ANSWER_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "finish_reason", "error", "pairs"]
@@ -42,6 +42,11 @@ def keys_of(papers: Iterable[Any]) -> list[Key]:
 
 class Source(Protocol):
     """Picklable: tasks read their shards by it."""
+
+    @property
+    def run(self) -> Run:
+        """Where the shards of its papers lie."""
+        ...
 
     def shards(self) -> list[str]:
         """Names of the shards, in order."""
@@ -86,9 +91,14 @@ class ProcessedPapers:
 
 @dataclass(frozen=True)
 class GeneratedPapers:
-    """The papers of a generate run that have pairs."""
+    """The papers of a generate run that have pairs. Made once it is finished: its files are listed once for all."""
 
     run: Run
+    files: dict[str, list[str]]  # of answers, by shard
+
+    @classmethod
+    def of(cls, run: Run) -> GeneratedPapers:
+        return cls(run, run.generation_files())
 
     def shards(self) -> list[str]:
         return self.run.shard_names()
@@ -99,8 +109,12 @@ class GeneratedPapers:
     def read(self, shard: str) -> list[Paired]:
         return self._read(shard, ["doi", "title", "txt"])
 
+    def answers(self, shard: str, columns: list[str] | None = None) -> dict[str, list[Parsed]]:
+        """The answers of a shard's papers by doi, those of papers without pairs too."""
+        return read_answers(self.run.root.fs, self.files.get(shard, []), columns)
+
     def _read(self, shard: str, columns: list[str]) -> list[Paired]:
-        answers = read_answers(self.run.root.fs, self.run.generation_files().get(shard, []), ANSWER_COLUMNS)
+        answers = self.answers(shard, ANSWER_COLUMNS)
         wanted = [*columns, "file", "position"]
         found = []
         for paper in (self.run.papers / f"{shard}.parquet").read_table(wanted).to_pylist():
@@ -128,7 +142,7 @@ def open_source(
     keep their scores. Raises FileNotFoundError, or RunError if no record is a paper with pairs.
     """
     if not config.processed_output:
-        return GeneratedPapers(generated), 0
+        return GeneratedPapers.of(generated), 0
     run = generated.evaluation
     files = input_files(config.processed_output, run)
     known = (run.sources.read_json() or {"files": []})["files"]
@@ -145,4 +159,4 @@ def open_source(
 
 def source_of(run: Run) -> Source:
     """What an evaluated run's scores are of."""
-    return ProcessedPapers(run.evaluation) if run.evaluation.paper_shards() else GeneratedPapers(run)
+    return ProcessedPapers(run.evaluation) if run.evaluation.paper_shards() else GeneratedPapers.of(run)

@@ -7,14 +7,17 @@ an object store has no rename, but its objects appear only when the upload is co
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
 import os
 import re
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -23,7 +26,33 @@ import pyarrow.parquet as pq
 from qaray.config import ConfigError
 
 SPOOLED = 1 << 26  # bytes of an upload that are kept in memory before a local file takes them
+PAUSES = (0.5, 2.0, 8.0)  # seconds before a store that was away for a moment is asked again
+# What may be over in a moment. None: object stores give no number; what they refuse for good is asked for in vain.
+PASSING = frozenset([
+    None, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET,
+    errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EREMOTEIO,
+])  # fmt: skip
 TEMPORARY = ".tmp-"  # prefix of a file that is being written: never read, removed by the next run
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def patient(work: Callable[P, T]) -> Callable[P, T]:
+    """``work``, done again after a pause where the store failed in a way that may pass. It must be whole or nothing."""
+
+    @functools.wraps(work)
+    def again(*args: P.args, **options: P.kwargs) -> T:
+        for pause in PAUSES:
+            try:
+                return work(*args, **options)
+            except OSError as error:
+                if error.errno not in PASSING:
+                    raise
+            time.sleep(pause)
+        return work(*args, **options)
+
+    return again
 
 
 @dataclass(frozen=True)
@@ -148,19 +177,29 @@ class Location:
                 while chunk := spool.read(1 << 22):
                     stream.write(chunk)
 
+    @patient
     def write_table(self, table: pa.Table) -> None:
         """``table`` as a Parquet file (zstd)."""
         with self.write() as stream:
             pq.write_table(table, stream, compression="zstd")
 
+    @patient
     def read_table(self, columns: list[str] | None = None) -> pa.Table:
         with self.fs.open_input_file(self.path) as stream:
             return pq.ParquetFile(stream).read(columns=columns)
 
+    @patient
+    def count_rows(self) -> int:
+        """Rows of a Parquet file; its data are not read."""
+        with self.fs.open_input_file(self.path) as stream:
+            return int(pq.ParquetFile(stream).metadata.num_rows)
+
+    @patient
     def write_json(self, value: Any) -> None:
         with self.write() as stream:
             stream.write(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
 
+    @patient
     def read_json(self) -> Any:
         """The file's JSON value, None where there is no file. Raises ValueError on broken JSON."""
         try:

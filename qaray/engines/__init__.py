@@ -6,18 +6,19 @@ from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.base import Engine, StopCheck
 from qaray.engines.site import Site
 from qaray.models import ModelPlan
+from qaray.tries import Tries
 
 
-def build_engine(config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck) -> Engine:
+def build_engine(config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck, tries: Tries) -> Engine:
     """The engine that ``config.engine`` names, on actors like ``site``. Its heavy imports come only here."""
     if config.engine == "echo":
         from qaray.engines.echo import EchoEngine
 
-        return EchoEngine(config, should_stop)
+        return EchoEngine(should_stop, tries)
     if config.engine == "vllm":
         from qaray.engines.vllm import VLLMEngine
 
-        return VLLMEngine(config, plan, site, should_stop)
+        return VLLMEngine(config, plan, site, should_stop, tries)
     if config.engine == "http":
         from qaray.engines.http import HttpEngine
 
@@ -25,7 +26,7 @@ def build_engine(config: EngineConfig, plan: ModelPlan, site: Site, should_stop:
         return HttpEngine(config, should_stop)
     from qaray.engines.transformers import TransformersEngine
 
-    return TransformersEngine(config, plan, site, should_stop)
+    return TransformersEngine(config, plan, site, should_stop, tries)
 
 
 __all__ = ["Engine", "Site", "StopCheck", "build_engine"]

@@ -5,16 +5,29 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
 
 from qaray.config import GenerateConfig
 from qaray.parse import parse_answer
-from qaray.schema import Completion, Parsed, Prompt, RejectReason
+from qaray.schema import (
+    COMPLETION_SCHEMA,
+    Completion,
+    Parsed,
+    Prompt,
+    RejectReason,
+    complete,
+    scored,
+    table,
+)
+from qaray.tries import GIVEN_UP, Guard, OnRows, digest
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+TOO_MANY_DEATHS = f"{RejectReason.PROCESS_KILLED}: {GIVEN_UP}"  # the error of a row that is given up
 StopCheck = Callable[[], bool]  # True once the run is to end after the work in hand
 # What of a Prompt goes to an engine that gets its tokens: all but the text.
 PROMPT_COLUMNS = (
@@ -104,10 +117,15 @@ def pool(minimum: int, maximum: int, concurrent_calls: int = 1) -> Any:
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
-def actor_resources(cpus: float, gpus: float) -> dict[str, Any]:
-    """What an actor with a model takes. Ray Data restarts actors that die and runs their blocks again."""
+def actor_resources(cpus: float, gpus: float, labels: Mapping[str, str]) -> dict[str, Any]:
+    """What an actor with a model takes, and the labels of its node. Ray Data restarts actors that die and runs their
+    blocks again."""
     options: dict[str, Any] = {"num_cpus": cpus, "runtime_env": {"env_vars": ONE_ARENA}}
-    return {**options, "num_gpus": gpus} if gpus else options
+    if gpus:
+        options["num_gpus"] = gpus
+    if labels:
+        options["label_selector"] = dict(labels)
+    return options
 
 
 def actors_in_words(sizes: tuple[int, int]) -> str:
@@ -120,6 +138,51 @@ def attempts(config: GenerateConfig) -> int:
     """Times a prompt can be asked with hope of another answer: echo and greedy decoding repeat themselves."""
     repeats = config.engine == "echo" or config.temperature == 0
     return 1 if repeats else config.max_attempts
+
+
+def actor_name() -> str:
+    """Names this actor, the same after Ray has started it anew; elsewhere the process."""
+    import ray
+
+    return (ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None) or worker_name()
+
+
+# What stands in for the answers of rows that are given up: see qaray.tries.
+
+
+def prompt_key(prompt: Mapping[str, Any]) -> str:
+    """Names a prompt to the notes of what was tried."""
+    return f"{prompt['doi']}\0{prompt['window']}\0{prompt['attempt']}"
+
+
+def request_key(request: Mapping[str, Any]) -> str:
+    """Names a request for scores."""
+    return digest([request["prefix"], *request["suffixes"]])
+
+
+def given_up(prompt: Prompt) -> Completion:
+    """The answer to a prompt that killed its processes."""
+    return complete(prompt, error=prompt["error"] or TOO_MANY_DEATHS)
+
+
+def guarded_answers(guard: Guard, prompts: pa.Table, answers: OnRows) -> pa.Table:
+    """Completions of ``prompts`` by ``answers``, or of those that are given up."""
+    keys = [prompt_key(row) for row in prompts.select(["doi", "window", "attempt"]).to_pylist()]
+
+    def give_up(own: pa.Table) -> pa.Table:
+        return table([given_up(prompt) for prompt in own.to_pylist()], COMPLETION_SCHEMA)
+
+    return guard.run(keys, prompts, answers, give_up)
+
+
+def guarded_scores(guard: Guard, requests: pa.Table, scores: OnRows) -> pa.Table:
+    """The same for requests for scores."""
+    keys = [request_key(row) for row in requests.select(["prefix", "suffixes"]).to_pylist()]
+
+    def give_up(own: pa.Table) -> pa.Table:
+        return scored(own, [None] * own.num_rows, [TOO_MANY_DEATHS] * own.num_rows)
+
+    return guard.run(keys, requests, scores, give_up)
 
 
 def worker_name() -> str:

@@ -126,6 +126,19 @@ class ContinuousBatcher:
             futures = [self.submit(prompt) for prompt in prompts]
         return [completion for future in futures for completion in future.result()]
 
+    def figures(self) -> dict[str, float]:
+        """What the batcher does now, and has done so far; seconds and tokens."""
+        with self._wake:
+            return {
+                "queue": len(self._queue),
+                "active": len(self._active),
+                "steps": self.steps,
+                "prefill_seconds": self.prefill_seconds,
+                "decode_seconds": self.decode_seconds,
+                "prefill_tokens": self.prefilled_tokens,
+                "decode_tokens": self.decoded_tokens,
+            }
+
     def _draws(self, prompt: Prompt) -> RandomStream:
         return RandomStream(stream_seed(self.sampling.seed, prompt["doi"], prompt["window"], prompt["attempt"]))
 

@@ -10,15 +10,16 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from qaray.config import EngineConfig
-from qaray.engines.base import StopCheck, worker_name
+from qaray.engines.base import StopCheck, guarded_answers, guarded_scores, worker_name
 from qaray.parse import question_key
 from qaray.runtime import LIGHT
 from qaray.schema import COMPLETION_SCHEMA, REQUEST_COLUMNS, FinishReason, Prompt, complete, scored, table
+from qaray.tries import Guard, Tries
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -42,8 +43,8 @@ SHORTEST_USED = 4000  # characters of the paper that are looked at for each pair
 
 
 class EchoEngine:
-    def __init__(self, config: EngineConfig, should_stop: StopCheck) -> None:
-        self.config, self.should_stop = config, should_stop
+    def __init__(self, should_stop: StopCheck, tries: Tries) -> None:
+        self.should_stop, self.tries = should_stop, tries
 
     @property
     def rows_per_block(self) -> int:
@@ -54,7 +55,7 @@ class EchoEngine:
 
     def generate(self, prompts: Dataset) -> Dataset:
         return prompts.map_batches(
-            _Echo(self.should_stop),
+            _Echo(self.should_stop, self.tries),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=LIGHT,
@@ -63,15 +64,23 @@ class EchoEngine:
 
     def score(self, requests: Dataset) -> Dataset:
         return requests.map_batches(
-            _EchoScores(self.should_stop), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT, zero_copy_batch=True
+            _EchoScores(self.should_stop, self.tries),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=LIGHT,
+            zero_copy_batch=True,
         )
 
 
+@dataclass(frozen=True)
 class _Echo:
-    def __init__(self, should_stop: StopCheck) -> None:
-        self.should_stop = should_stop
+    should_stop: StopCheck
+    tries: Tries
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
+        return guarded_answers(Guard(self.tries), prompts, self._answers)
+
+    def _answers(self, prompts: pa.Table) -> pa.Table:
         rows = [] if self.should_stop() else [_answer(prompt) for prompt in prompts.to_pylist()]
         return table(rows, COMPLETION_SCHEMA)
 
@@ -156,11 +165,15 @@ def _question(sentence: str) -> str | None:
     return _QUESTIONS.get(match["verb"], "What is known about {}?").format(subject)
 
 
+@dataclass(frozen=True)
 class _EchoScores:
-    def __init__(self, should_stop: StopCheck) -> None:
-        self.should_stop = should_stop
+    should_stop: StopCheck
+    tries: Tries
 
     def __call__(self, requests: pa.Table) -> pa.Table:
+        return guarded_scores(Guard(self.tries), requests, self._scores)
+
+    def _scores(self, requests: pa.Table) -> pa.Table:
         if self.should_stop():
             requests = requests.slice(0, 0)
         rows = requests.select(REQUEST_COLUMNS).to_pylist()

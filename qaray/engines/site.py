@@ -4,6 +4,8 @@ what its GPU workers have. It settles ``--engine auto``."""
 from __future__ import annotations
 
 import importlib.util
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,8 +13,11 @@ from qaray.config import ConfigError, EngineConfig
 from qaray.engines.base import actor_resources
 from qaray.ledger import ModelShape
 from qaray.models import model_shape
+from qaray.runs import RunError
 from qaray.runtime import LIGHT, actor_gpus
+from qaray.words import duration
 
+FIRST_WORD, EVERY_WORD = 30.0, 300.0  # seconds until the user hears that nothing has come, and between such words
 AnyEngineConfig = TypeVar("AnyEngineConfig", bound=EngineConfig)
 
 
@@ -32,16 +37,43 @@ class Site:
     shape: ModelShape | None = None  # of the model, where the peaks are known
 
 
-def look(config: EngineConfig) -> Site:
-    """Asks a worker. Ray must be connected; where the pool's machines are still to come, this waits for the first."""
+def look(config: EngineConfig, say: Callable[[str], None]) -> Site:
+    """Asks a worker. Ray must be connected; where the pool's machines are still to come, this waits for the first.
+
+    Raises RunError if none came within ``config.wait_hours``.
+    """
     if config.engine in ("echo", "http"):
         return Site()
     import ray
 
     gpus = actor_gpus(config.gpus_per_actor)
     # One call a process: what it imports is not kept in memory while the run works.
-    asked = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus))(_site)
-    return ray.get(asked.remote(config, gpus))
+    ask = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus, config.labels))(_site)
+    asked = ask.remote(config, gpus)
+    place = wanted_place(gpus, config.labels)
+    begun, patience = time.monotonic(), FIRST_WORD
+    while not ray.wait([asked], timeout=min(patience, left_of(begun, config.wait_hours)))[0]:
+        waited = time.monotonic() - begun
+        if waited >= 3600 * config.wait_hours:
+            ray.cancel(asked, force=True)
+            raise RunError(
+                f"no node with {place} came within {config.wait_hours:g} hours (--wait_hours): what is done is kept; "
+                "see `ray status` for what the cluster can give"
+            )
+        say(f"waiting for a node with {place}, for {duration(waited)} now")
+        patience = EVERY_WORD
+    return ray.get(asked)
+
+
+def wanted_place(gpus: float, labels: Mapping[str, str]) -> str:
+    """What a node must have, in words."""
+    device = f"{gpus:g} GPU" if gpus else "a free CPU"
+    return f"{device} and the labels {', '.join(f'{k}={v}' for k, v in labels.items())}" if labels else device
+
+
+def left_of(begun: float, hours: float) -> float:
+    """Seconds that are left of a wait, at least a moment."""
+    return max(0.1, begun + 3600 * hours - time.monotonic())
 
 
 def begun_with(config: AnyEngineConfig, stored: str | None) -> tuple[AnyEngineConfig, str]:

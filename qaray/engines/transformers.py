@@ -13,10 +13,13 @@ import pyarrow as pa
 from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.base import (
     StopCheck,
+    actor_name,
     actor_resources,
     actors_in_words,
     attempts,
     error_text,
+    guarded_answers,
+    guarded_scores,
     next_attempt,
     pool,
 )
@@ -32,6 +35,8 @@ from qaray.schema import (
     scored,
     table,
 )
+from qaray.telemetry import EngineMeter
+from qaray.tries import Guard, Tries
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -43,31 +48,31 @@ MAX_BATCH = {"cpu": 16, "cuda": 64}
 
 
 class TransformersEngine:
-    def __init__(self, config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck) -> None:
-        self.config, self.plan, self.site, self.should_stop = config, plan, site, should_stop
+    def __init__(self, config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck, tries: Tries) -> None:
+        self.config, self.plan, self.site, self.should_stop, self.tries = config, plan, site, should_stop, tries
 
     def generate(self, prompts: Dataset) -> Dataset:
         max_batch = self._max_batch()
         calls = max(2, -(-3 * max_batch // (2 * self.rows_per_block)))  # half as many prompts again as there are slots
         return prompts.map_batches(
             _Generator,
-            fn_constructor_args=(self.config, self._settings(), max_batch, self.should_stop),
+            fn_constructor_args=(self.config, self._settings(), max_batch, self.should_stop, self.tries),
             batch_size=self.rows_per_block,
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=pool(*self.config.pool, concurrent_calls=calls),
-            **actor_resources(self.config.cpus_per_actor, self.site.gpus),
+            **actor_resources(self.config.cpus_per_actor, self.site.gpus, self.config.labels),
         )
 
     def score(self, requests: Dataset) -> Dataset:
         return requests.map_batches(
             _Scorer,
-            fn_constructor_args=(self._settings(), self.should_stop),
+            fn_constructor_args=(self._settings(), self.should_stop, self.tries),
             batch_size=ROWS_SCORED,
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=pool(*self.config.pool),
-            **actor_resources(self.config.cpus_per_actor, self.site.gpus),
+            **actor_resources(self.config.cpus_per_actor, self.site.gpus, self.config.labels),
         )
 
     @property
@@ -110,19 +115,28 @@ class TransformersEngine:
 class _Generator:
     """An actor: answers blocks of prompts. Called from several threads, one a block."""
 
-    def __init__(self, config: GenerateConfig, settings: ModelSettings, max_batch: int, should_stop: StopCheck) -> None:
+    def __init__(
+        self, config: GenerateConfig, settings: ModelSettings, max_batch: int, should_stop: StopCheck, tries: Tries
+    ) -> None:
         from qaray.engines.batching import ContinuousBatcher, Sampling
         from qaray.engines.causal_lm import CausalLM
 
-        model = CausalLM(settings)
+        with tries.starting(actor_name(), "loading the model"):
+            model = CausalLM(settings)
+        self.guard, self.meter = Guard(tries), EngineMeter()
         sampling = Sampling(config.temperature, config.top_p, config.seed, config.min_gen_len)
         self.max_attempts = attempts(config)
         self.should_stop = should_stop
         self.batcher = ContinuousBatcher(model, sampling, max_batch, self._again, should_stop)
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
+        return guarded_answers(self.guard, prompts, self._answers)
+
+    def _answers(self, prompts: pa.Table) -> pa.Table:
         futures = [self.batcher.submit(prompt) for prompt in prompts.to_pylist() if not self.should_stop()]
-        return table([row for future in futures for row in future.result()], COMPLETION_SCHEMA)
+        rows = [row for future in futures for row in future.result()]
+        self.meter.told(self.batcher.figures())
+        return table(rows, COMPLETION_SCHEMA)
 
     def _again(self, prompt: Prompt, completion: Completion) -> Prompt | None:
         """The next attempt of a prompt that fell short, while the engine is warm."""
@@ -132,14 +146,19 @@ class _Generator:
 class _Scorer:
     """An actor: scores blocks of choices."""
 
-    def __init__(self, settings: ModelSettings, should_stop: StopCheck) -> None:
+    def __init__(self, settings: ModelSettings, should_stop: StopCheck, tries: Tries) -> None:
         from qaray.engines.causal_lm import CausalLM
         from qaray.engines.scoring import Scorer
 
         self.should_stop = should_stop
-        self.scorer = Scorer(CausalLM(settings))
+        with tries.starting(actor_name(), "loading the model"):
+            self.scorer = Scorer(CausalLM(settings))
+        self.guard = Guard(tries)
 
     def __call__(self, requests: pa.Table) -> pa.Table:
+        return guarded_scores(self.guard, requests, self._scores)
+
+    def _scores(self, requests: pa.Table) -> pa.Table:
         prefixes = requests["prefix"].to_pylist()
         done = {}
         for row in sorted(range(requests.num_rows), key=lambda row: prefixes[row]):  # those that begin alike together

@@ -9,6 +9,7 @@ that the choices go on with there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qaray import models
-from qaray.config import EngineConfig, GenerateConfig
+from qaray.config import ConfigError, EngineConfig, GenerateConfig
 from qaray.engines.asking import as_they_end, attempts_of, packed, plain, unpacked
 from qaray.engines.base import (
     PROMPT_COLUMNS,
+    TOO_MANY_DEATHS,
     StopCheck,
+    actor_name,
     actors_in_words,
     attempts,
     error_text,
+    given_up,
+    prompt_key,
+    request_key,
     stream_seed,
     worker_name,
 )
@@ -35,6 +41,7 @@ from qaray.engines.site import Site
 from qaray.prompts import pairs_schema
 from qaray.runtime import LIGHT, quiet_llm
 from qaray.schema import REQUEST_COLUMNS, Completion, Prompt, RejectReason, ScoreRequest, complete, with_scores
+from qaray.tries import Guard, Tries
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -48,8 +55,10 @@ PARAMETERS = "sampling_params"
 
 
 class VLLMEngine:
-    def __init__(self, config: EngineConfig, plan: models.ModelPlan, site: Site, should_stop: StopCheck) -> None:
-        self.config, self.plan, self.site, self.should_stop = config, plan, site, should_stop
+    def __init__(
+        self, config: EngineConfig, plan: models.ModelPlan, site: Site, should_stop: StopCheck, tries: Tries
+    ) -> None:
+        self.config, self.plan, self.site, self.should_stop, self.tries = config, plan, site, should_stop, tries
 
     @property
     def rows_per_block(self) -> int:
@@ -107,7 +116,12 @@ class VLLMEngine:
         )
         stage = processor.get_stage_by_name(STAGE)
         # A copy: to set a field would run the stage's set-up again, without its placement.
-        processor.stages[STAGE] = stage.model_copy(update={"fn": _stage_with(stage.fn, work)})
+        changes: dict[str, Any] = {"fn": _stage_with(stage.fn, work, self.tries)}
+        if self.config.labels:
+            if self._backend() == "ray":
+                raise ConfigError("--node_labels: an engine over several machines cannot be held to labels")
+            changes["map_batches_kwargs"] = {**stage.map_batches_kwargs, "label_selector": self.config.labels}
+        processor.stages[STAGE] = stage.model_copy(update=changes)
         return processor
 
     def _engine_kwargs(self) -> dict[str, Any]:
@@ -187,10 +201,15 @@ class VLLMEngine:
         return wanted or MAX_SEQUENCES["cuda" if self.site.gpus else "cpu"]
 
 
-def _stage_with(stage: type, work: _Answers | _Scores) -> type:
+def _stage_with(stage: type, work: _Answers | _Scores, tries: Tries) -> type:
     """vLLM's stage of ray.data.llm whose rows are answered by ``work``, which asks the engine as often as it wants."""
 
     class Stage(stage):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            with tries.starting(actor_name(), "loading the model"):
+                super().__init__(*args, **options)
+            self._guard = Guard(tries)
+
         async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
             place = self.IDX_IN_BATCH_COLUMN
 
@@ -203,8 +222,19 @@ def _stage_with(stage: type, work: _Answers | _Scores) -> type:
             async def answer(row: dict[str, Any]) -> dict[str, Any]:
                 return {**await work(row, engine), place: row[place]}
 
-            async for done in as_they_end([answer(row) for row in batch]):
-                yield done
+            with contextlib.closing(self._guard.parts([work.key(row) for row in batch])) as parts:
+                while part := await asyncio.to_thread(next, parts, None):  # the notes may lie far away
+                    rows = [batch[own] for own in part.rows]
+                    if part.given_up:
+                        for row in rows:
+                            yield {**work.give_up(row), place: row[place]}
+                        continue
+                    await asyncio.to_thread(self._guard.enter, part)
+                    try:
+                        async for done in as_they_end([answer(row) for row in rows]):
+                            yield done
+                    finally:
+                        self._guard.leave(part)
 
     return Stage
 
@@ -230,6 +260,15 @@ class _Answers:
     @staticmethod
     def keep(row: dict[str, Any]) -> dict[str, Any]:
         return {"answers": row["answers"]}
+
+    @staticmethod
+    def key(row: dict[str, Any]) -> str:
+        return prompt_key(row)
+
+    @staticmethod
+    def give_up(row: dict[str, Any]) -> dict[str, Any]:
+        prompt = Prompt(**{name: plain(row[name]) for name in PROMPT_COLUMNS})  # type: ignore[typeddict-item]
+        return {"answers": packed([given_up(prompt)])}
 
     def _parameters(self, prompt: Prompt) -> dict[str, Any]:
         from vllm.sampling_params import RepetitionDetectionParams
@@ -292,6 +331,14 @@ class _Scores:
         except ValueError as problem:
             error = error_text(RejectReason.ENGINE_ERROR, problem)
             return {"result": json.dumps({"logprobs": None, "error": error})}
+
+    @staticmethod
+    def key(row: dict[str, Any]) -> str:
+        return request_key(row)
+
+    @staticmethod
+    def give_up(row: dict[str, Any]) -> dict[str, Any]:
+        return {"result": json.dumps({"logprobs": None, "error": TOO_MANY_DEATHS})}
 
     @staticmethod
     def keep(row: dict[str, Any]) -> dict[str, Any]:

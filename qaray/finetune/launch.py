@@ -55,11 +55,6 @@ class Job:
 
 def decide(config: FineTuneConfig) -> Job:
     """Reads everything that the user may have got wrong. Raises ConfigError or FileNotFoundError, one line each."""
-    if "://" in config.output_dir:
-        raise ConfigError(
-            f"output_dir {config.output_dir}: a fine-tuning writes to a local disk, or one that all machines "
-            "share; only --storage_path, where checkpoints go, may be a URI"
-        )
     for path in filter(None, (config.data_path, config.eval_data_path)):
         ex.data_files(path)
     flags = normal(config.training)
@@ -243,7 +238,12 @@ def _train(
         train_loop,
         train_loop_config={"settings": settings},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=gpus, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=gpus,
+            resources_per_worker=resources,
+            label_selector=config.labels or None,
+        ),
         run_config=RunConfig(
             name=config.run_name,
             storage_path=job.storage,

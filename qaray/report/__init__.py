@@ -7,7 +7,7 @@ OUT/report/papers/      a page a paper: its pairs, its text with their evidence,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -15,11 +15,14 @@ from markupsafe import Markup
 
 from qaray.metrics.similarity import FLAGGED
 from qaray.report.pages import Pages, figure
-from qaray.report.papers import COLUMNS, papers_of
+from qaray.report.papers import COLUMNS, Span, papers_of, spans
 from qaray.runs import Run
+from qaray.runtime import in_order
+from qaray.sources import Source, source_of
 from qaray.summary import BOUNDS
 
 REJECTED_SHOWN = 200  # records
+PAGES_AT_ONCE = 20
 REASONS = {
     "missing_key": "a required key is missing",
     "wrong_type": "a field has the wrong type",
@@ -29,6 +32,7 @@ REASONS = {
     "not_json": "no JSON at that place",
     "over_length": "longer than the context",
     "engine_error": "the engine failed on it",
+    "process_killed": "every process that worked on it was killed",
     "no_pairs": "no pair in any answer",
 }
 MEANINGS = {
@@ -53,20 +57,24 @@ MEANINGS = {
 }
 
 
-def write_report(run: Run, most: int) -> str:
+def write_report(run: Run, most: int, report: Callable[[int, int], None] = lambda done, pages: None) -> str:
     """Writes the pages of the first ``most`` papers and the index. Returns the index's path.
+
+    Figures take a third of a second a paper, so that pages are tasks where Ray is connected.
 
     Raises RunRefused unless the run is finished, or its evaluation is.
     """
     evaluation = run.evaluation.manifest.read_json()
     manifest = run.manifest.read_json() if evaluation else run.finished()
     summary = run.evaluation.summary.read_json() if evaluation else None
-    folder, pages = run.root / "report", Pages()
+    folder, pages, source = run.root / "report", Pages(), source_of(run)
     papers: list[dict[str, Any]] = []
-    for paper in papers_of(run, evaluation is not None, most):
-        paper["page"] = f"{len(papers) + 1:06d}.html"
-        pages.write(folder / "papers" / paper["page"], "paper.html", "paper.js", paper=paper)
-        papers.append({name: paper[name] for name in ("page", "title", "doi", "status", "columns")})
+    work = list(spans(source, most, PAGES_AT_ONCE))
+    for written in in_order(
+        _write_pages, (run, source, evaluation is not None), ((span,) for span in work), ahead=64, cpus=1
+    ):
+        papers += written
+        report(len(papers), sum(span.papers for span in work))
     for page in (folder / "papers").files(".html")[len(papers) :]:
         page.remove()  # of an earlier report with more papers
     total = evaluation["counts"]["papers"] if manifest is None else manifest["counts"]["papers"]
@@ -81,6 +89,18 @@ def write_report(run: Run, most: int) -> str:
         metrics=_metrics(summary), notices=_notices(summary), facts=_facts(summary),
     )  # fmt: skip
     return (folder / "index.html").path
+
+
+def _write_pages(of: tuple[Run, Source, bool], span: Span) -> list[dict[str, Any]]:
+    """The pages of a span's papers; what the index says of each. Runs as a task."""
+    run, source, evaluated = of
+    folder, pages = run.root / "report" / "papers", Pages()
+    written = []
+    for number, paper in enumerate(papers_of(run, source, evaluated, span), span.before + 1):
+        paper["page"] = f"{number:06d}.html"
+        pages.write(folder / paper["page"], "paper.html", "paper.js", paper=paper)
+        written.append({name: paper[name] for name in ("page", "title", "doi", "status", "columns")})
+    return written
 
 
 def _headline(manifest: Any, evaluation: Any) -> str:

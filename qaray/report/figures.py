@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from qaray.metrics.similarity import FLAGGED
 
+LABELLED = 20  # rows of a figure that are labelled one by one
 INK, SOFT, ACCENT, WARM = "#1c2430", "#5c6878", "#0b5cad", "#c2410c"
 mpl.rcParams.update(
     {
@@ -33,31 +34,31 @@ def question_similarity(pairs: Sequence[dict[str, Any]], questions: int, by_judg
         score = (float(np.mean(judged)) if judged else None) if by_judge else pair["cosine"]
         if score is not None:
             matrix[pair["j"], pair["i"]] = score
-    figure = Figure(figsize=(4.6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
-    for row, column in zip(*np.where(matrix > FLAGGED), strict=True):
+    figure, axes, bar = _page_figure(4.6, 3.8, bar=True)
+    image = axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    flagged = list(zip(*np.where(matrix > FLAGGED), strict=True))
+    cells = [mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in flagged]
+    axes.add_collection(mpl.collections.PatchCollection(cells, facecolor="none", edgecolor=WARM))
+    for row, column in flagged if questions <= LABELLED else []:
         axes.text(
             column, row, f"{matrix[row, column]:.2f}".lstrip("0"), ha="center", va="center", color=WARM, fontsize=7
         )
-        axes.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=WARM))
-    axes.set_xticks(range(questions), [f"Q{i + 1}" for i in range(questions)])
-    axes.set_yticks(range(questions), [f"Q{i + 1}" for i in range(questions)])
+    places, across = _ticks(questions, LABELLED), _ticks(questions, LABELLED // 2)
+    axes.set_xticks(across, [f"Q{i + 1}" for i in across])
+    axes.set_yticks(places, [f"Q{i + 1}" for i in places])
     axes.set_title("Question similarity, " + ("by the judge" if by_judge else "cosine"))
-    figure.colorbar(image, ax=axes, shrink=0.8)
+    figure.colorbar(image, cax=bar)
     return _svg(figure, f"Heatmap of the similarity of {questions} questions; values above {FLAGGED} are marked")
 
 
 def evidence_scatter(evidence: Sequence[Sequence[dict[str, Any]]], sentences: int) -> Markup:
     """Where in the paper each pair's best sentences stand; the darker, the higher the cosine."""
-    figure = Figure(figsize=(4.6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for row, best in enumerate(evidence):
-        places = [one["sentence"] for one in best]
-        scores = np.clip([one["score"] for one in best], 0.15, 1.0)
-        axes.scatter(places, [row + 1] * len(places), s=22, color=ACCENT, alpha=scores.astype(float), linewidths=0)
-    for tenth in range(1, 10):
-        axes.axvline(tenth * sentences / 10 - 0.5, color="#dde3ea", linewidth=0.7, zorder=0)
+    figure, axes, _ = _page_figure(4.6, 3.8)
+    spots = [(one["sentence"], row, one["score"]) for row, best in enumerate(evidence, 1) for one in best]
+    places, rows, scores = (list(values) for values in zip(*spots, strict=True)) if spots else ([], [], [])
+    axes.scatter(places, rows, s=22, color=ACCENT, alpha=np.clip(scores, 0.15, 1.0).astype(float), linewidths=0)
+    tenths = [tenth * sentences / 10 - 0.5 for tenth in range(1, 10)]
+    axes.vlines(tenths, 0, len(evidence) + 1, color="#dde3ea", linewidth=0.7, zorder=0)
     axes.set(xlim=(-1, sentences), ylim=(len(evidence) + 0.5, 0.5), xlabel="sentence of the paper", ylabel="pair")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Each pair's ten best sentences, and tenths of the paper")
@@ -67,15 +68,15 @@ def evidence_scatter(evidence: Sequence[Sequence[dict[str, Any]]], sentences: in
 def coverage_heatmap(matrix: Sequence[Sequence[float]]) -> Markup:
     """Cosine of every pair and every sentence."""
     scores = np.asarray(matrix, dtype=np.float32)
-    figure = Figure(figsize=(9.4, 0.9 + 0.2 * len(scores)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes, bar = _page_figure(9.4, 0.9 + 0.2 * max(4, len(scores)), bar=True)
     image = axes.imshow(
         scores, aspect="auto", cmap="viridis", interpolation="nearest", vmin=min(0, float(scores.min()))
     )
     axes.set(xlabel="sentence of the paper", ylabel="pair")
-    axes.set_yticks(range(len(scores)), [str(i + 1) for i in range(len(scores))])
+    places = _ticks(len(scores), LABELLED)
+    axes.set_yticks(places, [str(i + 1) for i in places])
     axes.set_title("Cosine of pairs and sentences")
-    figure.colorbar(image, ax=axes)
+    figure.colorbar(image, cax=bar)
     return _png(figure, f"Heatmap of {scores.shape[0]} pairs and {scores.shape[1]} sentences")
 
 
@@ -137,6 +138,22 @@ def training_rate(steps: Sequence[dict[str, Any]]) -> Markup:
     lower.set_xlabel("step")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _svg(figure, "Tokens a second and learning rate by step")
+
+
+def _page_figure(width: float, height: float, bar: bool = False) -> tuple[Figure, Any, Any]:
+    """A figure of a paper's page, its axes and those of a colour bar, in inches; margins that are reckoned would take
+    as long as the drawing, and there are thousands of pages."""
+    figure = Figure(figsize=(width, height))
+    left, right, below, above = 0.55, 0.75 if bar else 0.15, 0.5, 0.35
+    across, up = (width - left - right) / width, (height - below - above) / height
+    axes = figure.add_axes((left / width, below / height, across, up))
+    beside = figure.add_axes((1 - 0.6 / width, below / height, 0.15 / width, up)) if bar else None
+    return figure, axes, beside
+
+
+def _ticks(number: int, most: int) -> range:
+    """Places of at most so many labels among ``number`` rows."""
+    return range(0, number, max(1, -(-number // most)))
 
 
 def _svg(figure: Figure, description: str) -> Markup:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from qaray.generate import best_answers, read_answers
+from qaray.generate import best_answers
 from qaray.outputs import paper_outcome
 from qaray.runs import Run
 from qaray.schema import DIMENSIONS
 from qaray.scores import COVERAGE, GROUNDING, RACAR, SIMILARITY
-from qaray.sources import Key, ProcessedPapers, Source, source_of
+from qaray.sources import GeneratedPapers, Source
 from qaray.summary import PAPER_SCORES
 
 # Columns of the index after title and status: heading, and the paper's score; None: shown without an evaluation, too.
@@ -32,23 +33,36 @@ CARDS = [
 ]  # fmt: skip
 
 
-def papers_of(run: Run, evaluated: bool, most: int) -> Iterator[dict[str, Any]]:
-    """The first ``most`` papers of a run, those without pairs too; with an evaluation, their scores and figures."""
-    source = source_of(run)
-    shown = 0
+@dataclass(frozen=True)
+class Span:
+    """Some neighbouring papers of a shard, and how many papers of the run come before them."""
+
+    shard: str
+    first: int
+    papers: int
+    before: int
+
+
+def spans(source: Source, most: int, size: int) -> Iterator[Span]:
+    """The first ``most`` papers of a run, at most ``size`` in a span."""
+    before = 0
     for shard in source.shards():
-        if shown >= most:
-            return
-        scores = _Scores(run.evaluation, source, shard) if evaluated else None
-        for paper in _measured(source, shard) if isinstance(source, ProcessedPapers) else _generated(run, shard):
-            if shown >= most:
-                return
-            shown += 1
-            yield _with_scores(paper, scores)
+        rows = min((source.run.papers / f"{shard}.parquet").count_rows(), most - before) if before < most else 0
+        for first in range(0, rows, size):
+            yield Span(shard, first, min(size, rows - first), before + first)
+        before += rows
 
 
-def _measured(source: ProcessedPapers, shard: str) -> Iterator[dict[str, Any]]:
-    for paper in (source.run.papers / f"{shard}.parquet").read_table().to_pylist():
+def papers_of(run: Run, source: Source, evaluated: bool, span: Span) -> Iterator[dict[str, Any]]:
+    """The span's papers, those without pairs too; with an evaluation, their scores and figures."""
+    rows = (source.run.papers / f"{span.shard}.parquet").read_table().slice(span.first, span.papers).to_pylist()
+    scores = _Scores(run.evaluation, source, span.shard, {row["doi"] for row in rows}) if evaluated else None
+    for paper in _generated(source, span.shard, rows) if isinstance(source, GeneratedPapers) else _measured(rows):
+        yield _with_scores(paper, scores)
+
+
+def _measured(papers: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for paper in papers:
         yield {
             **_facts(paper),
             "truncated": 0,
@@ -61,9 +75,9 @@ def _measured(source: ProcessedPapers, shard: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _generated(run: Run, shard: str) -> Iterator[dict[str, Any]]:
-    answers = read_answers(run.root.fs, run.generation_files().get(shard, []))
-    for paper in (run.papers / f"{shard}.parquet").read_table().to_pylist():
+def _generated(source: GeneratedPapers, shard: str, papers: list[Any]) -> Iterator[dict[str, Any]]:
+    answers = source.answers(shard)
+    for paper in papers:
         own = answers.get(paper["doi"], [])
         pairs, status, rejected = paper_outcome(paper, own)
         best = best_answers(own)
@@ -85,10 +99,10 @@ def _facts(paper: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Scores:
-    """The rows of one shard's papers, by doi."""
+    """The rows of some of a shard's papers, by doi."""
 
-    def __init__(self, run: Run, source: Source, shard: str) -> None:
-        keys: list[Key] = source.keys(shard)
+    def __init__(self, run: Run, source: Source, shard: str, dois: set[str]) -> None:
+        keys = [key for key in source.keys(shard) if key.doi in dois]
         self.papers = PAPER_SCORES.read(run, shard, keys)
         self.coverage = COVERAGE.read(run, shard, keys)
         self.similarity = SIMILARITY.read(run, shard, keys)

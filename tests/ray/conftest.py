@@ -32,12 +32,14 @@ def free_port() -> int:
 @pytest.fixture(scope="session", autouse=True)
 def cluster() -> Iterator[dict[str, str]]:
     """A real Ray head with token authentication and a job server, as a user starts one; commands join it."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, metrics = free_port(), free_port(), free_port()
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     line = ["ray", "start", "--head", "--block", "--disable-usage-stats", f"--port={port}", "--num-cpus=4"]
     line += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
-    line += [f"--ray-client-server-port={free_port()}"]  # another cluster may hold the usual one
+    line += [f"--metrics-export-port={metrics}"]
+    for name in ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc"):
+        line += [f"--{name}-port={free_port()}"]  # another cluster may hold the usual one
     environment = {**os.environ, **token, "PATH": path, "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(
         line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -45,6 +47,7 @@ def cluster() -> Iterator[dict[str, str]]:
         try:
             wait_for(lambda: listens(port) and listens(dashboard))
             CLUSTER.update(token, RAY_ADDRESS=f"127.0.0.1:{port}", PATH=path, JOBS=f"http://127.0.0.1:{dashboard}")
+            CLUSTER.update(METRICS=f"http://127.0.0.1:{metrics}/metrics")
             yield CLUSTER
         finally:
             CLUSTER.clear()
@@ -55,9 +58,9 @@ def cluster() -> Iterator[dict[str, str]]:
                 os.killpg(head.pid, signal.SIGKILL)
 
 
-def listens(port: int) -> bool:
+def listens(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 def command(*args, local=False) -> tuple[list[str], dict[str, str]]:

@@ -57,6 +57,26 @@ def test_an_endpoint_that_is_never_starved(tmp_path, tiny_model):
     assert manifest["ledger"]["workers"] == 1
 
 
+def test_the_agent_exports_the_run(cluster, tmp_path, tiny_model):
+    """What Prometheus would scrape while a run works, and goes on to be there between two blocks of answers."""
+
+    def exported():
+        with urllib.request.urlopen(cluster["METRICS"]) as response:
+            lines = response.read().decode().splitlines()
+        return {line.split("{")[0]: line for line in lines if 'run="metered"' in line}
+
+    with endpoint("--slots", 1, "--base_model", tiny_model, "--decode_rate", 30) as (url, _):
+        args = args_for(tmp_path, url, 40, tiny_model)
+        running = start(*(tmp_path / "metered" if arg == tmp_path / "out" else arg for arg in args))
+        wait_for(lambda: "ray_qaray_papers_done" in exported())
+        found = exported()
+        running.kill()
+        running.communicate()
+    assert found["ray_qaray_papers"].endswith(" 40.0")
+    assert 'stage="generate"' in found["ray_qaray_papers_done"]
+    assert float(found["ray_qaray_output_tokens"].rsplit(" ", 1)[1]) > 0
+
+
 def test_an_endpoint_that_goes_away_costs_nothing_but_time(tmp_path, tiny_model):
     port = free_port()
     args = (*args_for(tmp_path, f"http://127.0.0.1:{port}/v1", 200, tiny_model), "--http_retries", "0")

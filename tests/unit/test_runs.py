@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from qaray.runs import Run, RunError, RunRefused, StopSignal, lease
+from qaray.runs import Run, RunError, RunRefused, StopSignal, lease, stop_on_signal
 
 
 @pytest.fixture
@@ -76,8 +78,8 @@ def test_a_driver_that_lost_its_lease_is_told(run, monkeypatch):
 
 def test_stop_signal(run):
     run.root.make_folder()
-    signal = StopSignal(run.stop_flag)
-    assert not signal()
+    asked = StopSignal(run.stop_flag)
+    assert not asked()
     run.stop_flag.write_json({})
     assert StopSignal(run.stop_flag)()
 
@@ -87,3 +89,17 @@ def test_shard_names_are_those_of_their_keys(run):
     assert run.generation_file("part-000001", keys) == run.generation_file("part-000001", list(keys))
     assert run.generation_file("part-000001", keys) != run.generation_file("part-000001", keys[:1])
     assert run.generation_file("part-000001", keys).path.startswith(run.generations.path + "/part-000001.")
+
+
+def test_a_signal_asks_for_a_stop_of_this_start_only(run):
+    run.root.make_folder()
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signal(run):
+        assert not run.stop_flag.exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+        end = time.monotonic() + 10
+        while not run.stop_flag.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert run.stop_flag.exists()
+    assert not run.stop_flag.exists()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,3 +1,4 @@
+import errno
 import os
 
 import fsspec
@@ -5,7 +6,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from qaray.storage import Location
+from qaray.storage import Location, patient
 
 
 def places(tmp_path):
@@ -65,3 +66,26 @@ def test_a_full_disk_is_an_error_and_nothing_is_left(tmp_path):
     with pytest.raises(OSError), pafs.LocalFileSystem().open_output_stream(str(target)) as stream:
         stream.write(b"x" * (1 << 20))
     assert not Location.of(str(tmp_path)).files(".parquet")
+
+
+@pytest.mark.parametrize(
+    ("number", "failures", "calls"),
+    [(errno.EIO, 2, 3), (None, 3, 4), (errno.ENOSPC, 1, 1), (errno.EROFS, 1, 1), (errno.ETIMEDOUT, 4, 4)],
+)
+def test_a_store_that_is_away_for_a_moment_is_asked_again(monkeypatch, number, failures, calls):
+    monkeypatch.setattr("qaray.storage.PAUSES", (0, 0, 0))
+    asked = []
+
+    @patient
+    def write(value):
+        asked.append(value)
+        if len(asked) <= failures:
+            raise OSError(number, "away") if number else OSError("AWS Error SLOW_DOWN")
+        return value
+
+    if calls > failures:
+        assert write("x") == "x"
+    else:
+        with pytest.raises(OSError, match="away"):
+            write("x")
+    assert asked == ["x"] * calls

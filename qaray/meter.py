@@ -1,0 +1,91 @@
+"""The driver's metrics for Prometheus, exported by Ray's agents; cluster/grafana.json draws them.
+
+They carry the run's name. How many papers are done comes from the durable rows, so that it goes on after a restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+from qaray.doi_index import Ingested
+from qaray.evaluate import Measured
+from qaray.generate import Progress
+from qaray.runs import Run
+
+# name → (tags besides run, what it is)
+GAUGES: dict[str, tuple[tuple[str, ...], str]] = {
+    "qaray_papers": ((), "papers of the run"),
+    "qaray_papers_done": (("stage",), "papers that are owed nothing by the stage"),
+    "qaray_rejected": (("reason",), "records and papers without pairs; of the answers, those of this start"),
+    "qaray_pairs": ((), "question-answer pairs written by this start"),
+    "qaray_prompt_tokens": ((), "tokens read by this start"),
+    "qaray_output_tokens": ((), "tokens written by this start"),
+    "qaray_train_step": ((), "optimizer steps done"),
+    "qaray_train_loss": ((), "loss of the last logged step"),
+    "qaray_train_learning_rate": ((), "learning rate of the last logged step"),
+    "qaray_train_tokens_per_second": ((), "tokens a second of the last logged step"),
+}
+
+
+REPEAT = 5.0  # seconds: Ray's agent forgets a gauge that is not set again for some intervals of its reports
+
+
+class Meter(contextlib.AbstractContextManager["Meter"]):
+    """Listens to what the stages report, within a ``with`` block. Ray must be connected when it is told something."""
+
+    def __init__(self, run: Run) -> None:
+        self._tags = {"run": run.root.name}
+        self._gauges: dict[str, Any] = {}
+        self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # the last of each name and tags
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="qaray-meter", daemon=True)
+
+    def __enter__(self) -> Meter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _repeat(self) -> None:
+        while not self._done.wait(REPEAT):
+            for (name, tags), value in list(self._values.items()):
+                self._gauges[name].set(value, tags=dict(tags))
+
+    def ingested(self, counts: Ingested) -> None:
+        self._set("qaray_papers", counts.papers)
+        self._set("qaray_rejected", counts.rejected, reason="ingest")
+
+    def generated(self, progress: Progress) -> None:
+        self._set("qaray_papers", progress.papers)
+        self._set("qaray_papers_done", progress.settled, stage="generate")
+        for reason, number in progress.rejected_by.items():
+            self._set("qaray_rejected", number, reason=reason)
+        self._set("qaray_pairs", progress.pairs)
+        self._set("qaray_prompt_tokens", progress.prompt_tokens)
+        self._set("qaray_output_tokens", progress.output_tokens)
+
+    def measured(self, progress: Measured) -> None:
+        self._set("qaray_papers", progress.papers)
+        self._set("qaray_papers_done", progress.done, stage=progress.stage)
+
+    def trained(self, log: dict[str, Any]) -> None:
+        """``log``: what a fine-tuning has written so far."""
+        self._set("qaray_train_step", log["step"])
+        last = next((entry for entry in reversed(log["log"]) if "loss" in entry), None)
+        if last:
+            for name in ("loss", "learning_rate", "tokens_per_second"):
+                self._set(f"qaray_train_{name}", last[name])
+
+    def _set(self, name: str, value: float, **tags: str) -> None:
+        from ray.util.metrics import Gauge
+
+        if name not in self._gauges:
+            own, text = GAUGES[name]
+            self._gauges[name] = Gauge(name, description=text, tag_keys=("run", *own))
+        every = {**self._tags, **tags}
+        self._gauges[name].set(value, tags=every)
+        self._values[name, tuple(every.items())] = value

@@ -1,0 +1,150 @@
+"""`qaray status OUT`: how far a run is, from its files alone: no cluster, no driver is asked."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from qaray.config import StatusConfig
+from qaray.runs import Run, RunRefused, holder_of, sign_of_life
+from qaray.scores import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY
+from qaray.storage import Location
+from qaray.words import time_left
+
+RECENT = 600.0  # seconds whose files tell the rate
+TABLES = (COVERAGE, QUESTIONS, SIMILARITY, RACAR, GROUNDING)
+
+
+@dataclass
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    state: str  # working, stopping, cut short, finished
+    done: int = 0
+    total: int = 0
+    unit: str = "papers"
+    rejected: int = 0
+    per_hour: float | None = None  # of the last minutes
+    driver: str = ""  # host, process, last sign of life
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        left = ""
+        if self.state == "working" and self.per_hour:
+            left = time_left(3600 * self.done / self.per_hour, self.done, self.total - self.done)
+        rate = f", {self.per_hour:,.0f} an hour" if self.per_hour and self.state == "working" else ""
+        rejected = f", {self.rejected:,} rejected" if self.rejected else ""
+        more = "".join(f", {name} {value}" for name, value in self.more.items())
+        who = f" ({self.driver})" if self.driver else ""
+        return (
+            f"{self.name}: {self.state}{who}, {self.done:,} of {self.total:,} {self.unit}{rejected}{more}{rate}{left}"
+        )
+
+
+def show(config: StatusConfig) -> int:
+    """Prints the state, again and again with ``watch``. Raises RunRefused if there is no run."""
+    while True:
+        stages = status(Run.at(config.output_dir))
+        if config.json_lines:
+            print(json.dumps({stage.name: asdict(stage) for stage in stages}), flush=True)
+        else:
+            print("\n".join(stage.line for stage in stages), flush=True)
+        if config.watch is None or not any(stage.state in ("working", "stopping") for stage in stages):
+            return 0
+        time.sleep(config.watch)
+
+
+def status(run: Run) -> list[Stage]:
+    """The stages of a run that have begun."""
+    identity = run.identity.read_json()
+    if identity is None and run.evaluation.identity.read_json() is None:
+        raise RunRefused(f"{run.root} holds no run (run.json is missing)")
+    stages = []
+    if identity is not None:
+        stages.append(_training(run) if "training" in identity else _generation(run))
+    if run.evaluation.identity.exists():
+        stages.append(_evaluation(run))
+    return stages
+
+
+def _state(run: Run) -> tuple[str, str]:
+    """(state, driver in words) of a run directory."""
+    holder = holder_of(run)
+    alive = sign_of_life(holder) if holder else ""
+    if alive and holder:
+        who = f"host {holder.get('host')}, process {holder.get('pid')}, {alive}"
+        return ("stopping" if run.stop_flag.exists() else "working"), who
+    return ("finished" if run.manifest.exists() else "cut short"), ""
+
+
+def _generation(run: Run) -> Stage:
+    state, driver = _state(run)
+    answered = failed = recent = 0
+    since = time.time() - RECENT
+    oldest = time.time()
+    for files in _by_shard(run.generations):
+        dois: set[str] = set()
+        errors: set[str] = set()
+        fresh: set[str] = set()
+        for info in files:
+            rows = Location(run.root.fs, info.path).read_table(["doi", "error"]).to_pylist()
+            dois.update(row["doi"] for row in rows)
+            errors.update(row["doi"] for row in rows if row["error"] is not None)
+            written = info.mtime.timestamp() if info.mtime else 0.0
+            if written >= since:
+                oldest = min(oldest, written)
+                fresh.update(row["doi"] for row in rows)
+        answered, failed, recent = answered + len(dois), failed + len(errors), recent + len(fresh)
+    papers = sum(shard.count_rows() for shard in run.paper_shards())
+    records = sum(shard.count_rows() for shard in run.rejected_papers.files(".parquet"))
+    seconds = time.time() - oldest
+    rate = 3600 * recent / seconds if recent and seconds > 1 else None
+    return Stage("generate", state, answered, papers, rejected=records + failed, per_hour=rate, driver=driver)
+
+
+def _evaluation(run: Run) -> Stage:
+    own = run.evaluation
+    state, driver = _state(own)
+    shards = [*own.paper_shards(), *run.paper_shards()]
+    done = {}
+    for table in TABLES:
+        if table.folder(own).exists():
+            done[table.name] = 0
+            for files in _by_shard(table.folder(own)):
+                tables = [Location(own.root.fs, info.path).read_table(["doi"]) for info in files]
+                done[table.name] += pc.count_distinct(pa.concat_tables(tables)["doi"]).as_py()
+    total = sum(shard.count_rows() for shard in (own.paper_shards() or shards))
+    least = min(done.values(), default=0)
+    rejected = sum(shard.count_rows() for shard in own.rejected_papers.files(".parquet"))
+    return Stage("evaluate", state, least, total, rejected=rejected, driver=driver, more=done)
+
+
+def _training(run: Run) -> Stage:
+    state, driver = _state(run)
+    log = (run.root / "training.json").read_json() or {"step": 0, "steps": 0, "log": []}
+    last: dict[str, Any] = next((entry for entry in reversed(log["log"]) if "loss" in entry), {})
+    more = {"loss": round(last["loss"], 4)} if last else {}
+    rate = None
+    if last.get("tokens_per_second") and last.get("tokens"):
+        rate = 3600 * last["tokens_per_second"] / last["tokens"]
+    return Stage("fine-tune", state, log["step"], log["steps"], "steps", per_hour=rate, driver=driver, more=more)
+
+
+def _by_shard(folder: Location) -> Iterator[list[pafs.FileInfo]]:
+    """Files of rows by the paper shard that they belong to, so that the ids of a corpus need no memory."""
+
+    def shard(info: pafs.FileInfo) -> str:
+        return str(info.path[len(folder.path) :]).lstrip("/").split("/")[0].partition(".")[0]
+
+    for _, files in groupby(folder.infos(".parquet", recursive=True), shard):
+        yield list(files)

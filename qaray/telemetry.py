@@ -1,0 +1,38 @@
+"""Metrics of an engine's process for Prometheus, exported by Ray's agents; cluster/grafana.json draws them.
+
+The busy share of the engines is the rate of `qaray_engine_busy_seconds`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+ENGINE = {
+    "qaray_engine_queue": "prompts that wait for a slot of the engine",
+    "qaray_engine_active": "sequences that are decoded together",
+    "qaray_engine_busy_seconds": "seconds that the model has worked, since the process began",
+    "qaray_engine_step_seconds": "mean seconds of a decoding step, of the last steps",
+    "qaray_engine_prefill_tokens": "tokens read, since the process began",
+    "qaray_engine_decode_tokens": "tokens written, since the process began",
+}
+
+
+class EngineMeter:
+    """An engine process's metrics; ``told`` is called as often as something has changed."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Gauge
+
+        self._gauges = {name: Gauge(name, description=text) for name, text in ENGINE.items()}
+        self._last: Counter[str] = Counter()
+
+    def told(self, figures: dict[str, float]) -> None:
+        """``figures``: queue, active, prefill_seconds, decode_seconds, steps, prefill_tokens, decode_tokens."""
+        steps = figures["steps"] - self._last["steps"]
+        seconds = figures["decode_seconds"] - self._last["decode_seconds"]
+        self._last = Counter(figures)
+        self._gauges["qaray_engine_busy_seconds"].set(figures["prefill_seconds"] + figures["decode_seconds"])
+        if steps > 0:
+            self._gauges["qaray_engine_step_seconds"].set(seconds / steps)
+        for name in ("queue", "active", "prefill_tokens", "decode_tokens"):
+            self._gauges[f"qaray_engine_{name}"].set(figures[name])

@@ -1,0 +1,18 @@
+"""Durations in words."""
+
+from __future__ import annotations
+
+
+def time_left(seconds: float, done: int, left: int) -> str:
+    """What to add to a line of progress: the time that ``left`` papers take if ``done`` took ``seconds``."""
+    return f", about {duration(left * seconds / done)} left" if done > 0 and left > 0 else ""
+
+
+def duration(seconds: float) -> str:
+    """``95`` → ``1m35s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,30 @@
+"""Five of the seeded runs under faults; `python -m tests.chaos --runs 50` makes them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.runs import CASES, Chaos, table_of, two_nodes
+
+FIVE = [
+    ("poison", "generate"),
+    ("every_write", "evaluate"),
+    ("out_of_memory", "transformers"),
+    ("kill_node", "generate"),
+    ("kill_driver", "evaluate"),
+]
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
+    with two_nodes() as nodes:
+        yield Chaos(Path(tmp_path_factory.mktemp("chaos")), nodes)
+
+
+@pytest.mark.parametrize(("fault", "stage"), FIVE)
+def test_nothing_is_lost(chaos: Chaos, fault: str, stage: str) -> None:
+    outcome = chaos.run(CASES.index((fault, stage)), (fault, stage))
+    assert outcome.good, f"{table_of([outcome])}\n{outcome.problems}"
