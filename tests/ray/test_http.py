@@ -65,14 +65,14 @@ def test_the_agent_exports_the_run(cluster, tmp_path, tiny_model):
             lines = response.read().decode().splitlines()
         return {line.split("{")[0]: line for line in lines if 'run="metered"' in line}
 
-    with endpoint("--slots", 1, "--base_model", tiny_model, "--decode_rate", 30) as (url, _):
-        args = args_for(tmp_path, url, 40, tiny_model)
+    with endpoint("--slots", 4, "--base_model", tiny_model, "--decode_rate", 30) as (url, _):
+        args = args_for(tmp_path, url, 100, tiny_model)
         running = start(*(tmp_path / "metered" if arg == tmp_path / "out" else arg for arg in args))
         wait_for(lambda: "ray_qaray_papers_done" in exported())
         found = exported()
         running.kill()
         running.communicate()
-    assert found["ray_qaray_papers"].endswith(" 40.0")
+    assert found["ray_qaray_papers"].endswith(" 100.0")
     assert 'stage="generate"' in found["ray_qaray_papers_done"]
     assert float(found["ray_qaray_output_tokens"].rsplit(" ", 1)[1]) > 0
 
