@@ -309,17 +309,22 @@ def sign_of_life(holder: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def end_on_signal() -> Iterator[None]:
-    """SIGTERM and SIGINT raise Stopped in the block, where no work is in hand yet."""
+    """SIGTERM and SIGINT raise Stopped in the block, where no work is in hand yet.
+
+    What a handler raises while Ray waits is lost, unless it is a KeyboardInterrupt.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, _: Any) -> None:
-        raise Stopped("stopped before there was work in hand: run the same command to go on")
+        raise KeyboardInterrupt
 
     previous = {each: signal.signal(each, handle) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except KeyboardInterrupt:
+        raise Stopped("stopped before there was work in hand: run the same command to go on") from None
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)

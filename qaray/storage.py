@@ -195,9 +195,12 @@ class Location:
             return int(pq.ParquetFile(stream).metadata.num_rows)
 
     @patient
-    def write_json(self, value: Any) -> None:
+    def write_bytes(self, content: bytes) -> None:
         with self.write() as stream:
-            stream.write(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
+            stream.write(content)
+
+    def write_json(self, value: Any) -> None:
+        self.write_bytes(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
 
     @patient
     def read_json(self) -> Any:

@@ -30,11 +30,10 @@ class Pages:
     def write(self, place: Any, template: str, script: str, **context: Any) -> None:
         code = self.static[script]
         digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-        page = self.environment.get_template(template).stream(
+        page = self.environment.get_template(template).render(
             **context, style=Markup(self.static["style.css"]), script=Markup(code), script_hash=f"'sha256-{digest}'"
         )
-        with place.write() as stream:
-            page.dump(stream, encoding="utf-8")
+        place.write_bytes(page.encode())
 
 
 def figure(value: float | int | None) -> str:

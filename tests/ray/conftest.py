@@ -76,12 +76,12 @@ def qaray(*args, timeout=300, local=False) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def start(*args, local=False) -> subprocess.Popen[str]:
-    """Starts a command in a process group of its own, which a test can kill."""
-    line, environment = command(*args, local=local)
+def start(*args, local=False, **environment: str) -> subprocess.Popen[str]:
+    """Starts a command in a process group of its own, which a test can kill; ``environment``: more of it."""
+    line, usual = command(*args, local=local)
     return subprocess.Popen(
         line,
-        env=environment,
+        env=usual | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

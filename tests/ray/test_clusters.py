@@ -12,18 +12,9 @@ import pytest
 from tests.chaos.runs import two_nodes, with_pairs
 from tests.conftest import make_paper, write_jsonl
 from tests.ray.autoscaling import autoscaling_cluster
-from tests.ray.conftest import check_complete, command, generations, qaray, wait_for
+from tests.ray.conftest import check_complete, command, generations, qaray, start, wait_for
 
 SMALL = ("--context_size", "4096", "--max_gen_len", "128", "--num_qas", "2", "--dtype", "float32", "--seq_len", "2048")
-
-
-def start(address, *args):
-    """A command on the cluster at ``address``."""
-    line, environment = command(*args, local=True)
-    environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
-    return subprocess.Popen(
-        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
 
 
 class Nodes:
@@ -70,7 +61,7 @@ def test_pools_grow_from_nothing_and_shrink_to_nothing(tmp_path, tiny_model):
         def run(*args):
             assert nodes.now() == 0
             nodes.seen.clear()
-            driver = start(address, *args)
+            driver = start(*args, local=True, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
             output, _ = driver.communicate(timeout=280)
             assert driver.returncode == 0, output
             wait_for(lambda: nodes.now() == 0, 60)
