@@ -8,6 +8,7 @@ Also printed, with no plain way to compare: the driver's own core time, the obje
 that are left, and the time of a start that finds 99 % done. `--parts generate` leaves evaluation and resume out.
 
 python benchmarks/scale.py [--papers 10000 100000] [--parts generate,resume,evaluate] [--words 150]
+       [--embed_block 64]
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def command(*args: object) -> Cost:
     return Cost(time.perf_counter() - begun, driver, store, cpu)
 
 
-def run(number: int, parts: list[str], words: int) -> dict[str, Cost]:
+def run(number: int, parts: list[str], words: int, embed_block: int) -> dict[str, Cost]:
     """The costs of the parts for so many papers."""
     costs = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +95,7 @@ def run(number: int, parts: list[str], words: int) -> dict[str, Cost]:
             )
         if "evaluate" in parts:
             evaluate = ("evaluate", "--output_dir", out, "--metrics", "coverage,grounding")
-            costs["evaluate"] = command(*evaluate, "--embed_block", 64)  # as on GPUs
+            costs["evaluate"] = command(*evaluate, "--embed_block", embed_block)
             measured = json.loads((out / "evaluation/manifest.json").read_text())["counts"]["papers"]
             assert measured == number, measured
     return costs
@@ -108,14 +109,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--papers", type=int, nargs=2, default=[10_000, 100_000])
     parser.add_argument("--parts", default="generate")
-    parser.add_argument("--words", type=int, default=150, help="of a paper; a real one has some 5,000")
+    parser.add_argument("--words", type=int, default=150, help="of a paper; a real one has 3,000 to 5,000")
+    parser.add_argument("--embed_block", type=int, default=64, help="papers a block of coverage has: 64 as on GPUs")
     options = parser.parse_args()
     small, large = options.papers
     parts = options.parts.split(",")
     found = {}
     for number in (1, small, large):
         print(f"{number:,} papers", flush=True)
-        found[number] = run(number, parts, options.words)
+        found[number] = run(number, parts, options.words, options.embed_block)
         for part, cost in found[number].items():
             start = found[1][part]
             if number > 1:
