@@ -157,20 +157,30 @@ def _run(command: Callable[[Any], int | None], config: Any) -> int:
     from qaray.runs import RunError, RunRefused
 
     try:
-        code = command(config)
-    except (ConfigError, RunRefused, FileNotFoundError, PermissionError) as error:
-        return _fail(_message(error), USER_ERROR)
-    except RunError as error:
-        return _fail(str(error), FAILED)
+        return command(config) or 0
     except Stopped as stopped:
         return _fail(str(stopped), STOPPED)
     except Exception as error:  # Ray wraps what a task raised, a full disk among it
         cause = _cause(error, (ConfigError, RunError, OSError))
-        if cause is None:
+        here = cause is error  # a file that a worker misses is there for the user, who sees another machine
+        if isinstance(cause, (ConfigError, RunRefused)) or (
+            here and isinstance(cause, (FileNotFoundError, PermissionError))
+        ):
+            return _fail(_message(cause), USER_ERROR)
+        if isinstance(cause, RunError):
+            return _fail(_message(cause), FAILED)
+        if cause is None and not _lost(error):
             raise
-        message = _message(cause).partition("\nFailed to ")[0]  # Ray adds advice on its own retries
+        message = _message(cause or error).partition("\nFailed to ")[0]  # Ray adds advice on its own retries
         return _fail(f"{message}; what is done is kept: mend it and run the same command again", FAILED)
-    return code or 0
+
+
+def _lost(error: Exception) -> bool:
+    """Whether the cluster lost a process, a node or an object more often than Ray makes up for."""
+    from ray import exceptions as ray
+
+    kinds = (ray.WorkerCrashedError, ray.RayActorError, ray.NodeDiedError, ray.OutOfMemoryError, ray.ObjectLostError)
+    return isinstance(error, kinds)
 
 
 def _cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
@@ -245,10 +255,13 @@ def _report(config: Any) -> None:
     from qaray.report import write_report
     from qaray.report.training import write_training_report
     from qaray.runs import Run
+    from qaray.sources import source_of
 
     run = Run.at(config.output_dir)
-    tuned = "examples" in (run.manifest.read_json() or {})
-    print(write_training_report(run) if tuned else write_report(run, config.report_papers, Display(False).paged))
+    if "examples" in (run.manifest.read_json() or {}):
+        print(write_training_report(run))
+    else:
+        print(write_report(run, source_of(run), config.report_papers, Display(False).paged))
 
 
 def _make_sft(config: Any) -> None:

@@ -274,6 +274,11 @@ class EvaluateConfig(Measures, EngineConfig):
         return "similarity" in self.measures or "racar" in self.measures
 
     @property
+    def embeds(self) -> bool:
+        """Whether an embedding model is needed."""
+        return "similarity" in self.measures or "coverage" in self.measures
+
+    @property
     def measures(self) -> tuple[str, ...]:
         return tuple(self.metrics.split(","))
 

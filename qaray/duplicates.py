@@ -41,6 +41,8 @@ def near_duplicates(context: Context, threshold: float) -> dict[str, Any]:
     questions: list[str] = []
     vectors: list[np.ndarray] = []
     for shard in context.source.shards():
+        if len(dois) >= MOST:
+            break
         rows = QUESTIONS.read(context.run, shard, context.source.keys(shard))
         for doi in sorted(rows):
             for qa, (question, vector) in enumerate(

@@ -156,7 +156,7 @@ def stages(
     say: Callable[[str], None],
 ) -> Iterator[Stage]:
     """The stages that the metrics ask for, in order. ``plan``, ``site``: the judge's, ``papers``: of the source."""
-    if "coverage" in config.measures or "similarity" in config.measures:
+    if config.embeds:
         say(f"embedding with {config.embedder}")
         yield embedding(context, config)
     if "grounding" in config.measures:

@@ -24,7 +24,7 @@ from qaray.events import tell
 from qaray.prompts import PromptBuilder
 from qaray.runs import Lease, Run, RunError, StopSignal
 from qaray.runtime import LIGHT, in_order
-from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, table
+from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, RejectReason, table
 from qaray.storage import Location
 
 MakeBuilder = Callable[[], PromptBuilder]
@@ -83,6 +83,8 @@ def generate(
     should_stop = StopSignal(run.stop_flag)
     if owed.shards:
         run.manifest.remove()  # the run is not finished any more
+        if not run.evaluation.paper_shards():
+            run.evaluation.manifest.remove()  # nor measured
     while owed.shards and not should_stop():
         before = progress.prompts
         for summary in _round(run, engine, make_builder, max_attempts, owed.shards, should_stop):
@@ -120,7 +122,9 @@ def _round(
     )
     prompts = prompts.repartition(target_num_rows_per_block=engine.rows_per_block, strict=True)
     completions = engine.generate(prompts)
-    written = completions.map_batches(_Writer(run), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
+    written = completions.map_batches(
+        _Writer(run, max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT
+    )
     for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 
@@ -231,6 +235,7 @@ class _Writer:
     """Completions → pairs → a generation shard for each paper shard of the block; one summary row a block."""
 
     run: Run
+    max_attempts: int
 
     def __call__(self, completions: pa.Table) -> pa.Table:
         rows = [parsed(completion) for completion in completions.to_pylist()]
@@ -240,14 +245,13 @@ class _Writer:
         for shard, members in by_shard.items():
             keys = sorted((row["doi"], row["window"], row["attempt"]) for row in members)
             self.run.generation_file(shard, keys).write_table(table(members, PARSED_SCHEMA))
-        for row in rows:
-            self._tell(row)
-        firsts = [row for row in rows if row["window"] == 0]
+        firsts = {row["doi"] for row in rows if row["window"] == 0}
+        rejected = {doi: reason for doi, reason in self._tell(rows) if doi in firsts}
         summary = {
             "prompts": len(rows),
-            "settled": len({row["doi"] for row in firsts}),
-            "rejected": len({row["doi"] for row in firsts if row["error"] is not None}),
-            "reasons": [split_error(row["error"])[0] for row in firsts if row["error"] is not None],
+            "settled": len(firsts),
+            "rejected": len(rejected),
+            "reasons": list(rejected.values()),
             "prompt_tokens": sum(row["prompt_tokens"] for row in rows if row["error"] is None),
             "output_tokens": sum(row["output_tokens"] for row in rows),
             "pairs": sum(len(row["pairs"]) for row in best_answers_of(rows)),
@@ -255,21 +259,35 @@ class _Writer:
         }
         return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
 
-    def _tell(self, row: Parsed) -> None:
-        place = {"window": row["window"], "attempt": row["attempt"]}
-        if row["error"] is not None:
-            reason, detail = split_error(row["error"])
-            tell("rejected", self.run, "generate", row["doi"], reason=reason, detail=detail, **place)
-        else:
-            tell("answered", self.run, "generate", row["doi"], DEBUG, pairs=len(row["pairs"]), **place)
+    def _tell(self, rows: list[Parsed]) -> Iterator[tuple[str, str]]:
+        """Logs what became of each prompt; (doi, reason) of papers that these rows leave without pairs."""
+        for doi, answers in by_doi(rows).items():
+            for row in answers:
+                place = {"window": row["window"], "attempt": row["attempt"]}
+                if row["error"] is None:
+                    tell("answered", self.run, "generate", doi, DEBUG, pairs=len(row["pairs"]), **place)
+                    continue
+                reason, detail = split_error(row["error"])
+                tell("rejected", self.run, "generate", doi, reason=reason, detail=detail, **place)
+                yield doi, reason
+            spent = all(next_owed(own, self.max_attempts) is None for own in by_window(answers).values())
+            if spent and not any(row["pairs"] or row["error"] is not None for row in answers):
+                reason = str(RejectReason.NO_PAIRS)
+                tell("rejected", self.run, "generate", doi, reason=reason, attempts=len(answers))
+                yield doi, reason
+
+
+def by_doi(rows: list[Parsed]) -> dict[str, list[Parsed]]:
+    """Rows of one paper together."""
+    papers: dict[str, list[Parsed]] = defaultdict(list)
+    for row in rows:
+        papers[row["doi"]].append(row)
+    return papers
 
 
 def best_answers_of(rows: list[Parsed]) -> Iterator[Parsed]:
     """The best answers of all papers among ``rows``."""
-    by_doi: dict[str, list[Parsed]] = defaultdict(list)
-    for row in rows:
-        by_doi[row["doi"]].append(row)
-    for answers in by_doi.values():
+    for answers in by_doi(rows).values():
         yield from best_answers(answers)
 
 

@@ -19,6 +19,7 @@ from qaray.generate import Progress
 from qaray.outputs import Totals
 from qaray.prompts import INSTRUCTION, REQUEST
 from qaray.runs import Run, utc_now
+from qaray.sources import THE_RUN
 
 LIBRARIES = ("qaray", "ray", "torch", "transformers", "sentence-transformers", "pyarrow", "vllm")
 
@@ -178,7 +179,7 @@ def evaluation_manifest(
         "versions": versions(),
         "git_commit": git_commit(),
         "judge": {"engine": config.engine, "why": why} if config.judges else None,
-        "pairs_of": config.processed_output or "the run itself",
+        "pairs_of": config.processed_output or THE_RUN,
         "counts": {"papers": summary["papers"], "pairs": summary["pairs"], "rejected": rejected},
         "problems": summary["problems"],
         "pools": {"embed_actors": config.embed_actors, "judge_actors": config.judge_actors},

@@ -18,7 +18,7 @@ from qaray.runs import Run
 GAUGES: dict[str, tuple[tuple[str, ...], str]] = {
     "qaray_papers": ((), "papers of the run"),
     "qaray_papers_done": (("stage",), "papers that are owed nothing by the stage"),
-    "qaray_rejected": (("reason",), "records and papers without pairs; of the answers, those of this start"),
+    "qaray_rejected": (("reason",), "records (`ingest`) and papers without pairs; of the papers, those of this start"),
     "qaray_pairs": ((), "question-answer pairs written by this start"),
     "qaray_prompt_tokens": ((), "tokens read by this start"),
     "qaray_output_tokens": ((), "tokens written by this start"),
@@ -26,6 +26,7 @@ GAUGES: dict[str, tuple[tuple[str, ...], str]] = {
     "qaray_train_loss": ((), "loss of the last logged step"),
     "qaray_train_learning_rate": ((), "learning rate of the last logged step"),
     "qaray_train_tokens_per_second": ((), "tokens a second of the last logged step"),
+    "qaray_train_step_seconds": ((), "seconds of the last logged step"),
 }
 
 
@@ -79,6 +80,8 @@ class Meter(contextlib.AbstractContextManager["Meter"]):
         if last:
             for name in ("loss", "learning_rate", "tokens_per_second"):
                 self._set(f"qaray_train_{name}", last[name])
+            if last.get("tokens") and last["tokens_per_second"]:
+                self._set("qaray_train_step_seconds", last["tokens"] / last["tokens_per_second"])
 
     def _set(self, name: str, value: float, **tags: str) -> None:
         from ray.util.metrics import Gauge

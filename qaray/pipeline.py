@@ -15,7 +15,7 @@ from qaray.config import EvaluateConfig, FineTuneConfig, GenerateConfig, Pipelin
 from qaray.duplicates import find_duplicates
 from qaray.engines import Site, build_engine
 from qaray.engines.base import attempts
-from qaray.engines.site import begun_with, choose, look
+from qaray.engines.site import await_node, begun_with, choose, look
 from qaray.evaluate import Context, count_papers, measure, stages
 from qaray.generate import BuilderFactory, generate
 from qaray.manifests import (
@@ -31,8 +31,8 @@ from qaray.papers import Intake, ingest, input_files
 from qaray.progress import Display
 from qaray.report import write_report
 from qaray.report.training import write_training_report
-from qaray.runs import Run, Stopped, StopSignal, end_on_signal, lease, stop_on_signal
-from qaray.sources import open_source
+from qaray.runs import Lease, Run, Stopped, StopSignal, end_on_signal, lease, stop_on_signal
+from qaray.sources import GeneratedPapers, open_source
 from qaray.summary import summarise
 from qaray.tries import Tries
 from qaray.words import duration
@@ -52,6 +52,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     builder()  # a context too small for the request is told before any GPU is asked for
 
     with lease(run) as held, contextlib.ExitStack() as stack:
+        Lease(run.evaluation).refuse_another()  # it reads what this may merge
         config, why = begun_with(config, run.engine)
         if config.engine != "auto":  # other settings are told before a cluster is asked for anything
             run.identify(generation_identity(config, plan))
@@ -87,7 +88,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         manifest = generation_manifest(run, account)
         run.manifest.write_json(manifest)
         Tries.of(run).forget()
-        write_report(run, config.report_papers, display.paged)
+        write_report(run, GeneratedPapers.of(run), config.report_papers, display.paged)
     out = f"{totals.pairs} pairs from {totals.with_pairs} of {totals.papers} papers"
     rejected = sum(totals.rejected.values())
     display.say(f"{out}, {rejected} rejected, in {duration(time.monotonic() - begun)}")
@@ -110,12 +111,16 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     plan = models.plan(config) if config.judges else None
 
     with lease(run) as held, contextlib.ExitStack() as stack:
+        if not config.processed_output:
+            Lease(generated).refuse_another()
         config, why = begun_with(config, run.engine)
         if config.engine != "auto":
             run.identify_parts(evaluation_identity(config, plan))
         runtime.connect(config.address, config.local_cpus)
         with end_on_signal():
             site = look(config, display.say) if plan else Site()
+            if config.embeds and not site.device:
+                await_node(config, display.say)
         config, why = choose(config, site, why) if plan else (config, why)
         run.identify_parts(evaluation_identity(config, plan))
         run.clean()
@@ -145,7 +150,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         manifest = evaluation_manifest(config, why, run, summary, rejected, seconds, time.monotonic() - begun)
         run.manifest.write_json(manifest)
         Tries.of(run).forget()
-        write_report(generated, config.report_papers, display.paged)
+        write_report(generated, source, config.report_papers, display.paged)
     display.say(f"{summary['pairs']} pairs of {papers} papers measured in {duration(time.monotonic() - begun)}")
     return summary
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qaray.schema import Pair, RejectReason
-from qaray.storage import Location
+from qaray.storage import Location, StoreFailed
 
 SUFFIXES = tuple(
     ending + packed for ending in (".json", ".jsonl", ".ndjson", ".parquet") for packed in ("", ".gz", ".zst", ".bz2")
@@ -101,11 +101,13 @@ def _raw_lines(file: Location) -> Iterator[bytes | Problem]:
 
 
 def _chunks(file: Location) -> Iterator[bytes | Problem]:
-    """The file's bytes, decompressed; a damaged archive ends in a Problem."""
+    """The file's bytes, decompressed; a damaged archive ends in a Problem. Raises StoreFailed."""
     try:
         with file.open() as stream:
             while chunk := stream.read(CHUNK):
                 yield chunk
+    except StoreFailed:
+        raise
     except OSError as error:
         yield Problem(RejectReason.UNDECODABLE, f"the file cannot be read: {error}")
 
@@ -218,13 +220,15 @@ def _resume(buffer: _Buffer, start: int, pattern: re.Pattern[str]) -> bool:
 def _parquet(file: Location, fields: Sequence[str]) -> Iterator[Record]:
     position = 0
     try:
-        with file.fs.open_input_file(file.path) as stream:
+        with file.open_raw() as stream:
             parquet = pq.ParquetFile(stream)
             columns = [name for name in fields if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(batch_size=64, columns=columns):
                 for row in range(batch.num_rows):
                     yield _parquet_row(batch, row, position)
                     position += 1
+    except StoreFailed:
+        raise
     except (pa.ArrowException, OSError) as error:
         detail = f"the Parquet file cannot be read: {error}"
         yield Record(position, problem=Problem(RejectReason.UNDECODABLE, detail))

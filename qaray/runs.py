@@ -175,7 +175,8 @@ class Run:
 
     def clean(self) -> None:
         """Removes what a killed writer left behind. Only the holder of the lease may."""
-        for folder in (self.root, self.papers, self.rejected_papers, self.generations):
+        report = self.root / "report"
+        for folder in (self.root, self.papers, self.rejected_papers, self.generations, report, report / "papers"):
             folder.remove_temporary()
         for scores in self.root.folders(".parquet"):
             scores.remove_temporary(recursive=True)
@@ -236,12 +237,7 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, name="qaray-lease", daemon=True)
 
     def acquire(self) -> None:
-        holder = self._holder()
-        if holder and (reason := sign_of_life(holder)):
-            raise RunRefused(
-                f"another driver works on {self.file.path.rsplit('/', 1)[0]} (host {holder.get('host')}, "
-                f"process {holder.get('pid')}, {reason}): wait for it or stop it"
-            )
+        self.refuse_another()
         self._write()
         time.sleep(0.25)  # a driver that came at the same moment wrote too: the last one has the run
         if (self._holder() or {}).get("id") != self.id:
@@ -259,6 +255,15 @@ class Lease:
         """Raises RunError if another driver has taken the run."""
         if self.lost.is_set():
             raise RunError(f"another driver took over {self.file.path.rsplit('/', 1)[0]}; this one stops")
+
+    def refuse_another(self) -> None:
+        """Raises RunRefused while another driver lives."""
+        holder = self._holder()
+        if holder and (reason := sign_of_life(holder)):
+            raise RunRefused(
+                f"another driver works on {self.file.path.rsplit('/', 1)[0]} (host {holder.get('host')}, "
+                f"process {holder.get('pid')}, {reason}): wait for it or stop it"
+            )
 
     def _holder(self) -> dict[str, Any] | None:
         try:

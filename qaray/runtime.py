@@ -102,13 +102,15 @@ def in_order(
     cpus: float = LIGHT,
 ) -> Iterator[Any]:
     """The results of ``task(shared, *arguments)`` in the order of the arguments, at most ``ahead`` tasks at work or
-    waiting, of so many CPUs each. ``shared`` is stored once for all of them. Without Ray one after another, here."""
+    waiting, of so many CPUs each: no more than the cluster has now, so that none is asked for more machines.
+    ``shared`` is stored once for all of them. Without Ray one after another, here."""
     import ray
 
     if not ray.is_initialized():
         yield from (task(shared, *each) for each in arguments)
         return
     remote, shared = ray.remote(task).options(num_cpus=cpus), ray.put(shared)
+    ahead = min(ahead, max(1, int(ray.cluster_resources().get("CPU", 0) / cpus)))
     flying: deque[Any] = deque()
     for each in arguments:
         flying.append(remote.remote(shared, *each))

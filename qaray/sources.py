@@ -89,6 +89,9 @@ class ProcessedPapers:
         ]
 
 
+THE_RUN = "the run itself"  # what the pairs of an evaluation are of, unless they were taken in from a file
+
+
 @dataclass(frozen=True)
 class GeneratedPapers:
     """The papers of a generate run that have pairs. Made once it is finished: its files are listed once for all."""
@@ -138,15 +141,16 @@ def open_source(
 ) -> tuple[Source, int]:
     """What is to be measured, and how many records of a processed output were rejected.
 
-    A processed output is taken in first; if one of its files changed, all of them anew: papers that stayed the same
-    keep their scores. Raises FileNotFoundError, or RunError if no record is a paper with pairs.
+    A processed output is taken in first; if one of its files changed, or was not taken in to its end, all of them anew:
+    papers that stayed the same keep their scores. Raises FileNotFoundError, or RunError if no record
+    is a paper with pairs.
     """
     if not config.processed_output:
         return GeneratedPapers.of(generated), 0
     run = generated.evaluation
     files = input_files(config.processed_output, run)
     known = (run.sources.read_json() or {"files": []})["files"]
-    if known and (unread(files, known) or len(files) != len(known)):
+    if unread(files, known) or len(files) != len(known):
         for old in (*run.paper_shards(), *run.rejected_papers.files(".parquet"), run.sources):
             old.remove()
     intake = Intake(config.processed_output, config.papers_per_shard, fields=paired_fields, schema=PAIRED_SCHEMA)
@@ -158,5 +162,7 @@ def open_source(
 
 
 def source_of(run: Run) -> Source:
-    """What an evaluated run's scores are of."""
-    return ProcessedPapers(run.evaluation) if run.evaluation.paper_shards() else GeneratedPapers.of(run)
+    """What a finished run is shown with: the pairs that its evaluation is of, else its own."""
+    evaluation = run.evaluation.manifest.read_json()
+    foreign = evaluation is not None and evaluation["pairs_of"] != THE_RUN
+    return ProcessedPapers(run.evaluation) if foreign else GeneratedPapers.of(run)

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from qaray.config import StatusConfig
 from qaray.runs import Run, RunRefused, holder_of, sign_of_life
+from qaray.schema import ParseStatus
 from qaray.scores import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY
 from qaray.storage import Location
 from qaray.words import time_left
@@ -94,17 +93,17 @@ def _generation(run: Run) -> Stage:
     oldest = time.time()
     for files in _by_shard(run.generations):
         dois: set[str] = set()
-        errors: set[str] = set()
+        paired: set[str] = set()
         fresh: set[str] = set()
         for info in files:
-            rows = Location(run.root.fs, info.path).read_table(["doi", "error"]).to_pylist()
+            rows = _rows(run.root.fs, info.path, ["doi", "status"])
             dois.update(row["doi"] for row in rows)
-            errors.update(row["doi"] for row in rows if row["error"] is not None)
+            paired.update(row["doi"] for row in rows if row["status"] != ParseStatus.MALFORMED)
             written = info.mtime.timestamp() if info.mtime else 0.0
             if written >= since:
                 oldest = min(oldest, written)
                 fresh.update(row["doi"] for row in rows)
-        answered, failed, recent = answered + len(dois), failed + len(errors), recent + len(fresh)
+        answered, failed, recent = answered + len(dois), failed + len(dois - paired), recent + len(fresh)
     papers = sum(shard.count_rows() for shard in run.paper_shards())
     records = sum(shard.count_rows() for shard in run.rejected_papers.files(".parquet"))
     seconds = time.time() - oldest
@@ -115,15 +114,17 @@ def _generation(run: Run) -> Stage:
 def _evaluation(run: Run) -> Stage:
     own = run.evaluation
     state, driver = _state(own)
-    shards = [*own.paper_shards(), *run.paper_shards()]
+    shards = own.paper_shards() or run.paper_shards()  # of the run's own some may have no pairs to measure
     done = {}
     for table in TABLES:
         if table.folder(own).exists():
             done[table.name] = 0
             for files in _by_shard(table.folder(own)):
-                tables = [Location(own.root.fs, info.path).read_table(["doi"]) for info in files]
-                done[table.name] += pc.count_distinct(pa.concat_tables(tables)["doi"]).as_py()
-    total = sum(shard.count_rows() for shard in (own.paper_shards() or shards))
+                done[table.name] += len(
+                    {row["doi"] for info in files for row in _rows(own.root.fs, info.path, ["doi"])}
+                )
+    finished = own.manifest.read_json()
+    total = finished["counts"]["papers"] if finished else sum(shard.count_rows() for shard in shards)
     least = min(done.values(), default=0)
     rejected = sum(shard.count_rows() for shard in own.rejected_papers.files(".parquet"))
     return Stage("evaluate", state, least, total, rejected=rejected, driver=driver, more=done)
@@ -138,6 +139,14 @@ def _training(run: Run) -> Stage:
     if last.get("tokens_per_second") and last.get("tokens"):
         rate = 3600 * last["tokens_per_second"] / last["tokens"]
     return Stage("fine-tune", state, log["step"], log["steps"], "steps", per_hour=rate, driver=driver, more=more)
+
+
+def _rows(fs: pafs.FileSystem, path: str, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows of a file; none if the driver has merged it into another since it was listed."""
+    try:
+        return list(Location(fs, path).read_table(columns).to_pylist())
+    except FileNotFoundError:
+        return []
 
 
 def _by_shard(folder: Location) -> Iterator[list[pafs.FileInfo]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import json
 import os
 import re
@@ -32,10 +33,15 @@ PASSING = frozenset([
     None, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET,
     errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EREMOTEIO,
 ])  # fmt: skip
+COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}  # by the ending of a file's name
 TEMPORARY = ".tmp-"  # prefix of a file that is being written: never read, removed by the next run
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class StoreFailed(OSError):
+    """The store went on failing, in a way that says nothing of what it holds."""
 
 
 def patient(work: Callable[P, T]) -> Callable[P, T]:
@@ -47,12 +53,69 @@ def patient(work: Callable[P, T]) -> Callable[P, T]:
             try:
                 return work(*args, **options)
             except OSError as error:
-                if error.errno not in PASSING:
+                if not passes(error):
                     raise
             time.sleep(pause)
         return work(*args, **options)
 
     return again
+
+
+def passes(error: OSError) -> bool:
+    """Whether a store that failed so may be in order again in a moment."""
+    return error.errno in PASSING and not isinstance(error, (FileNotFoundError, PermissionError, StoreFailed))
+
+
+class _Steady(io.RawIOBase):
+    """A file's bytes at any place. Reads that the store fails are done again, from where they began.
+
+    Raises StoreFailed where it goes on failing, so that this is not taken for damage of the content.
+    """
+
+    def __init__(self, place: Location) -> None:
+        self._place, self._at = place, 0
+        self._file: pa.NativeFile | None = None
+        self._size = patient(lambda: self._opened().size())()
+
+    def _opened(self) -> pa.NativeFile:
+        self._file = self._file or self._place.fs.open_input_file(self._place.path)
+        return self._file
+
+    def _read(self, number: int) -> bytes:
+        try:
+            return bytes(self._opened().read_at(number, self._at))
+        except OSError:
+            self._file = None  # a connection that broke is no use any more
+            raise
+
+    def read(self, number: int | None = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        wanted = left if number is None or number < 0 else min(number, left)
+        try:
+            content = patient(self._read)(wanted) if wanted else b""
+        except OSError as error:
+            if passes(error):
+                raise StoreFailed(f"cannot read {self._place}: {error.strerror or error}") from error
+            raise
+        self._at += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file = None
+        super().close()
 
 
 @dataclass(frozen=True)
@@ -92,12 +155,14 @@ class Location:
     def is_local(self) -> bool:
         return isinstance(self.fs, pafs.LocalFileSystem)
 
+    @patient
     def info(self) -> pafs.FileInfo:
         return self.fs.get_file_info(self.path)
 
     def exists(self) -> bool:
         return self.info().type != pafs.FileType.NotFound
 
+    @patient
     def infos(self, suffix: str = "", recursive: bool = False) -> list[pafs.FileInfo]:
         """Files below this folder, sorted by path; hidden, temporary and underscore names left out."""
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
@@ -114,6 +179,7 @@ class Location:
         """The same as locations."""
         return [Location(self.fs, info.path) for info in self.infos(suffix, recursive)]
 
+    @patient
     def folders(self, suffix: str = "") -> list[Location]:
         """Folders in this folder whose names end so."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
@@ -124,9 +190,11 @@ class Location:
             if info.type == pafs.FileType.Directory and info.path.endswith(suffix)
         ]
 
+    @patient
     def make_folder(self) -> None:
         self.fs.create_dir(self.path, recursive=True)
 
+    @patient
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(self.path)
@@ -143,9 +211,14 @@ class Location:
             if info.base_name.startswith(TEMPORARY):
                 Location(self.fs, info.path).remove()
 
+    def open_raw(self) -> io.RawIOBase:
+        """The file's bytes as they are, at any place. Reading is patient, and raises StoreFailed in the end."""
+        return _Steady(self)
+
     def open(self) -> pa.NativeFile:
-        """A stream of the file's bytes, decompressed by its ending (.gz, .zst, .bz2)."""
-        return self.fs.open_input_stream(self.path, compression="detect")
+        """A stream of the file's bytes, decompressed by its ending, read as patiently."""
+        ending = os.path.splitext(self.path)[1].lower()
+        return pa.input_stream(self.open_raw(), compression=COMPRESSION.get(ending))
 
     @contextlib.contextmanager
     def write(self) -> Iterator[IO[bytes]]:

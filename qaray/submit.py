@@ -26,6 +26,7 @@ USER_MISTAKE = 2  # exit code of a command that would fail again
 AGENT_WAIT = 60.0  # seconds that a cluster's agents may take to come up
 SILENCE = 600.0  # seconds without an answer of the job server after which following ends
 POLL = 2.0  # seconds between two looks at a job's status
+STOP_WAIT = "600"  # seconds that `ray job stop` gives a job to finish what is in hand; Ray's default is 3
 EXCLUDES = [".git", ".venv", ".venv-vllm", "runs", "cache", "build"]  # of a folder that is handed to the cluster
 
 
@@ -74,8 +75,7 @@ def environment_of(config: SubmitConfig) -> dict[str, Any]:
     names = [name.strip() for name in (config.env or "").split(",") if name.strip()]
     if missing := [name for name in names if name not in os.environ]:
         raise ConfigError(f"--env {missing[0]}: that variable is not set here")
-    if names:
-        environment["env_vars"] = {name: os.environ[name] for name in names}
+    environment["env_vars"] = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT, **{name: os.environ[name] for name in names}}
     return environment
 
 
@@ -132,20 +132,21 @@ def follow(client: JobSubmissionClient, job: str) -> JobInfo:
             passed += len(lines)
             printed = max(printed, passed)
 
-    last_answer = time.monotonic()
+    silent_since: float | None = None
     while True:
-        try:  # a connection may break, the job goes on
-            with contextlib.suppress(aiohttp.ClientError):
-                asyncio.run(print_log())
+        with contextlib.suppress(aiohttp.ClientError, RuntimeError, OSError):  # a connection may break, the job goes on
+            asyncio.run(print_log())
+        try:
             info = client.get_job_info(job)
         except (RuntimeError, OSError) as error:
-            if time.monotonic() - last_answer > SILENCE:
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() - silent_since > SILENCE:
                 words = " ".join(str(error).split())
                 raise RunError(
                     f"the cluster is silent ({words[:200]}); {job} may go on: ray job status {job}"
                 ) from None
         else:
-            last_answer = time.monotonic()
+            silent_since = None
             if info.status.is_terminal():
                 return info
         time.sleep(POLL)

@@ -1,11 +1,14 @@
 """Metrics of an engine's process for Prometheus, exported by Ray's agents; cluster/grafana.json draws them.
 
-The busy share of the engines is the rate of `qaray_engine_busy_seconds`.
+vLLM's processes export vLLM's own (`ray_vllm_…`) instead. The busy share of the engines is the rate of
+`qaray_engine_busy_seconds`.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from collections.abc import Callable
 
 ENGINE = {
     "qaray_engine_queue": "prompts that wait for a slot of the engine",
@@ -15,19 +18,29 @@ ENGINE = {
     "qaray_engine_prefill_tokens": "tokens read, since the process began",
     "qaray_engine_decode_tokens": "tokens written, since the process began",
 }
+EVERY = 5.0  # seconds: Ray's agent forgets a gauge that is not set again for some intervals of its reports
 
 
 class EngineMeter:
-    """An engine process's metrics; ``told`` is called as often as something has changed."""
+    """Exports an engine process's figures as long as the process lives.
 
-    def __init__(self) -> None:
+    ``figures()``: queue, active, prefill_seconds, decode_seconds, steps, prefill_tokens, decode_tokens.
+    """
+
+    def __init__(self, figures: Callable[[], dict[str, float]]) -> None:
         from ray.util.metrics import Gauge
 
+        self._figures = figures
         self._gauges = {name: Gauge(name, description=text) for name, text in ENGINE.items()}
         self._last: Counter[str] = Counter()
+        threading.Thread(target=self._repeat, name="qaray-engine-meter", daemon=True).start()
 
-    def told(self, figures: dict[str, float]) -> None:
-        """``figures``: queue, active, prefill_seconds, decode_seconds, steps, prefill_tokens, decode_tokens."""
+    def _repeat(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(EVERY):
+            self._tell(self._figures())
+
+    def _tell(self, figures: dict[str, float]) -> None:
         steps = figures["steps"] - self._last["steps"]
         seconds = figures["decode_seconds"] - self._last["decode_seconds"]
         self._last = Counter(figures)

@@ -7,7 +7,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qaray.config import ConfigError, EngineConfig
 from qaray.engines.base import actor_resources
@@ -19,6 +19,7 @@ from qaray.words import duration
 
 FIRST_WORD, EVERY_WORD = 30.0, 300.0  # seconds until the user hears that nothing has come, and between such words
 AnyEngineConfig = TypeVar("AnyEngineConfig", bound=EngineConfig)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,30 @@ def look(config: EngineConfig, say: Callable[[str], None]) -> Site:
     """
     if config.engine in ("echo", "http"):
         return Site()
+    gpus = actor_gpus(config.gpus_per_actor)
+    return _answer_of(_site, (config, gpus), gpus, config, say)
+
+
+def await_node(config: EngineConfig, say: Callable[[str], None]) -> None:
+    """Waits as long as ``look`` for the first node that can hold an actor, if it takes more than a CPU."""
+    gpus = actor_gpus(config.gpus_per_actor)
+    if gpus or config.labels:
+        _answer_of(_here, (), gpus, config, say)
+
+
+def _here() -> None:
+    """What a node is asked that has only to be there."""
+
+
+def _answer_of(
+    work: Callable[..., T], arguments: tuple[Any, ...], gpus: float, config: EngineConfig, say: Callable[[str], None]
+) -> T:
+    """What ``work`` returns on the first node that has what an actor needs."""
     import ray
 
-    gpus = actor_gpus(config.gpus_per_actor)
     # One call a process: what it imports is not kept in memory while the run works.
-    ask = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus, config.labels))(_site)
-    asked = ask.remote(config, gpus)
+    ask = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus, config.labels))(work)
+    asked = ask.remote(*arguments)
     place = wanted_place(gpus, config.labels)
     begun, patience = time.monotonic(), FIRST_WORD
     while not ray.wait([asked], timeout=min(patience, left_of(begun, config.wait_hours)))[0]:
@@ -62,7 +81,8 @@ def look(config: EngineConfig, say: Callable[[str], None]) -> Site:
             )
         say(f"waiting for a node with {place}, for {duration(waited)} now")
         patience = EVERY_WORD
-    return ray.get(asked)
+    answer: T = ray.get(asked)
+    return answer
 
 
 def wanted_place(gpus: float, labels: Mapping[str, str]) -> str:

@@ -123,11 +123,12 @@ class _Generator:
 
         with tries.starting(actor_name(), "loading the model"):
             model = CausalLM(settings)
-        self.guard, self.meter = Guard(tries), EngineMeter()
+        self.guard = Guard(tries)
         sampling = Sampling(config.temperature, config.top_p, config.seed, config.min_gen_len)
         self.max_attempts = attempts(config)
         self.should_stop = should_stop
         self.batcher = ContinuousBatcher(model, sampling, max_batch, self._again, should_stop)
+        EngineMeter(self.batcher.figures)
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
         return guarded_answers(self.guard, prompts, self._answers)
@@ -135,7 +136,6 @@ class _Generator:
     def _answers(self, prompts: pa.Table) -> pa.Table:
         futures = [self.batcher.submit(prompt) for prompt in prompts.to_pylist() if not self.should_stop()]
         rows = [row for future in futures for row in future.result()]
-        self.meter.told(self.batcher.figures())
         return table(rows, COMPLETION_SCHEMA)
 
     def _again(self, prompt: Prompt, completion: Completion) -> Prompt | None:

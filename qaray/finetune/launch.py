@@ -33,7 +33,6 @@ from qaray.runs import Run, RunError, identity_hash, lease, utc_now
 from qaray.storage import Location
 
 LOOK_EVERY = 2.0  # seconds between two looks at the training log
-START_TIMEOUT = 24 * 3600  # seconds that training waits for its machines
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,7 @@ def _train(
         contract=contract_of(config, job.plan).model_dump(),
         identity=name,
     )
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(3600 * config.wait_hours))
     resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpus else {})}
     trainer = TorchTrainer(
         train_loop,

@@ -18,7 +18,7 @@ from qaray.report.pages import Pages, figure
 from qaray.report.papers import COLUMNS, Span, papers_of, spans
 from qaray.runs import Run
 from qaray.runtime import in_order
-from qaray.sources import Source, source_of
+from qaray.sources import THE_RUN, GeneratedPapers, Source
 from qaray.summary import BOUNDS
 
 REJECTED_SHOWN = 200  # records
@@ -57,17 +57,22 @@ MEANINGS = {
 }
 
 
-def write_report(run: Run, most: int, report: Callable[[int, int], None] = lambda done, pages: None) -> str:
-    """Writes the pages of the first ``most`` papers and the index. Returns the index's path.
+def write_report(
+    run: Run, source: Source, most: int, report: Callable[[int, int], None] = lambda done, pages: None
+) -> str:
+    """Writes the pages of the first ``most`` papers of ``source`` and the index. Returns the index's path.
 
     Figures take a third of a second a paper, so that pages are tasks where Ray is connected.
 
-    Raises RunRefused unless the run is finished, or its evaluation is.
+    Raises RunRefused unless what wrote the pairs is finished: the run, or the evaluation that took them in.
     """
-    evaluation = run.evaluation.manifest.read_json()
-    manifest = run.manifest.read_json() if evaluation else run.finished()
+    own = isinstance(source, GeneratedPapers)
+    manifest = run.finished() if own else None
+    evaluation = run.evaluation.manifest.read_json() if own else run.evaluation.finished()
+    if own and evaluation and evaluation["pairs_of"] != THE_RUN:
+        evaluation = None
     summary = run.evaluation.summary.read_json() if evaluation else None
-    folder, pages, source = run.root / "report", Pages(), source_of(run)
+    folder, pages = run.root / "report", Pages()
     papers: list[dict[str, Any]] = []
     work = list(spans(source, most, PAGES_AT_ONCE))
     for written in in_order(
@@ -78,8 +83,13 @@ def write_report(run: Run, most: int, report: Callable[[int, int], None] = lambd
     for page in (folder / "papers").files(".html")[len(papers) :]:
         page.remove()  # of an earlier report with more papers
     total = evaluation["counts"]["papers"] if manifest is None else manifest["counts"]["papers"]
-    rejected = list(islice((run if manifest else run.evaluation).rejected_records(), REJECTED_SHOWN))
-    reject_reasons = manifest["counts"]["by_reject_reason"] if manifest else Counter(row["reason"] for row in rejected)
+    taken_in = run if own else run.evaluation
+    rejected = list(islice(taken_in.rejected_records(), REJECTED_SHOWN))
+    reject_reasons = (
+        manifest["counts"]["by_reject_reason"]
+        if manifest
+        else Counter(row["reason"] for row in taken_in.rejected_records())
+    )
     pages.write(
         folder / "index.html", "index.html", "table.js",
         manifest=manifest, evaluation=evaluation, headline=_headline(manifest, evaluation),

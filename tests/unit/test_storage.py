@@ -1,12 +1,19 @@
 import errno
+import gzip
+import io
+import json
 import os
+import secrets
 
 import fsspec
+import fsspec.implementations.local
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 
-from qaray.storage import Location, patient
+from qaray.records import read_records
+from qaray.storage import Location, StoreFailed, patient
 
 
 def places(tmp_path):
@@ -89,3 +96,62 @@ def test_a_store_that_is_away_for_a_moment_is_asked_again(monkeypatch, number, f
         with pytest.raises(OSError, match="away"):
             write("x")
     assert asked == ["x"] * calls
+
+
+class Unsteady(fsspec.implementations.local.LocalFileSystem):
+    """A disk whose reads fail: every second one, or all of them after the first ``good``."""
+
+    protocol = "unsteady"
+    cachable = False
+
+    def __init__(self, good=None):
+        super().__init__()
+        self.good, self.reads = good, 0
+
+    def open(self, path, mode="rb", **options):
+        file, disk = super().open(path, mode, **options), self
+
+        class Failing(io.RawIOBase):
+            def read(self, number=-1):
+                disk.reads += 1
+                if disk.reads % 2 == 0 if disk.good is None else disk.reads > disk.good:
+                    raise OSError(errno.EIO, "the disk is away")
+                return file.read(number)
+
+            def __getattr__(self, name):
+                return getattr(file, name)
+
+            seek, tell, readable, seekable = file.seek, file.tell, file.readable, file.seekable
+
+        return Failing()
+
+
+def written(folder):
+    """Papers in files of all kinds that are read."""
+    papers = [{"doi": f"10.1/{i}", "txt": secrets.token_hex(20_000), "keywords": ["k"]} for i in range(100)]
+    lines = "".join(json.dumps(paper) + "\n" for paper in papers).encode()
+    (folder / "p.jsonl").write_bytes(lines)
+    (folder / "p.jsonl.gz").write_bytes(gzip.compress(lines))
+    (folder / "p.json").write_text(json.dumps(papers))
+    pq.write_table(pa.Table.from_pylist(papers), folder / "p.parquet", row_group_size=10)
+    return papers
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.json", "p.parquet"])
+def test_reads_that_fail_for_a_moment_lose_no_record(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("qaray.storage.PAUSES", (0, 0, 0))
+    papers, disk = written(tmp_path), Unsteady()
+    file = Location(pafs.PyFileSystem(pafs.FSSpecHandler(disk)), str(tmp_path / name))
+    records = list(read_records(file))
+    assert disk.reads > 2
+    assert [record.problem for record in records] == [None] * len(papers)
+    assert [record.value["doi"] for record in records] == [paper["doi"] for paper in papers]
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.json", "p.parquet"])
+def test_a_store_that_stays_away_is_no_damage_of_a_file(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("qaray.storage.PAUSES", (0, 0, 0))
+    written(tmp_path)
+    file = Location(pafs.PyFileSystem(pafs.FSSpecHandler(Unsteady(good=1))), str(tmp_path / name))
+    with pytest.raises(StoreFailed, match=f"cannot read .*{name}: the disk is away"):
+        list(read_records(file))
