@@ -196,7 +196,8 @@ class Chaos:
     def _fine_tune(self, outcome: Outcome, draw: random.Random, out: Path) -> None:
         if self._curve is None:
             reference = Outcome(-1, "fine-tune", "none")
-            self._until_done(reference, draw, self.folder / "tuned", self._tuning(self.folder / "tuned"), lambda: True)
+            args = self._tuning(self.folder / "tuned", 1)
+            self._until_done(reference, draw, self.folder / "tuned", args, lambda: True)
             self._curve = losses(self.folder / "tuned")
         step = draw.randint(2, 7)
 
@@ -204,8 +205,10 @@ class Chaos:
             return (out / "training.json").exists() and json.loads((out / "training.json").read_text())["step"] >= step
 
         outcome.detail = f"at step {step}"
-        self._until_done(outcome, draw, out, self._tuning(out), begun)
+        one_a_node = 2 if outcome.fault == "kill_node" else 1
+        self._until_done(outcome, draw, out, self._tuning(out, one_a_node), begun)
         if outcome.good:
+            check_leftovers(outcome, out)
             curve = losses(out)
             outcome.papers, outcome.out = len(self._curve), len({step for step, _ in curve})
             outcome.lost = len({step for step, _ in self._curve} - {step for step, _ in curve})
@@ -214,14 +217,15 @@ class Chaos:
             if worst > 2e-3:
                 outcome.problems.append(f"the loss differs by {worst:.4f} from that of an undisturbed run")
 
-    def _tuning(self, out: Path) -> list[Any]:
+    def _tuning(self, out: Path, cpus: int) -> list[Any]:
+        """The command; ``cpus``: of each of the two training processes."""
         data = self.folder / "examples.json"
         if not data.exists():
             write_examples(data, 16)
         args = ["fine-tune", "--model_name_or_path", self.model, "--data_path", data, "--output_dir", out]
         args += ["--model_max_length", 768, *SEED_FLAGS, "--num_workers", 2, "--gradient_accumulation_steps", 2]
         args += ["--learning_rate", "1e-2", "--warmup_steps", 2, "--num_train_epochs", 3, "--save_steps", 3]
-        return [*args, "--deepspeed", "ds_configs/stage3.json", "--max_failures", 3]
+        return [*args, "--deepspeed", "ds_configs/stage3.json", "--max_failures", 3, "--cpus_per_worker", cpus]
 
     @property
     def model(self) -> str:
@@ -314,6 +318,8 @@ class Chaos:
             (os.killpg if hard else os.kill)(driver.pid, signal.SIGKILL if hard else signal.SIGTERM)
         elif outcome.fault == "kill_node":
             self.nodes.kill()
+            if outcome.stage == "fine-tune":
+                self.nodes.renew()  # as an autoscaler does: one node has no room for both training processes
         elif outcome.fault == "drain_node":
             self.nodes.drain()
         else:
@@ -411,7 +417,7 @@ def table_of(outcomes: list[Outcome]) -> str:
     lines = ["| seed | stage | fault | | starts | in | out | rejected | lost | duplicated | s |", "|--" * 11 + "|"]
     lines += [
         f"| {o.seed} | {o.stage} | {o.fault} | {o.detail} | {o.starts} | {o.papers} | {o.out} | {o.rejected} "
-        f"| {o.lost} | {o.duplicated} | {o.seconds:.0f} |"
+        f"| {o.lost} | {o.duplicated} | {o.seconds:.0f} |{' BAD: ' * bool(o.problems)}{'; '.join(o.problems)}"
         for o in outcomes
     ]
     return "\n".join(lines)

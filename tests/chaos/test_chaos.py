@@ -1,4 +1,4 @@
-"""Five of the seeded runs under faults; `python -m tests.chaos --runs 50` makes them all."""
+"""Five of the seeded runs under faults, and a lost node; `python -m tests.chaos --runs 50` makes them all."""
 
 from __future__ import annotations
 
@@ -27,4 +27,10 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
 @pytest.mark.parametrize(("fault", "stage"), FIVE)
 def test_nothing_is_lost(chaos: Chaos, fault: str, stage: str) -> None:
     outcome = chaos.run(CASES.index((fault, stage)), (fault, stage))
-    assert outcome.good, f"{table_of([outcome])}\n{outcome.problems}"
+    assert outcome.good, table_of([outcome])
+
+
+def test_a_training_goes_on_when_a_node_is_lost_and_another_comes(chaos: Chaos) -> None:
+    outcome = chaos.run(len(CASES), ("kill_node", "fine-tune"))
+    assert outcome.good, table_of([outcome])
+    assert outcome.starts == 1
