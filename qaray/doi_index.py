@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qaray.runs import Run
-from qaray.storage import Location
+from qaray.storage import Location, in_threads
 
+IDS = ("doi", "file", "position")
 AGAIN = "again"  # verdict on a record that an earlier start has taken in already
 
 
@@ -43,15 +44,18 @@ class DoiIndex:
         self.first_reject = ""
 
     @classmethod
-    def of(cls, run: Run, inputs: set[str]) -> DoiIndex:
-        """The index of what the run holds already. ``inputs``: the files that this start was given."""
+    def of(cls, run: Run, inputs: set[str], counts_alone: bool) -> DoiIndex:
+        """The index of what the run holds already. ``inputs``: the files that this start was given; ``counts_alone``:
+        nothing will be judged."""
         index = cls(inputs)
-        for shard in run.paper_shards():
-            index._add(shard.read_table(["row", "doi", "file", "position", "tokens"]))
-            index._count(shard)
-        for shard in run.rejected_papers.files(".parquet"):
-            index.counts.rejected += shard.read_table(["file"]).num_rows
-            index._count(shard)
+        papers, rejected = run.paper_shards(), run.rejected_papers.files(".parquet")
+        columns = ["row", "tokens"] if counts_alone else ["row", "tokens", *IDS]
+        for rows in in_threads(lambda shard: shard.read_table(columns), papers):
+            if not counts_alone:
+                index._add(rows)
+            index._count(rows)
+        index.counts.rejected = sum(in_threads(Location.count_rows, rejected))
+        index.counts.shards = max((1 + _number(shard) for shard in (*papers, *rejected)), default=0)
         return index
 
     def __enter__(self) -> DoiIndex:
@@ -61,15 +65,13 @@ class DoiIndex:
         self._db.close()
         self._folder.cleanup()
 
-    def _count(self, shard: Location) -> None:
-        number = int("".join(c for c in shard.name if c.isdigit()))
-        self.counts.shards = max(self.counts.shards, number + 1)
-
     def _add(self, rows: pa.Table) -> None:
-        columns = [rows[name].to_pylist() for name in ("doi", "file", "position")]
+        columns = [rows[name].to_pylist() for name in IDS]
         self._db.execute("BEGIN")
         self._db.executemany("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 0)", zip(*columns, strict=True))
         self._db.execute("COMMIT")
+
+    def _count(self, rows: pa.Table) -> None:
         self.counts.papers += rows.num_rows
         self.counts.tokens += int(pc.sum(rows["tokens"]).as_py() or 0)
         self.counts.next_row = max(self.counts.next_row, pc.max(rows["row"]).as_py() + 1)
@@ -97,3 +99,7 @@ class DoiIndex:
             self._db.execute("UPDATE papers SET now = 1 WHERE doi = ?", (doi,))
             return AGAIN
         return f"record {first_position} of {first_file} has the same doi"
+
+
+def _number(shard: Location) -> int:
+    return int("".join(c for c in shard.name if c.isdigit()))

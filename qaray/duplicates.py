@@ -18,7 +18,7 @@ SCHEMA = pa.schema(
     ]
 )  # fmt: skip
 NEIGHBOURS = 8  # looked at of each question, itself counted
-MOST = 1_000_000  # questions that are compared: about 2 GB of memory
+MOST = 1_000_000  # questions that are compared: some 5 GB of memory at 384 dimensions
 EXACT_UP_TO = 20_000  # questions that are all compared with one another
 LINKS = 32  # of a question in the graph
 

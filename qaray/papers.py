@@ -23,7 +23,7 @@ from qaray.records import SUFFIXES, Problem, doi_of, paper_fields, read_records
 from qaray.runs import SHARD, Run, RunError
 from qaray.runtime import LIGHT
 from qaray.schema import PAPER_SCHEMA, REJECTED_SCHEMA, RejectReason, table
-from qaray.storage import Location, expand
+from qaray.storage import Location, expand, in_threads, patient
 from qaray.tries import GIVEN_UP, Guard, Tries
 
 BLOCK_BYTES = 32 << 20  # text of one block on its way to a shard
@@ -67,7 +67,7 @@ def ingest(
     if fresh:
         run.manifest.remove()  # what it accounts for is about to change
         _forget_rejects(run, {file.path for file in fresh})
-    with DoiIndex.of(run, {file.path for file in files}) as index:
+    with DoiIndex.of(run, {file.path for file in files}, counts_alone=not fresh) as index:
         done = index.counts
         if fresh and _read(intake, run, fresh, index, count_tokens, should_stop, report):
             fresh_paths = {file.path for file in fresh}
@@ -283,8 +283,8 @@ def unread(files: list[Location], known: list[dict[str, Any]]) -> list[Location]
     in_place = {entry["file"]: entry for entry in complete}
     moved = {(entry["file"].rsplit("/", 1)[-1], entry["size"], entry["digest"]) for entry in complete}
     fresh = []
-    for file in files:
-        entry = {**_fingerprint(file), "complete": True}
+    for file, found in zip(files, in_threads(_fingerprint, files), strict=True):
+        entry = {**found, "complete": True}
         same = entry == in_place[file.path] if file.path in in_place else (
             (file.name, entry["size"], entry["digest"]) in moved
         )  # fmt: skip
@@ -293,6 +293,7 @@ def unread(files: list[Location], known: list[dict[str, Any]]) -> list[Location]
     return fresh
 
 
+@patient
 def _fingerprint(file: Location) -> dict[str, Any]:
     """What tells a file from another: path, size, time of change, and a hash of its first and last 64 KiB."""
     info = file.info()

@@ -15,7 +15,7 @@ from qaray.config import StatusConfig
 from qaray.runs import Run, RunRefused, holder_of, sign_of_life
 from qaray.schema import ParseStatus
 from qaray.scores import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY
-from qaray.storage import Location
+from qaray.storage import Location, in_threads
 from qaray.words import time_left
 
 RECENT = 600.0  # seconds whose files tell the rate
@@ -89,23 +89,29 @@ def _state(run: Run) -> tuple[str, str]:
 def _generation(run: Run) -> Stage:
     state, driver = _state(run)
     answered = failed = recent = 0
-    since = time.time() - RECENT
-    oldest = time.time()
-    for files in _by_shard(run.generations):
+    now = oldest = time.time()
+
+    def counts(files: list[pafs.FileInfo]) -> tuple[int, int, int, float]:
+        """Of one shard: papers answered, without pairs, answered lately, and the first time of these."""
         dois: set[str] = set()
         paired: set[str] = set()
         fresh: set[str] = set()
+        first = now
         for info in files:
             rows = _rows(run.root.fs, info.path, ["doi", "status"])
             dois.update(row["doi"] for row in rows)
             paired.update(row["doi"] for row in rows if row["status"] != ParseStatus.MALFORMED)
             written = info.mtime.timestamp() if info.mtime else 0.0
-            if written >= since:
-                oldest = min(oldest, written)
+            if written >= now - RECENT:
+                first = min(first, written)
                 fresh.update(row["doi"] for row in rows)
-        answered, failed, recent = answered + len(dois), failed + len(dois - paired), recent + len(fresh)
-    papers = sum(shard.count_rows() for shard in run.paper_shards())
-    records = sum(shard.count_rows() for shard in run.rejected_papers.files(".parquet"))
+        return len(dois), len(dois - paired), len(fresh), first
+
+    for each in in_threads(counts, _by_shard(run.generations)):
+        answered, failed, recent = answered + each[0], failed + each[1], recent + each[2]
+        oldest = min(oldest, each[3])
+    papers = sum(in_threads(Location.count_rows, run.paper_shards()))
+    records = sum(in_threads(Location.count_rows, run.rejected_papers.files(".parquet")))
     seconds = time.time() - oldest
     rate = 3600 * recent / seconds if recent and seconds > 1 else None
     return Stage("generate", state, answered, papers, rejected=records + failed, per_hour=rate, driver=driver)
@@ -124,9 +130,9 @@ def _evaluation(run: Run) -> Stage:
                     {row["doi"] for info in files for row in _rows(own.root.fs, info.path, ["doi"])}
                 )
     finished = own.manifest.read_json()
-    total = finished["counts"]["papers"] if finished else sum(shard.count_rows() for shard in shards)
+    total = finished["counts"]["papers"] if finished else sum(in_threads(Location.count_rows, shards))
     least = min(done.values(), default=0)
-    rejected = sum(shard.count_rows() for shard in own.rejected_papers.files(".parquet"))
+    rejected = sum(in_threads(Location.count_rows, own.rejected_papers.files(".parquet")))
     return Stage("evaluate", state, least, total, rejected=rejected, driver=driver, more=done)
 
 

@@ -16,7 +16,9 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, ParamSpec, TypeVar
 
@@ -26,6 +28,7 @@ import pyarrow.parquet as pq
 
 from qaray.config import ConfigError
 
+THREADS = 16  # that wait for a store together
 SPOOLED = 1 << 26  # bytes of an upload that are kept in memory before a local file takes them
 PAUSES = (0.5, 2.0, 8.0)  # seconds before a store that was away for a moment is asked again
 # What may be over in a moment. None: object stores give no number; what they refuse for good is asked for in vain.
@@ -38,6 +41,7 @@ TEMPORARY = ".tmp-"  # prefix of a file that is being written: never read, remov
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class StoreFailed(OSError):
@@ -116,6 +120,18 @@ class _Steady(io.RawIOBase):
     def close(self) -> None:
         self._file = None
         super().close()
+
+
+def in_threads(work: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
+    """``work`` of each item, in order, some ahead of the reader: what waits for a store waits together."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        ahead: deque[Future[T]] = deque()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > 2 * THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qaray.records import read_records
-from qaray.storage import Location, StoreFailed, patient
+from qaray.storage import Location, StoreFailed, in_threads, patient
 
 
 def places(tmp_path):
@@ -96,6 +96,12 @@ def test_a_store_that_is_away_for_a_moment_is_asked_again(monkeypatch, number, f
         with pytest.raises(OSError, match="away"):
             write("x")
     assert asked == ["x"] * calls
+
+
+def test_results_of_threads_come_in_order():
+    assert list(in_threads(lambda number: number * number, iter(range(100)))) == [n * n for n in range(100)]
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda number: 1 // number, [2, 1, 0, 3]))
 
 
 class Unsteady(fsspec.implementations.local.LocalFileSystem):
