@@ -317,7 +317,7 @@ REQUEST_SCHEMA = pa.schema(
         ("choices", pa.list_(pa.string())),
     ]
 )
-REQUESTS_PER_BLOCK = {"cpu": 8, "gpu": 32}  # some seconds of work
+REQUESTS_PER_BLOCK = {"cpu": 8, "gpu": 64}  # up to half a minute of work
 
 
 def judging(
