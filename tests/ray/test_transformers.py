@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from tests.conftest import make_paper, write_jsonl
+from tests.conftest import ROOT, make_paper, write_jsonl
 from tests.ray.conftest import check_complete, command, generations, qaray, start, wait_for
 
 SMALL = (
@@ -118,10 +118,14 @@ def test_demo(tmp_path, model_cache):
     assert done.returncode == 0, done.stderr
     assert f"{out}/report/index.html" in done.stdout
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["counts"]["papers"] == 8
-    assert manifest["counts"]["pairs"] >= 8
+    counts = manifest["counts"]
+    assert counts["papers"] == 8
+    assert counts["papers_with_pairs"] >= 4  # which ones, a model of this size leaves to the last bit of a sum
+    assert counts["pairs"] >= 8
     assert "Haber–Bosch" in (out / "report/index.html").read_text()
-    pair = json.loads((out / "processed_output.json").read_text())[0]["Q&A"][0]
-    page = (out / "report/papers/000001.html").read_text()
-    assert json.loads((out / "evaluation/manifest.json").read_text())["counts"]["papers"] == 8
+    first = json.loads((out / "processed_output.json").read_text())[0]
+    pair, samples = first["Q&A"][0], json.loads((ROOT / "qaray/sample/papers.json").read_text())
+    number = 1 + [paper["doi"] for paper in samples].index(first["doi"])
+    page = (out / f"report/papers/{number:06d}.html").read_text()
+    assert json.loads((out / "evaluation/manifest.json").read_text())["counts"]["papers"] == counts["papers_with_pairs"]
     assert pair["Q"][:20].replace("&", "&amp;").replace("'", "&#39;").replace('"', "&#34;") in page
