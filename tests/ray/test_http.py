@@ -53,9 +53,7 @@ def test_an_endpoint_that_is_never_starved(tmp_path, tiny_model):
     manifest = check_complete(tmp_path / "out", dois(300))
     assert manifest["counts"]["by_status"] == {"complete": 300}
     assert seen["served"] == manifest["counts"]["prompts"] == 300
-    assert (
-        seen["busy_share"] > 0.2
-    )  # one request at a time would be an eighth; how near to 1 it comes, the benchmark says
+    assert seen["busy_share"] > 0.2  # one request at a time would be an eighth
     assert manifest["ledger"]["workers"] == 1
 
 

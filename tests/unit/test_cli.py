@@ -1,0 +1,53 @@
+"""What becomes of a command's error: a line and an exit code, the same whether Ray has carried it or not."""
+
+import errno
+
+import pytest
+from ray.exceptions import RayTaskError, WorkerCrashedError
+
+from qaray.cli import _run
+from qaray.config import ConfigError
+from qaray.runs import RunError, RunRefused, Stopped
+from qaray.storage import StoreFailed
+
+
+def in_a_task(error):
+    return RayTaskError("work", "Traceback (most recent call last):\n  …\n", error).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("seed must be 0 or more"), 2, "seed must be 0 or more"),
+        (in_a_task(ConfigError("the model has no such layer")), 2, "the model has no such layer"),
+        (RunRefused("another driver works on it"), 2, "another driver works on it"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "papers.json"), 2, "papers.json: No such file"),
+        (
+            in_a_task(FileNotFoundError(errno.ENOENT, "No such file", "a.parquet")),
+            1,
+            "a.parquet: No such file; what is",
+        ),
+        (in_a_task(RunError("papers would be lost")), 1, "papers would be lost"),
+        (in_a_task(OSError(errno.ENOSPC, "No space left", "out/x")), 1, "out/x: No space left; what is done is kept"),
+        (in_a_task(StoreFailed("cannot read s3/a: SLOW_DOWN")), 1, "cannot read s3/a: SLOW_DOWN; what is done is kept"),
+        (WorkerCrashedError(), 1, "The worker died unexpectedly"),
+        (Stopped("stopped with 3 papers done"), 143, "stopped with 3 papers done"),
+    ],
+)
+def test_an_error_is_one_line(capsys, error, code, line):
+    def command(_):
+        raise error
+
+    assert _run(command, None) == code
+    told = capsys.readouterr().err
+    assert told.startswith(f"qaray: {line}")
+    assert told.count("\n") == 1
+    assert "Traceback" not in told
+
+
+def test_a_defect_keeps_its_traceback():
+    def command(_):
+        raise in_a_task(ZeroDivisionError("division by zero"))
+
+    with pytest.raises(ZeroDivisionError):
+        _run(command, None)
