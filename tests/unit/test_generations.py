@@ -1,8 +1,8 @@
 """Answers on disk: many small files become one, and every key counts once."""
 
-from qaray.generate import MOST_FILES, merge_answers, read_answers
+from qaray.generate import MOST_FILES, _Writer, merge_answers, read_answers
 from qaray.runs import Run
-from qaray.schema import PARSED_SCHEMA, table
+from qaray.schema import COMPLETION_SCHEMA, PARSED_SCHEMA, table
 from qaray.storage import Location
 
 
@@ -47,3 +47,22 @@ def test_few_files_stay(tmp_path):
     write(run, [answer(0)])
     write(run, [answer(1)])
     assert len(merge_answers(run, "part-000000", run.generation_files()["part-000000"])) == 2
+
+
+def completion(doi, output, attempt=1, error=None):
+    own = {"doi": doi, "shard": "part-000000", "window": 0, "attempt": attempt, "output": output, "num_qas": 2}
+    rest = {"error": error, "finish_reason": None if error else "stop", "prompt_tokens": 9, "output_tokens": 3}
+    return {**dict.fromkeys(COMPLETION_SCHEMA.names), **own, **rest, "began": 0.0}
+
+
+def test_a_paper_counts_as_rejected_once_its_attempts_are_spent(tmp_path):
+    rows = [
+        completion("paired", "Q1: What?\nA1: That.\n"),
+        completion("empty", "nothing"),
+        completion("empty", "nothing again", attempt=2),
+        completion("asked again", "nothing"),
+        completion("failed", "", error="over_length: 9 tokens"),
+    ]
+    written = _Writer(Run.at(str(tmp_path)), max_attempts=2)(table(rows, COMPLETION_SCHEMA)).to_pylist()[0]
+    assert written["settled"] == 4
+    assert (written["rejected"], sorted(written["reasons"])) == (2, ["no_pairs", "over_length"])
