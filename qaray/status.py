@@ -131,7 +131,7 @@ def _evaluation(run: Run) -> Stage:
                 )
     finished = own.manifest.read_json()
     total = finished["counts"]["papers"] if finished else sum(in_threads(Location.count_rows, shards))
-    least = min(done.values(), default=0)
+    least = total if finished else min(done.values(), default=0)
     rejected = sum(in_threads(Location.count_rows, own.rejected_papers.files(".parquet")))
     return Stage("evaluate", state, least, total, rejected=rejected, driver=driver, more=done)
 

@@ -141,7 +141,7 @@ def _merge_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tup
             paper.update(dict.fromkeys(BY_TABLE[each.name]))
             paper.update(add[each.name](rows, tally))
             tally.problems.update(f"{each.name}: {row['problem'].split(': ')[0]}" for row in rows if row["problem"])
-    if QUESTIONS.files(context.run, shard):
+    if SIMILARITY in tables:
         QUESTIONS.merge(context.run, shard, keys)
     PAPER_SCORES.replace(context.run, shard, papers)
     return tally, papers

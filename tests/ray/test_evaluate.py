@@ -291,3 +291,34 @@ def test_real_models_and_an_answer_beyond_the_embedders_limit(tmp_path, model_ca
     assert next(r for r in rows(out, "racar") if r["doi"] == records[1]["doi"] and r["qa"] == 0)["problem"].startswith(
         "over_length"
     )
+
+
+def test_what_is_shown_is_of_the_papers_as_they_are(tmp_path):
+    """Papers that are added, and pairs made elsewhere in the same directory: no score is shown beside other papers."""
+    out = tmp_path / "out"
+    papers, elsewhere = tmp_path / "p.jsonl", write_jsonl(tmp_path / "elsewhere.jsonl", [with_pairs(9), with_pairs(10)])
+
+    def done(command, *args):
+        run = qaray(command, "--output_dir", out, *ECHO, *args)
+        assert run.returncode == 0, run.stderr
+
+    def shown():
+        index = (out / "report/index.html").read_text()
+        pages = sorted(file.name for file in (out / "report/papers").iterdir())
+        return index.partition("<h1>")[2].partition("</h1>")[0], "Numbers found" in index, len(pages)
+
+    write_jsonl(papers, [make_paper(i) for i in range(3)])
+    done("generate", "--file_path", papers, "--num_qas", 2)
+    assert shown() == ("6 question-answer pairs from 3 of 3 papers", False, 3)
+    done("evaluate")
+    assert shown() == ("6 question-answer pairs from 3 of 3 papers", True, 3)
+    write_jsonl(papers, [make_paper(i) for i in range(5)])
+    done("generate", "--file_path", papers, "--num_qas", 2)
+    assert shown() == ("10 question-answer pairs from 5 of 5 papers", False, 5)
+    done("evaluate", "--metrics", "grounding")  # the others have rows of three papers only
+    assert shown() == ("10 question-answer pairs from 5 of 5 papers", True, 5)
+    assert set(json.loads((out / "evaluation/summary.json").read_text())["metrics"]) >= {"numbers_found"}
+    done("evaluate", "--metrics", "grounding", "--processed_output", elsewhere)
+    assert shown() == ("6 question-answer pairs of 2 papers, measured", True, 2)
+    done("generate", "--file_path", papers, "--num_qas", 2)
+    assert shown() == ("10 question-answer pairs from 5 of 5 papers", False, 5)
