@@ -28,7 +28,7 @@ ECHO = "echo"  # the name of the embedding model that is none
 ECHO_DIMENSIONS = 256
 # Papers that are embedded together, and lost together if an actor dies: some seconds of work, and twenty milliseconds
 # of the driver's.
-PAPERS_PER_BLOCK = {"cpu": 16, "gpu": 64}
+PAPERS_PER_BLOCK = {"cpu": 16, "cuda": 64}
 # Of a batch, padding counted: about four times its tokens. What lies between two layers stays in a CPU's caches.
 BATCH_CHARACTERS = {"cpu": 4_000, "cuda": 256_000}
 
@@ -76,7 +76,7 @@ def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck, tries:
 
 def papers_per_block(config: EvaluateConfig) -> int:
     """Ray must be connected."""
-    return config.embed_block or PAPERS_PER_BLOCK["gpu" if actor_gpus(config.gpus_per_actor) else "cpu"]
+    return config.embed_block or PAPERS_PER_BLOCK["cuda" if actor_gpus(config.gpus_per_actor) else "cpu"]
 
 
 def settings(config: EvaluateConfig, gpus: float = 0.0) -> EmbedderSettings:

@@ -317,7 +317,7 @@ REQUEST_SCHEMA = pa.schema(
         ("choices", pa.list_(pa.string())),
     ]
 )
-REQUESTS_PER_BLOCK = {"cpu": 8, "gpu": 64}  # up to half a minute of work
+REQUESTS_PER_BLOCK = {"cpu": 8, "cuda": 64}  # up to half a minute of work
 
 
 def judging(
@@ -329,7 +329,7 @@ def judging(
 
     def flow(work: Dataset) -> Dataset:
         requests = _lightly(work, _ReadRequests(context, tables, make_prompts, share), batch_size=1)
-        size = REQUESTS_PER_BLOCK["gpu" if site.gpus else "cpu"]
+        size = REQUESTS_PER_BLOCK["cuda" if site.gpus else "cpu"]
         blocks = requests.repartition(target_num_rows_per_block=size, strict=True)
         return _lightly(engine.score(blocks), _WriteJudged(context.run, tables[-1].name))
 

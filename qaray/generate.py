@@ -83,7 +83,7 @@ def generate(
     should_stop = StopSignal(run.stop_flag)
     if owed.shards:
         run.manifest.remove()  # the run is not finished any more
-        if not run.evaluation.paper_shards():
+        if run.measured():
             run.evaluation.manifest.remove()  # nor measured
     while owed.shards and not should_stop():
         before = progress.prompts
@@ -245,8 +245,9 @@ class _Writer:
         for shard, members in by_shard.items():
             keys = sorted((row["doi"], row["window"], row["attempt"]) for row in members)
             self.run.generation_file(shard, keys).write_table(table(members, PARSED_SCHEMA))
+        papers = by_doi(rows)
         firsts = {row["doi"] for row in rows if row["window"] == 0}
-        rejected = {doi: reason for doi, reason in self._tell(rows) if doi in firsts}
+        rejected = {doi: reason for doi, reason in self._tell(papers) if doi in firsts}
         summary = {
             "prompts": len(rows),
             "settled": len(firsts),
@@ -254,14 +255,14 @@ class _Writer:
             "reasons": list(rejected.values()),
             "prompt_tokens": sum(row["prompt_tokens"] for row in rows if row["error"] is None),
             "output_tokens": sum(row["output_tokens"] for row in rows),
-            "pairs": sum(len(row["pairs"]) for row in best_answers_of(rows)),
+            "pairs": sum(len(best["pairs"]) for own in papers.values() for best in best_answers(own)),
             "first_admission": min((row["began"] for row in rows if row["began"]), default=0.0),
         }
         return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
 
-    def _tell(self, rows: list[Parsed]) -> Iterator[tuple[str, str]]:
-        """Logs what became of each prompt; (doi, reason) of papers that these rows leave without pairs."""
-        for doi, answers in by_doi(rows).items():
+    def _tell(self, papers: dict[str, list[Parsed]]) -> Iterator[tuple[str, str]]:
+        """Logs what became of each prompt; (doi, reason) of papers that these answers leave without pairs."""
+        for doi, answers in papers.items():
             for row in answers:
                 place = {"window": row["window"], "attempt": row["attempt"]}
                 if row["error"] is None:
@@ -283,12 +284,6 @@ def by_doi(rows: list[Parsed]) -> dict[str, list[Parsed]]:
     for row in rows:
         papers[row["doi"]].append(row)
     return papers
-
-
-def best_answers_of(rows: list[Parsed]) -> Iterator[Parsed]:
-    """The best answers of all papers among ``rows``."""
-    for answers in by_doi(rows).values():
-        yield from best_answers(answers)
 
 
 @dataclass

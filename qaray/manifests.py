@@ -18,8 +18,7 @@ from qaray.engines import Site
 from qaray.generate import Progress
 from qaray.outputs import Totals
 from qaray.prompts import INSTRUCTION, REQUEST
-from qaray.runs import Run, utc_now
-from qaray.sources import THE_RUN
+from qaray.runs import THE_RUN, Run, utc_now
 
 LIBRARIES = ("qaray", "ray", "torch", "transformers", "sentence-transformers", "pyarrow", "vllm")
 

@@ -12,7 +12,8 @@ from typing import Any
 from qaray.doi_index import Ingested
 from qaray.evaluate import Measured
 from qaray.generate import Progress
-from qaray.runs import Run
+from qaray.runs import Run, logged_steps
+from qaray.telemetry import EVERY
 
 # name → (tags besides run, what it is)
 GAUGES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -28,9 +29,6 @@ GAUGES: dict[str, tuple[tuple[str, ...], str]] = {
     "qaray_train_tokens_per_second": ((), "tokens a second of the last logged step"),
     "qaray_train_step_seconds": ((), "seconds of the last logged step"),
 }
-
-
-REPEAT = 5.0  # seconds: Ray's agent forgets a gauge that is not set again for some intervals of its reports
 
 
 class Meter(contextlib.AbstractContextManager["Meter"]):
@@ -52,7 +50,7 @@ class Meter(contextlib.AbstractContextManager["Meter"]):
         self._thread.join()
 
     def _repeat(self) -> None:
-        while not self._done.wait(REPEAT):
+        while not self._done.wait(EVERY):
             for (name, tags), value in list(self._values.items()):
                 self._gauges[name].set(value, tags=dict(tags))
 
@@ -76,8 +74,8 @@ class Meter(contextlib.AbstractContextManager["Meter"]):
     def trained(self, log: dict[str, Any]) -> None:
         """``log``: what a fine-tuning has written so far."""
         self._set("qaray_train_step", log["step"])
-        last = next((entry for entry in reversed(log["log"]) if "loss" in entry), None)
-        if last:
+        if steps := logged_steps(log):
+            last = steps[-1]
             for name in ("loss", "learning_rate", "tokens_per_second"):
                 self._set(f"qaray_train_{name}", last[name])
             if last.get("tokens") and last["tokens_per_second"]:

@@ -9,6 +9,7 @@ from typing import Any
 from qaray.doi_index import Ingested
 from qaray.evaluate import Measured
 from qaray.generate import Progress
+from qaray.runs import logged_steps
 from qaray.words import duration, time_left
 
 EVERY = 10.0  # seconds between two plain lines
@@ -61,7 +62,7 @@ class Display:
 
     def trained(self, log: dict[str, Any]) -> None:
         """``log``: what a fine-tuning has written so far."""
-        done, steps, entries = log["step"], log["steps"], [entry for entry in log["log"] if "loss" in entry]
+        done, steps, entries = log["step"], log["steps"], logged_steps(log)
         last = entries[-1] if entries else {"step": 0}
         if last["step"] == self._told or not (self._due() or (done == steps and not self.quiet)):
             return

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from qaray.storage import Location
 HEARTBEAT = 5.0  # seconds between two signs of life
 STALE = 30.0  # seconds without one after which a driver on another machine counts as dead
 SHARD = "part-{:06d}"
+THE_RUN = "the run itself"  # what the pairs of an evaluation are of, unless they were taken in from a file
 
 
 class RunError(RuntimeError):
@@ -87,9 +88,19 @@ class Run:
         """The evaluation of this run's pairs: a run directory of its own, within."""
         return Run(self.root / "evaluation")
 
+    def measured(self) -> dict[str, Any] | None:
+        """The manifest of its evaluation; None without one, or if that is of pairs which were made elsewhere."""
+        manifest = self.evaluation.manifest.read_json()
+        return manifest if manifest and manifest["pairs_of"] == THE_RUN else None
+
     @property
     def summary(self) -> Location:
         return self.root / "summary.json"
+
+    @property
+    def training_log(self) -> Location:
+        """Of a fine-tuning, written as it goes."""
+        return self.root / "training.json"
 
     @property
     def stop_flag(self) -> Location:
@@ -188,6 +199,11 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "; ".join(f"{k}: {stored.get(k)!r} in the run, {wanted.get(k)!r} asked for" for k in names)
 
 
+def logged_steps(log: dict[str, Any]) -> list[dict[str, Any]]:
+    """The optimizer steps that a training log holds."""
+    return [entry for entry in log["log"] if "loss" in entry]
+
+
 def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -240,7 +256,7 @@ class Lease:
         self.refuse_another()
         self._write()
         time.sleep(0.25)  # a driver that came at the same moment wrote too: the last one has the run
-        if (self._holder() or {}).get("id") != self.id:
+        if (self.holder() or {}).get("id") != self.id:
             raise RunRefused(f"another driver took {self.file.path.rsplit('/', 1)[0]} at the same moment")
         self._thread.start()
 
@@ -258,14 +274,15 @@ class Lease:
 
     def refuse_another(self) -> None:
         """Raises RunRefused while another driver lives."""
-        holder = self._holder()
+        holder = self.holder()
         if holder and (reason := sign_of_life(holder)):
             raise RunRefused(
                 f"another driver works on {self.file.path.rsplit('/', 1)[0]} (host {holder.get('host')}, "
                 f"process {holder.get('pid')}, {reason}): wait for it or stop it"
             )
 
-    def _holder(self) -> dict[str, Any] | None:
+    def holder(self) -> dict[str, Any] | None:
+        """What the lease says of the run's driver, None without one."""
         try:
             return self.file.read_json()
         except ValueError:
@@ -286,16 +303,11 @@ class Lease:
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT):
             with contextlib.suppress(OSError):  # a store that is away for a moment: the next beat comes
-                holder = self._holder()
+                holder = self.holder()
                 if holder and holder.get("id") != self.id:
                     self.lost.set()
                     return
                 self._write()
-
-
-def holder_of(run: Run) -> dict[str, Any] | None:
-    """What the lease says of the run's driver, None without one."""
-    return Lease(run)._holder()
 
 
 def sign_of_life(holder: dict[str, Any]) -> str:
@@ -313,40 +325,45 @@ def sign_of_life(holder: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
+def _handled(handle: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """SIGTERM and SIGINT call ``handle`` in the block, but not in a thread; yields what ends that earlier."""
+    signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    previous = {each: signal.signal(each, lambda number, frame: handle()) for each in signals}
+
+    def restore() -> None:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    try:
+        yield restore
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
 def end_on_signal() -> Iterator[None]:
     """SIGTERM and SIGINT raise Stopped in the block, where no work is in hand yet.
 
     What a handler raises while Ray waits is lost, unless it is a KeyboardInterrupt.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def handle(number: int, _: Any) -> None:
+    def handle() -> None:
         raise KeyboardInterrupt
 
-    previous = {each: signal.signal(each, handle) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Stopped("stopped before there was work in hand: run the same command to go on") from None
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+    with _handled(handle):
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Stopped("stopped before there was work in hand: run the same command to go on") from None
 
 
 @contextlib.contextmanager
 def stop_on_signal(run: Run) -> Iterator[None]:
     """SIGTERM and SIGINT ask for a stop: what is in hand is finished and written. A second one ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
     asking: list[threading.Thread] = []
 
-    def handle(number: int, _: Any) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, previous[each])
+    def handle() -> None:
+        restore()
         asking.append(threading.Thread(target=ask, name="qaray-stop"))
         asking[-1].start()  # a handler must not wait for a store
 
@@ -354,12 +371,10 @@ def stop_on_signal(run: Run) -> Iterator[None]:
         run.stop_flag.write_json({"asked": utc_now()})
 
     run.stop_flag.remove()
-    previous = {each: signal.signal(each, handle) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        with _handled(handle) as restore:
+            yield
     finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
         for thread in asking:
             thread.join()
         run.stop_flag.remove()  # it was for this start, which has heeded it or was done before

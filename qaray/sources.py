@@ -89,9 +89,6 @@ class ProcessedPapers:
         ]
 
 
-THE_RUN = "the run itself"  # what the pairs of an evaluation are of, unless they were taken in from a file
-
-
 @dataclass(frozen=True)
 class GeneratedPapers:
     """The papers of a generate run that have pairs. Made once it is finished: its files are listed once for all."""
@@ -142,8 +139,8 @@ def open_source(
     """What is to be measured, and how many records of a processed output were rejected.
 
     A processed output is taken in first; if one of its files changed, or was not taken in to its end, all of them anew:
-    papers that stayed the same keep their scores. Raises FileNotFoundError, or RunError if no record
-    is a paper with pairs.
+    papers that stayed the same keep their scores. Raises FileNotFoundError, or RunError if no record is a paper
+    with pairs.
     """
     if not config.processed_output:
         return GeneratedPapers.of(generated), 0
@@ -163,6 +160,5 @@ def open_source(
 
 def source_of(run: Run) -> Source:
     """What a finished run is shown with: the pairs that its evaluation is of, else its own."""
-    evaluation = run.evaluation.manifest.read_json()
-    foreign = evaluation is not None and evaluation["pairs_of"] != THE_RUN
-    return ProcessedPapers(run.evaluation) if foreign else GeneratedPapers.of(run)
+    elsewhere = run.evaluation.manifest.exists() and run.measured() is None
+    return ProcessedPapers(run.evaluation) if elsewhere else GeneratedPapers.of(run)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from qaray.config import StatusConfig
-from qaray.runs import Run, RunRefused, holder_of, sign_of_life
+from qaray.runs import Lease, Run, RunRefused, logged_steps, sign_of_life
 from qaray.schema import ParseStatus
 from qaray.scores import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY
 from qaray.storage import Location, in_threads
@@ -78,7 +78,7 @@ def status(run: Run) -> list[Stage]:
 
 def _state(run: Run) -> tuple[str, str]:
     """(state, driver in words) of a run directory."""
-    holder = holder_of(run)
+    holder = Lease(run).holder()
     alive = sign_of_life(holder) if holder else ""
     if alive and holder:
         who = f"host {holder.get('host')}, process {holder.get('pid')}, {alive}"
@@ -138,8 +138,8 @@ def _evaluation(run: Run) -> Stage:
 
 def _training(run: Run) -> Stage:
     state, driver = _state(run)
-    log = (run.root / "training.json").read_json() or {"step": 0, "steps": 0, "log": []}
-    last: dict[str, Any] = next((entry for entry in reversed(log["log"]) if "loss" in entry), {})
+    log = run.training_log.read_json() or {"step": 0, "steps": 0, "log": []}
+    last: dict[str, Any] = next(reversed(logged_steps(log)), {})
     more = {"loss": round(last["loss"], 4)} if last else {}
     rate = None
     if last.get("tokens_per_second") and last.get("tokens"):

@@ -79,28 +79,31 @@ class _Steady(io.RawIOBase):
     def __init__(self, place: Location) -> None:
         self._place, self._at = place, 0
         self._file: pa.NativeFile | None = None
-        self._size = patient(lambda: self._opened().size())()
+        self._size = self._asked(pa.NativeFile.size)
 
-    def _opened(self) -> pa.NativeFile:
-        self._file = self._file or self._place.fs.open_input_file(self._place.path)
-        return self._file
+    def _asked(self, question: Callable[[pa.NativeFile], T]) -> T:
+        """What the file answers."""
 
-    def _read(self, number: int) -> bytes:
+        @patient
+        def ask() -> T:
+            self._file = self._file or self._place.fs.open_input_file(self._place.path)
+            try:
+                return question(self._file)
+            except OSError:
+                self._file = None  # a connection that broke is no use any more
+                raise
+
         try:
-            return bytes(self._opened().read_at(number, self._at))
-        except OSError:
-            self._file = None  # a connection that broke is no use any more
+            return ask()
+        except OSError as error:
+            if passes(error):
+                raise StoreFailed(f"cannot read {self._place}: {error.strerror or error}") from error
             raise
 
     def read(self, number: int | None = -1) -> bytes:
         left = max(0, self._size - self._at)
         wanted = left if number is None or number < 0 else min(number, left)
-        try:
-            content = patient(self._read)(wanted) if wanted else b""
-        except OSError as error:
-            if passes(error):
-                raise StoreFailed(f"cannot read {self._place}: {error.strerror or error}") from error
-            raise
+        content = bytes(self._asked(lambda file: file.read_at(wanted, self._at))) if wanted else b""
         self._at += len(content)
         return content
 

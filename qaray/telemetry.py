@@ -7,6 +7,7 @@ vLLM's processes export vLLM's own (`ray_vllm_…`) instead. The busy share of t
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -36,8 +37,8 @@ class EngineMeter:
         threading.Thread(target=self._repeat, name="qaray-engine-meter", daemon=True).start()
 
     def _repeat(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(EVERY):
+        while True:
+            time.sleep(EVERY)
             self._tell(self._figures())
 
     def _tell(self, figures: dict[str, float]) -> None:

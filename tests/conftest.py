@@ -42,6 +42,18 @@ def make_paper(number: int, **fields: Any) -> dict[str, Any]:
     }
 
 
+def with_pairs(number: int, count: int = 3, **fields: Any) -> dict[str, Any]:
+    """The same with pairs that were made elsewhere."""
+    pairs = [
+        {
+            "Q": f"At what temperature does compound {number}-{i} melt?",
+            "A": f"At {300 + 7 * i + number % 50} K and {i + 1}.5 bar.",
+        }
+        for i in range(count)
+    ]
+    return {**make_paper(number), "Q&A": pairs, "num_Q&A": count, **fields}
+
+
 def write_jsonl(path: Path, records: list[Any]) -> Path:
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     return path

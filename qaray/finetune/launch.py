@@ -29,7 +29,7 @@ from qaray.finetune.loop import LoopSettings, train_loop
 from qaray.finetune.model import contract_of, plan_training
 from qaray.manifests import versions
 from qaray.models import ModelPlan
-from qaray.runs import Run, RunError, identity_hash, lease, utc_now
+from qaray.runs import Run, RunError, identity_hash, lease, logged_steps, utc_now
 from qaray.storage import Location
 
 LOOK_EVERY = 2.0  # seconds between two looks at the training log
@@ -124,7 +124,7 @@ def run_fine_tune(
         prepared = prepare(job, run, say)
         _train(job, run, prepared, progress, say, name)
         held.check()
-        log = run_log(run).read_json() or {}
+        log = run.training_log.read_json() or {}
         if log.get("failure"):
             raise RunError(log["failure"])
         say("writing the model")
@@ -132,11 +132,6 @@ def run_fine_tune(
         manifest = _manifest(job, run, prepared, log, time.monotonic() - begun)
         run.manifest.write_json(manifest)
     return manifest
-
-
-def run_log(run: Run) -> Location:
-    """The training log."""
-    return run.root / "training.json"
 
 
 def model_folder(run: Run) -> Location:
@@ -227,7 +222,7 @@ def _train(
         gpus=gpus,
         examples=prepared["train"].folder,
         eval_examples=prepared["eval"].folder if "eval" in prepared else None,
-        log=run_log(run),
+        log=run.training_log,
         contract=contract_of(config, job.plan).model_dump(),
         identity=name,
     )
@@ -252,7 +247,7 @@ def _train(
         ),
     )
     say(f"{config.num_workers} training processes on {'GPUs' if gpus else 'CPUs'}")
-    with _followed(run_log(run), progress):
+    with _followed(run.training_log, progress):
         try:
             trainer.fit()
         except TrainingFailedError as error:
@@ -309,7 +304,7 @@ def _export(job: Job, run: Run) -> None:
 
 
 def _manifest(job: Job, run: Run, prepared: dict[str, ex.Prepared], log: dict, seconds: float) -> dict[str, Any]:
-    steps = [entry for entry in log["log"] if "loss" in entry]
+    steps = logged_steps(log)
     losses = {entry["step"]: entry["eval_loss"] for entry in log["log"] if "eval_loss" in entry}
     evaluation = None
     if losses:

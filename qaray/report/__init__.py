@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from markupsafe import Markup
@@ -18,7 +18,7 @@ from qaray.report.pages import Pages, figure
 from qaray.report.papers import COLUMNS, Span, papers_of, spans
 from qaray.runs import Run
 from qaray.runtime import in_order
-from qaray.sources import THE_RUN, GeneratedPapers, Source
+from qaray.sources import GeneratedPapers, Source
 from qaray.summary import BOUNDS
 
 REJECTED_SHOWN = 200  # records
@@ -66,11 +66,12 @@ def write_report(
 
     Raises RunRefused unless what wrote the pairs is finished: the run, or the evaluation that took them in.
     """
-    own = isinstance(source, GeneratedPapers)
-    manifest = run.finished() if own else None
-    evaluation = run.evaluation.manifest.read_json() if own else run.evaluation.finished()
-    if own and evaluation and evaluation["pairs_of"] != THE_RUN:
-        evaluation = None
+    manifest: Any = None
+    evaluation: Any
+    if isinstance(source, GeneratedPapers):
+        taken_in, manifest, evaluation = run, run.finished(), run.measured()
+    else:
+        taken_in, evaluation = run.evaluation, run.evaluation.finished()
     summary = run.evaluation.summary.read_json() if evaluation else None
     folder, pages = run.root / "report", Pages()
     papers: list[dict[str, Any]] = []
@@ -82,13 +83,13 @@ def write_report(
         report(len(papers), sum(span.papers for span in work))
     for page in (folder / "papers").files(".html")[len(papers) :]:
         page.remove()  # of an earlier report with more papers
-    total = evaluation["counts"]["papers"] if manifest is None else manifest["counts"]["papers"]
-    taken_in = run if own else run.evaluation
-    rejected = list(islice(taken_in.rejected_records(), REJECTED_SHOWN))
+    total = (manifest or evaluation)["counts"]["papers"]
+    records = taken_in.rejected_records()
+    rejected = list(islice(records, REJECTED_SHOWN))
     reject_reasons = (
         manifest["counts"]["by_reject_reason"]
         if manifest
-        else Counter(row["reason"] for row in taken_in.rejected_records())
+        else Counter(row["reason"] for row in chain(rejected, records))
     )
     pages.write(
         folder / "index.html", "index.html", "table.js",

@@ -6,7 +6,7 @@ from typing import Any
 
 from qaray.report import figures
 from qaray.report.pages import Pages, figure
-from qaray.runs import Run
+from qaray.runs import Run, logged_steps
 
 FIGURES = (
     ("loss_first", "loss at the first step"),
@@ -19,9 +19,9 @@ FIGURES = (
 def write_training_report(run: Run) -> str:
     """Writes OUT/report/index.html of a finished fine-tuning; returns its path."""
     manifest = run.finished()
-    log = ((run.root / "training.json").read_json() or {"log": []})["log"]
-    steps = [entry for entry in log if "loss" in entry]
-    evaluations = [entry for entry in log if "eval_loss" in entry]
+    log = run.training_log.read_json() or {"log": []}
+    steps = logged_steps(log)
+    evaluations = [entry for entry in log["log"] if "eval_loss" in entry]
     shown = [figures.training_curve(steps, evaluations)] if steps else []
     if steps:
         shown.append(figures.training_rate(steps))

@@ -25,7 +25,7 @@ import psutil
 import pyarrow.dataset as pads
 
 from tests.chaos.faults import VARIABLE
-from tests.conftest import make_paper, python_path, read_jsonl, save_tiny_model, write_jsonl
+from tests.conftest import make_paper, python_path, read_jsonl, save_tiny_model, with_pairs, write_jsonl
 from tests.train.conftest import SEED_FLAGS, losses, write_examples
 
 PAPERS = {"generate": 2000, "transformers": 60, "evaluate": 60}  # a run
@@ -171,7 +171,7 @@ class Chaos:
             check_generated(outcome, out, {paper["doi"] for paper in papers}, poisoned)
 
     def _evaluate(self, outcome: Outcome, draw: random.Random, out: Path) -> None:
-        papers = [with_pairs(i) for i in range(PAPERS["evaluate"])]
+        papers = [with_pairs(i, PAIRS) for i in range(PAPERS["evaluate"])]
         poisoned = self._poison(outcome, draw, papers, ["embed", "judge"])
         file = write_jsonl(self.folder / f"pairs-{outcome.seed}.jsonl", papers)
         args = [
@@ -346,15 +346,6 @@ def title_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def with_pairs(number: int) -> dict[str, Any]:
-    paper = make_paper(number)
-    pairs = [
-        {"Q": f"At what temperature does compound {number}-{i} melt?", "A": f"At {300 + 7 * i + number % 50} K."}
-        for i in range(PAIRS)
-    ]
-    return {**paper, "Q&A": pairs, "num_Q&A": PAIRS}
 
 
 # What must hold

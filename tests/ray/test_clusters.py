@@ -9,8 +9,8 @@ import psutil
 import pyarrow.dataset as pads
 import pytest
 
-from tests.chaos.runs import two_nodes, with_pairs
-from tests.conftest import make_paper, write_jsonl
+from tests.chaos.runs import two_nodes
+from tests.conftest import make_paper, with_pairs, write_jsonl
 from tests.ray.autoscaling import autoscaling_cluster
 from tests.ray.conftest import check_complete, command, generations, qaray, start, wait_for
 

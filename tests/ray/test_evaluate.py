@@ -11,23 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from qaray import models
-from tests.conftest import make_paper, read_jsonl, write_jsonl
+from tests.conftest import make_paper, read_jsonl, with_pairs, write_jsonl
 from tests.ray.conftest import qaray, start, wait_for
 from tests.unit.test_coverage import slow_chunk_rate, slow_walk
 
 ECHO = ("--engine", "echo")
-
-
-def with_pairs(number, count=3, **fields):
-    paper = make_paper(number)
-    pairs = [
-        {
-            "Q": f"At what temperature does compound {number}-{i} melt?",
-            "A": f"At {300 + 7 * i + number % 50} K and {i + 1}.5 bar.",
-        }
-        for i in range(count)
-    ]
-    return {**paper, "Q&A": pairs, "num_Q&A": count, **fields}
 
 
 def evaluate(tmp_path, records, *args, out="out"):
@@ -322,3 +310,9 @@ def test_what_is_shown_is_of_the_papers_as_they_are(tmp_path):
     assert shown() == ("6 question-answer pairs of 2 papers, measured", True, 2)
     done("generate", "--file_path", papers, "--num_qas", 2)
     assert shown() == ("10 question-answer pairs from 5 of 5 papers", False, 5)
+    done("evaluate", "--metrics", "grounding")
+    assert shown() == ("10 question-answer pairs from 5 of 5 papers", True, 5)
+    write_jsonl(papers, [make_paper(i) for i in range(6)])
+    done("generate", "--file_path", papers, "--num_qas", 2)  # the other pairs' papers still lie there
+    assert shown() == ("12 question-answer pairs from 6 of 6 papers", False, 6)
+    assert not (out / "evaluation/manifest.json").exists()

@@ -105,7 +105,7 @@ def test_results_of_threads_come_in_order():
 
 
 class Unsteady(fsspec.implementations.local.LocalFileSystem):
-    """A disk whose reads fail: every second one, or all of them after the first ``good``."""
+    """A disk whose reads fail: every second one, or all of them after the first ``good``; with 0 it opens nothing."""
 
     protocol = "unsteady"
     cachable = False
@@ -115,6 +115,8 @@ class Unsteady(fsspec.implementations.local.LocalFileSystem):
         self.good, self.reads = good, 0
 
     def open(self, path, mode="rb", **options):
+        if self.good == 0:
+            raise OSError(errno.EIO, "the disk is away")
         file, disk = super().open(path, mode, **options), self
 
         class Failing(io.RawIOBase):
@@ -154,10 +156,11 @@ def test_reads_that_fail_for_a_moment_lose_no_record(tmp_path, monkeypatch, name
     assert [record.value["doi"] for record in records] == [paper["doi"] for paper in papers]
 
 
+@pytest.mark.parametrize("good", [0, 1])
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.json", "p.parquet"])
-def test_a_store_that_stays_away_is_no_damage_of_a_file(tmp_path, monkeypatch, name):
+def test_a_store_that_stays_away_is_no_damage_of_a_file(tmp_path, monkeypatch, name, good):
     monkeypatch.setattr("qaray.storage.PAUSES", (0, 0, 0))
     written(tmp_path)
-    file = Location(pafs.PyFileSystem(pafs.FSSpecHandler(Unsteady(good=1))), str(tmp_path / name))
+    file = Location(pafs.PyFileSystem(pafs.FSSpecHandler(Unsteady(good))), str(tmp_path / name))
     with pytest.raises(StoreFailed, match=f"cannot read .*{name}: the disk is away"):
         list(read_records(file))
