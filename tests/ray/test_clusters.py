@@ -46,9 +46,9 @@ class Nodes:
 
 def test_pools_grow_from_nothing_and_shrink_to_nothing(tmp_path, tiny_model):
     """0 → 2 → 0 nodes for generate, then for evaluate, and for a generation that goes on with new papers."""
-    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(60)]), tmp_path / "out"
+    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(100)]), tmp_path / "out"
     generate = ("generate", "--file_path", file, "--output_dir", out, "--base_model", tiny_model, *SMALL)
-    generate += ("--engine", "transformers", "--actors", "1:2", "--gpus_per_actor", "1", "--max_attempts", "1")
+    generate += ("--engine", "transformers", "--gpus_per_actor", "1", "--max_attempts", "1")
     generate += ("--threads_per_actor", "1", "--max_batch", "4")
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [with_pairs(i) for i in range(40)])
     evaluate = ("evaluate", "--processed_output", pairs, "--output_dir", tmp_path / "scores")
@@ -67,13 +67,13 @@ def test_pools_grow_from_nothing_and_shrink_to_nothing(tmp_path, tiny_model):
             wait_for(lambda: nodes.now() == 0, 60)
             return max(nodes.seen)
 
-        assert run(*generate, "--node_labels", "kind=spot") == 2
-        check_complete(out, {make_paper(i)["doi"] for i in range(60)})
+        assert run(*generate, "--actors", "1:2", "--node_labels", "kind=spot") == 2
+        check_complete(out, {make_paper(i)["doi"] for i in range(100)})
         assert run(*evaluate) == 2
         assert pads.dataset(str(tmp_path / "scores" / "evaluation" / "racar.parquet")).count_rows() == 120
-        write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(120)])
-        assert run(*generate) == 2
-        check_complete(out, {make_paper(i)["doi"] for i in range(120)})
+        write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(140)])
+        assert run(*generate, "--actors", "2:2") == 2
+        check_complete(out, {make_paper(i)["doi"] for i in range(140)})
 
 
 def test_a_node_that_never_comes_is_told_after_the_stated_wait(tmp_path, tiny_model):
