@@ -28,7 +28,7 @@ ECHO = "echo"  # the name of the embedding model that is none
 ECHO_DIMENSIONS = 256
 # Papers that are embedded together, and lost together if an actor dies: some seconds of work, and twenty milliseconds
 # of the driver's.
-PAPERS_PER_BLOCK = {"cpu": 16, "cuda": 64}
+PAPERS_PER_BLOCK = {"cpu": 4, "cuda": 64}
 # Of a batch, padding counted: about four times its tokens. What lies between two layers stays in a CPU's caches.
 BATCH_CHARACTERS = {"cpu": 4_000, "cuda": 256_000}
 

@@ -183,18 +183,16 @@ class ContinuousBatcher:
                 return
             self._longest = min(max(sequence.need for sequence in waiting), cache.budget_tokens)
             slots = max(1, min(self.max_batch, cache.budget_tokens // self._longest))
-            # Only CPUs gain from slots that are no longer than what they hold.
-            capacity = waiting[0].capacity if self.model.device.type == "cpu" else self._longest
-            cache.shape(slots, min(capacity, cache.budget_tokens // slots))
+            cache.shape(slots, min(self._capacity(waiting[0]), cache.budget_tokens // slots))
         if self._would_gain():
             return
         while len(self._active) < min(cache.slots, self.max_batch):
             with self._wake:
-                if not self._queue or min(self._queue[0].need, cache.budget_tokens) > self._longest:
+                if not self._queue or not self._has_room(self._queue[0]):
                     return
                 sequence = self._queue.popleft()
             self._active.append(sequence)
-            self._reserve(sequence.capacity)
+            self._reserve(self._capacity(sequence))
             sequence.begun = time.monotonic()
             logits = self.model.prefill(len(self._active) - 1, sequence.prompt["token_ids"])
             self.prefilled_tokens += len(sequence.prompt["token_ids"])
@@ -202,6 +200,18 @@ class ContinuousBatcher:
             self.prefill_seconds += sequence.prefill_seconds
             sequence.first_logits = logits
             self._take(logits[None].clone(), [sequence])
+
+    def _has_room(self, sequence: _Sequence) -> bool:
+        """Whether a slot can hold the sequence: slots may grow for one that is longer than all before it."""
+        need = min(sequence.need, self.model.cache.budget_tokens)
+        if need > self._longest and need * self.model.cache.slots > self.model.cache.budget_tokens:
+            return False
+        self._longest = max(self._longest, need)
+        return True
+
+    def _capacity(self, sequence: _Sequence) -> int:
+        """Places of a slot when the sequence comes: only CPUs gain from slots no longer than what they hold."""
+        return sequence.capacity if self.model.device.type == "cpu" else self._longest
 
     def _would_gain(self) -> bool:
         """Whether shorter prompts wait for which the memory holds half as many slots again: then the slots drain."""

@@ -173,6 +173,25 @@ def test_prompts_from_many_threads(model):
     assert done == {i: f"d{i}" for i in range(len(LENGTHS))}
 
 
+@pytest.mark.parametrize(("tokens", "steps"), [(60, 4 + 59), (500, 49 + 499)])
+def test_a_longer_prompt_joins_those_at_work_while_memory_allows(model, reference, monkeypatch, tokens, steps):
+    """Prompts come in the order of their blocks, whose tasks may overtake one another."""
+    batcher, late = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 4), []
+    decode = model.decode
+
+    def with_another(*args):
+        if batcher.steps == 3:
+            late.append(batcher.submit(prompt(9, ids_of(250), max_tokens=tokens)))
+        return decode(*args)
+
+    monkeypatch.setattr(model, "decode", with_another)
+    first = batcher.complete_all([prompt(i, ids_of(20 + i), max_tokens=50) for i in range(2)])
+    found = [late[0].result()[0], *first]
+    assert batcher.steps == steps  # 750 places in each of four slots are too many: it waits until all have ended
+    for completion, ids, count in zip(found, (ids_of(250), ids_of(20), ids_of(21)), (tokens, 50, 50), strict=True):
+        assert completion["output"] == model.tokenizer.decode(greedy(reference, ids, count))
+
+
 def test_errors_and_prompts_without_room_come_back(model):
     batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 2)
     done = batcher.complete_all([prompt(0, [], error="over_length: x"), prompt(1, ids_of(9), max_tokens=0)])
