@@ -52,14 +52,14 @@ def measured_papers(path: str | None, number: int) -> list[dict[str, Any]]:
 
 def judge(papers: list[dict[str, Any]]) -> tuple[Any, Any, list[Any]]:
     """(scorer, prompts, papers as rows) of the bundled judge."""
-    from qaray.engines.causal_lm import CausalLM, ModelSettings, default_threads
+    from qaray.engines.causal_lm import CausalLM, ModelSettings
     from qaray.engines.scoring import Scorer
     from qaray.judge import JudgePrompts
     from qaray.models import plan
 
     config = EvaluateConfig(output_dir="-")
     found = plan(config)
-    model = CausalLM(ModelSettings(MODEL, config.cache_dir, found.seq_len, threads=default_threads(1)))
+    model = CausalLM(ModelSettings(MODEL, config.cache_dir, found.seq_len))
     prompts = JudgePrompts(replace(found.template, opening=""), model.tokenizer, found.seq_len)
     rows = [
         {"doi": p["doi"], "shard": "s", "digest": "", "title": None, "txt": p["txt"], "pairs": p["Q&A"]} for p in papers

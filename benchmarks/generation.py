@@ -77,7 +77,7 @@ def sequential(prompts: list[dict], tokens: int) -> dict:
     from transformers import AutoModelForCausalLM
 
     from qaray.devices import pick_dtype
-    from qaray.engines.causal_lm import default_threads
+    from qaray.engines.cpu import default_threads
     from qaray.models import resolve
 
     torch.set_num_threads(default_threads(1))
@@ -96,24 +96,29 @@ def sequential(prompts: list[dict], tokens: int) -> dict:
     return {"seconds": time.perf_counter() - begun, "tokens": written}
 
 
-def engine(prompts: list[dict], tokens: int) -> dict:
-    """The engine alone: what an actor does, without Ray."""
+def loaded(tokens: int) -> tuple:
+    """(configuration, model)."""
     from qaray.config import GenerateConfig
-    from qaray.engines.batching import ContinuousBatcher, Sampling
-    from qaray.engines.causal_lm import CausalLM, ModelSettings, default_threads
-    from qaray.engines.transformers import MAX_BATCH
+    from qaray.engines.causal_lm import CausalLM, ModelSettings
     from qaray.models import plan
 
     config = GenerateConfig(file_path="-", output_dir="-", **flags(tokens))
-    settings = ModelSettings(MODEL, config.cache_dir, plan(config).seq_len, threads=default_threads(1))
-    model = CausalLM(settings)
+    return config, CausalLM(ModelSettings(MODEL, config.cache_dir, plan(config).seq_len))
+
+
+def engine(prompts: list[dict], tokens: int) -> dict:
+    """The engine alone: what an actor does, without Ray."""
+    from qaray.engines.batching import ContinuousBatcher, Sampling
+    from qaray.engines.transformers import MAX_BATCH
+
+    config, model = loaded(tokens)
     sampling = Sampling(config.temperature, config.top_p, config.seed, tokens)
     batcher = ContinuousBatcher(model, sampling, MAX_BATCH[model.device.type])
     begun = time.perf_counter()
     done = batcher.complete_all(prompts)
     seconds = time.perf_counter() - begun
+    batcher.close()
     return {
-        **rates(model, prompts, tokens, batcher.max_batch),
         "seconds": seconds,
         "tokens": sum(row["output_tokens"] for row in done),
         "prefill_seconds": batcher.prefill_seconds,
@@ -123,20 +128,29 @@ def engine(prompts: list[dict], tokens: int) -> dict:
     }
 
 
-def rates(model, prompts: list[dict], tokens: int, slots: int) -> dict:
+def rates(prompts: list[dict], tokens: int) -> dict:
     """Prefill and decode rates measured apart, tokens/s: the median prompt alone, and all slots half-way through."""
+    from qaray.engines.transformers import MAX_BATCH
+
+    _, model = loaded(tokens)
     ids = prompts[len(prompts) // 2]["token_ids"]
-    slots = min(slots, len(prompts))
+    slots = min(MAX_BATCH[model.device.type], len(prompts))
     model.cache.shape(slots, len(ids) + tokens)
     begun = time.perf_counter()
     model.prefill(0, ids)
-    prefill = len(ids) / (time.perf_counter() - begun)
+    prefill = time.perf_counter() - begun
     model.cache.shape(slots, len(ids) + tokens // 2 + 8)
     model.decode([5] * slots, [len(ids) + tokens // 2] * slots)
     begun = time.perf_counter()
     for step in range(5):
         model.decode([5] * slots, [len(ids) + tokens // 2 + step] * slots)
-    return {"prefill_rate": prefill, "decode_rate": 5 * slots / (time.perf_counter() - begun)}
+    decode = time.perf_counter() - begun
+    return {
+        "seconds": prefill + decode,
+        "tokens": 5 * slots,
+        "prefill_rate": len(ids) / prefill,
+        "decode_rate": 5 * slots / decode,
+    }
 
 
 def pipeline(papers: list[dict], tokens: int) -> dict:
@@ -193,7 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.part:
         papers = corpus(options.papers, options.number)
-        work = {"sequential": sequential, "engine": engine}
+        work = {"sequential": sequential, "engine": engine, "rates": rates}
         result = (
             pipeline(papers, options.tokens)
             if options.part == "pipeline"
@@ -202,14 +216,14 @@ def main() -> None:
         print(json.dumps(result))
         return
     rounds = [{name: part(name, options) for name in options.parts.split(",")} for _ in range(options.repeat)]
-    report(rounds)
+    report(rounds, part("rates", options) if "engine" in rounds[0] else {})
 
 
-def report(rounds: list[dict]) -> None:
+def report(rounds: list[dict], apart: dict) -> None:
     direct = rounds[0].get("engine")
     if direct is None:
         return
-    prefill, decode = direct["prefill_rate"], direct["decode_rate"]
+    prefill, decode = apart["prefill_rate"], apart["decode_rate"]
     print(f"measured apart: prefill {prefill:.0f} tokens/s, decode with all slots {decode:.1f} tokens/s")
     for name, over, under in (
         ("generation_vs_sequential", "sequential", "engine"),

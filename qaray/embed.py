@@ -156,13 +156,11 @@ class Embedder:
         from sentence_transformers import SentenceTransformer
 
         from qaray.devices import pick_dtype
-        from qaray.engines.causal_lm import default_threads, keep_freed_memory
+        from qaray.engines.cpu import loading
 
-        torch.set_num_threads(settings.threads or default_threads(settings.actors))
-        keep_freed_memory()
         device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         try:
-            with models.quiet_transformers():
+            with loading(settings.threads, settings.actors), models.quiet_transformers():
                 self.model = SentenceTransformer(
                     models.resolve(settings.name, settings.cache_dir),
                     device=str(device),

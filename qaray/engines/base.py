@@ -113,7 +113,7 @@ def pool(minimum: int, maximum: int, concurrent_calls: int = 1) -> Any:
     )
 
 
-# Threads would have memory of their own, which goes back to the system when it is freed: see keep_freed_memory.
+# Threads would have memory of their own, which goes back to the system when it is freed: see engines/cpu.py.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 

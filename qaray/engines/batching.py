@@ -97,11 +97,13 @@ class ContinuousBatcher:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._closed = False
 
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
         """The completions to come, one an attempt; none if the run stops before its turn.
 
-        A prompt with an error, or without room for an answer, comes back at once.
+        A prompt with an error, or without room for an answer, comes back at once. Raises RuntimeError once the batcher
+        has failed or is closed.
         """
         future: Future[list[Completion]] = Future()
         error = prompt["error"]
@@ -111,7 +113,7 @@ class ContinuousBatcher:
             future.set_result([complete(prompt, error=error)])
             return future
         with self._wake:
-            if self._failure:
+            if self._failure or self._closed:
                 raise RuntimeError("the engine has stopped") from self._failure
             self._queue.append(_Sequence(prompt, future, self._draws(prompt)))
             if self._thread is None:
@@ -125,6 +127,14 @@ class ContinuousBatcher:
         with self._wake:  # the slots are divided with all of them in view
             futures = [self.submit(prompt) for prompt in prompts]
         return [completion for future in futures for completion in future.result()]
+
+    def close(self) -> None:
+        """Ends the thread, once all that was submitted is answered: one that still works when Python ends aborts it."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if self._thread:
+            self._thread.join()
 
     def figures(self) -> dict[str, float]:
         """What the batcher does now, and has done so far; seconds and tokens."""
@@ -148,6 +158,8 @@ class ContinuousBatcher:
             while True:
                 with self._wake:
                     while not self._queue and not self._active:
+                        if self._closed:
+                            return
                         self._wake.wait()
                 try:
                     self._admit()

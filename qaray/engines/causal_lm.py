@@ -6,7 +6,6 @@ batching prompts would add padding and no speed, and memory stays bounded. Decod
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 from qaray.config import ConfigError
-from qaray.devices import available_memory, cores, pick_dtype
+from qaray.devices import available_memory, pick_dtype
+from qaray.engines.cpu import loading
 from qaray.engines.kv_cache import ATTENTION, SlotCache, Step
 from qaray.models import HFTokenizer, eos_ids, load_config, load_tokenizer, quiet_transformers, resolve, scale_rope
 
@@ -44,8 +44,10 @@ class CausalLM:
 
     def __init__(self, settings: ModelSettings) -> None:
         """Raises ConfigError for a model that cannot be loaded or that the slot cache does not fit."""
-        torch.set_num_threads(settings.threads or default_threads(settings.actors))
-        keep_freed_memory()
+        with loading(settings.threads, settings.actors):
+            self._set_up(settings)
+
+    def _set_up(self, settings: ModelSettings) -> None:
         self.device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         self.dtype = pick_dtype(settings.dtype, self.device)
         self.tokenizer: HFTokenizer = load_tokenizer(settings.name, settings.cache_dir, settings.trust_remote_code)
@@ -197,23 +199,3 @@ def _flash_attn(wanted: bool, device: torch.device, dtype: torch.dtype) -> Any:
     except ImportError:
         return None
     return flash_attn
-
-
-def keep_freed_memory() -> None:
-    """Tells the C library to keep freed memory for the next tensor.
-
-    By default each tensor of more than some hundred kilobytes is fetched from the system anew, page by page: on a CPU
-    that costs decoding up to half of its time. Does nothing where the C library is not glibc.
-    """
-    mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8  # malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20), (arena_max, 1)):
-        mallopt(option, value)
-
-
-def default_threads(actors: int) -> int:
-    """CPU threads of one of ``actors`` on this machine."""
-    return max(1, cores() // max(1, actors))

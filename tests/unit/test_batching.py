@@ -192,6 +192,15 @@ def test_a_longer_prompt_joins_those_at_work_while_memory_allows(model, referenc
         assert completion["output"] == model.tokenizer.decode(greedy(reference, ids, count))
 
 
+def test_a_closed_batcher_has_answered_all_and_takes_no_more(model):
+    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 2)
+    futures = [batcher.submit(prompt(i, ids_of(n), max_tokens=15)) for i, n in enumerate(LENGTHS)]
+    batcher.close()
+    assert all(future.done() for future in futures)
+    with pytest.raises(RuntimeError, match="the engine has stopped"):
+        batcher.submit(prompt(99, ids_of(5)))
+
+
 def test_errors_and_prompts_without_room_come_back(model):
     batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 2)
     done = batcher.complete_all([prompt(0, [], error="over_length: x"), prompt(1, ids_of(9), max_tokens=0)])
