@@ -216,13 +216,12 @@ def main() -> None:
         print(json.dumps(result))
         return
     rounds = [{name: part(name, options) for name in options.parts.split(",")} for _ in range(options.repeat)]
-    report(rounds, part("rates", options) if "engine" in rounds[0] else {})
+    if "engine" in rounds[0]:
+        report(rounds, part("rates", options))
 
 
 def report(rounds: list[dict], apart: dict) -> None:
-    direct = rounds[0].get("engine")
-    if direct is None:
-        return
+    direct = rounds[0]["engine"]
     prefill, decode = apart["prefill_rate"], apart["decode_rate"]
     print(f"measured apart: prefill {prefill:.0f} tokens/s, decode with all slots {decode:.1f} tokens/s")
     for name, over, under in (

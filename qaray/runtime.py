@@ -42,7 +42,7 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
         # By default workers yield to all else (niceness 15). On a machine of few cores Ray's own processes would then
         # hold up an engine's threads, which wait for one another at every product.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        wait_for_gaps()
+        _wait_for_gaps()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
     with no_standard_error():  # where the core says that it heeds the variable above
@@ -50,7 +50,7 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
     configure()
 
 
-def wait_for_gaps() -> None:
+def _wait_for_gaps() -> None:
     """This process and those that it starts interrupt nobody's computation when they wake, which Ray's do some hundred
     times a second: they take the processor in the next gap, or at the scheduler's next tick. Linux only."""
     if hasattr(os, "SCHED_BATCH"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -49,6 +49,6 @@ def unpacked(rows: pa.Table) -> pa.Table:
     return table([answer for packed in answers for answer in json.loads(packed)], COMPLETION_SCHEMA)
 
 
-def plain(value: Any) -> Any:
-    """A value of a row without numpy's types."""
-    return value.tolist() if hasattr(value, "tolist") else value
+def taken(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
+    """The prompt, or the request for scores, whose ``columns`` a row holds: without numpy's types."""
+    return {name: value.tolist() if hasattr(value := row[name], "tolist") else value for name in columns}

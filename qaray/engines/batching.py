@@ -204,6 +204,7 @@ class ContinuousBatcher:
                     return
                 sequence = self._queue.popleft()
             self._active.append(sequence)
+            self._longest = max(self._longest, min(sequence.need, cache.budget_tokens))
             self._reserve(self._capacity(sequence))
             sequence.begun = time.monotonic()
             logits = self.model.prefill(len(self._active) - 1, sequence.prompt["token_ids"])
@@ -214,12 +215,9 @@ class ContinuousBatcher:
             self._take(logits[None].clone(), [sequence])
 
     def _has_room(self, sequence: _Sequence) -> bool:
-        """Whether a slot can hold the sequence: slots may grow for one that is longer than all before it."""
-        need = min(sequence.need, self.model.cache.budget_tokens)
-        if need > self._longest and need * self.model.cache.slots > self.model.cache.budget_tokens:
-            return False
-        self._longest = max(self._longest, need)
-        return True
+        """Whether every slot may become as long as the sequence needs: more than all of the memory is given to none."""
+        cache = self.model.cache
+        return min(sequence.need, cache.budget_tokens) * cache.slots <= cache.budget_tokens
 
     def _capacity(self, sequence: _Sequence) -> int:
         """Places of a slot when the sequence comes: only CPUs gain from slots no longer than what they hold."""

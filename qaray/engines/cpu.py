@@ -18,7 +18,7 @@ def loading(threads: int | None, actors: int) -> Iterator[None]:
 
     OpenMP keeps a team of threads for every thread that ever computed in parallel. Once the teams together have more
     threads than there are cores, theirs go to sleep at the end of each operation instead of waiting for the next one:
-    where a model was loaded in one thread and runs in another, decoding took 1.4 times as long.
+    where a model was loaded in one thread and ran in another, decoding four prompts took 1.4 times as long.
     """
     torch.set_num_threads(1)
     _keep_freed_memory()

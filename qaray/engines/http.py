@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qaray.config import ConfigError, GenerateConfig
-from qaray.engines.asking import as_they_end, attempts_of, packed, plain, unpacked
+from qaray.engines.asking import as_they_end, attempts_of, packed, taken, unpacked
 from qaray.engines.base import PROMPT_COLUMNS, StopCheck, attempts, error_text, stream_seed
 from qaray.engines.endings import ending, stop_strings
 from qaray.prompts import pairs_schema
@@ -165,7 +165,7 @@ class _Answers:
     should_stop: StopCheck
 
     async def __call__(self, row: dict[str, Any], endpoint: Any) -> dict[str, Any]:
-        prompt = Prompt(**{name: plain(row[name]) for name in PROMPT_COLUMNS})  # type: ignore[typeddict-item]
+        prompt: Prompt = taken(row, PROMPT_COLUMNS)
         text = row["prompt"]
 
         async def once(asked: Prompt) -> Completion | None:

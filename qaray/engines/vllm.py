@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from qaray import models
 from qaray.config import ConfigError, EngineConfig, GenerateConfig
-from qaray.engines.asking import as_they_end, attempts_of, packed, plain, unpacked
+from qaray.engines.asking import as_they_end, attempts_of, packed, taken, unpacked
 from qaray.engines.base import (
     PROMPT_COLUMNS,
     TOO_MANY_DEATHS,
@@ -248,7 +248,7 @@ class _Answers:
     should_stop: StopCheck
 
     async def __call__(self, row: dict[str, Any], engine: Any) -> dict[str, Any]:
-        prompt = Prompt(**{name: plain(row[name]) for name in PROMPT_COLUMNS})  # type: ignore[typeddict-item]
+        prompt: Prompt = taken(row, PROMPT_COLUMNS)
 
         async def once(asked: Prompt) -> Completion:
             output = await engine(prompt["token_ids"], self._parameters(asked))
@@ -267,7 +267,7 @@ class _Answers:
 
     @staticmethod
     def give_up(row: dict[str, Any]) -> dict[str, Any]:
-        prompt = Prompt(**{name: plain(row[name]) for name in PROMPT_COLUMNS})  # type: ignore[typeddict-item]
+        prompt: Prompt = taken(row, PROMPT_COLUMNS)
         return {"answers": packed([given_up(prompt)])}
 
     def _parameters(self, prompt: Prompt) -> dict[str, Any]:
@@ -325,7 +325,7 @@ class _Scores:
     async def __call__(self, row: dict[str, Any], engine: Any) -> dict[str, Any]:
         if self.should_stop():
             return {"result": ""}
-        request = ScoreRequest(**{name: plain(row[name]) for name in REQUEST_COLUMNS})  # type: ignore[typeddict-item]
+        request: ScoreRequest = taken(row, REQUEST_COLUMNS)
         try:
             return {"result": json.dumps({"logprobs": await self._logprobs(request, engine), "error": None})}
         except ValueError as problem:
