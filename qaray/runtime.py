@@ -22,6 +22,8 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
     Does nothing if the process is connected. A local cluster gets at least four logical CPUs: light stages share them.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Light stages share CPUs, so that workers outnumber these: no matter for concern. Read when Ray is imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     import ray
 
     if ray.is_initialized():
@@ -29,8 +31,6 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
         return
     # Ray's core writes errors of its own workings into the driver's terminal; set this to "info" to see them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Light stages share CPUs, so that there are more workers than CPUs: no matter for concern.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     options: dict[str, Any] = {
         "logging_level": logging.ERROR,
         "log_to_driver": False,
