@@ -6,7 +6,7 @@ of like length under a token budget, so that little is padded. D: dimensions of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,8 @@ ECHO_DIMENSIONS = 256
 # Papers that are embedded together, and lost together if an actor dies: some seconds of work, and twenty milliseconds
 # of the driver's.
 PAPERS_PER_BLOCK = {"cpu": 4, "cuda": 64}
-# Of a batch, padding counted: about four times its tokens. What lies between two layers stays in a CPU's caches.
-BATCH_CHARACTERS = {"cpu": 4_000, "cuda": 256_000}
+# Of a batch, padding counted. What lies between two layers stays in a CPU's caches.
+BATCH_TOKENS = {"cpu": 1_000, "cuda": 64_000}
 
 TEXTS = ("queries", "documents", "questions")
 EMBEDDED = [
@@ -170,48 +170,46 @@ class Embedder:
                 )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ConfigError(f"embedding_model {settings.name}: {models.first_line(error)}") from None
-        self.batch_characters = BATCH_CHARACTERS[device.type]
-        self.limit, self.longest = self.model.max_seq_length, 0
-        self.model[0].register_forward_pre_hook(self._note_length)
+        self.batch_tokens, self.limit = BATCH_TOKENS[device.type], self.model.max_seq_length
 
     def encode(self, texts: Sequence[str], instruction: str = "") -> tuple[np.ndarray, list[int]]:
         """Unit vectors [N, D] float32, where a zero vector stays one, and the tokens beyond the model's limit [N]."""
+        tokens = self._tokens(texts, instruction)
+        read = [min(count, self.limit or count) for count in tokens]
         out: np.ndarray | None = None
-        lost = [0] * len(texts)
-        for places in self._batches(texts):
-            batch = [texts[place] for place in places]
-            self.longest = 0
+        for places in self._batches(read):
             vectors = self.model.encode(
-                batch, prompt=instruction, batch_size=len(batch), show_progress_bar=False, convert_to_numpy=True
+                [texts[place] for place in places],
+                prompt=instruction,
+                batch_size=len(places),
+                show_progress_bar=False,
+                convert_to_numpy=True,
             )
             out = np.empty((len(texts), vectors.shape[1]), dtype=np.float32) if out is None else out
             out[places] = vectors
-            if self.limit and self.longest >= self.limit:
-                for place, count in zip(places, self._tokens(batch, instruction), strict=True):
-                    lost[place] = max(0, count - self.limit)
         if out is None:
             out = np.empty((0, self.model.get_sentence_embedding_dimension() or 0), dtype=np.float32)
-        return unit_vectors(out), lost
+        return unit_vectors(out), [count - kept for count, kept in zip(tokens, read, strict=True)]
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Places of texts of like length, the longest first, which padded have at most the budget's characters."""
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Places of texts of like length, the longest first, which padded have at most the budget's tokens.
+
+        Characters would not do: of two sentences as long, the one of formulas has twice the tokens, and a batch in the
+        order of its characters was a third padding.
+        """
         batch: list[int] = []
-        for place in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
-            if batch and (len(batch) + 1) * (len(texts[batch[0]]) + 8) > self.batch_characters:
+        for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            if batch and (len(batch) + 1) * lengths[batch[0]] > self.batch_tokens:
                 yield batch
                 batch = []
             batch.append(place)
         if batch:
             yield batch
 
-    def _note_length(self, _: Any, inputs: tuple[Any, ...]) -> None:
-        """Before the model runs: only a batch that fills the limit may have lost tokens, and is counted again."""
-        features = inputs[0] if inputs and isinstance(inputs[0], Mapping) else {}
-        if (ids := features.get("input_ids")) is not None:
-            self.longest = max(self.longest, int(ids.shape[-1]))
-
     def _tokens(self, texts: Sequence[str], instruction: str) -> list[int]:
         """Tokens of each whole text, specials counted."""
+        if not texts:
+            return []
         ids = self.model.tokenizer([instruction + text for text in texts], truncation=False, verbose=False).input_ids
         return [len(own) for own in ids]
 
