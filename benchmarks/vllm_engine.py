@@ -81,17 +81,24 @@ def union(spans: list[tuple[float, float]]) -> float:
 
 
 def roofline() -> dict:
-    """FLOP/s of float32 products of matrices as large as a prefill's, and bytes/s read from memory."""
+    """FLOP/s of products of matrices as large as a prefill's, in the engine's dtype, and bytes/s read from memory."""
     import torch
 
-    from qaray.devices import cores
+    from qaray.devices import cores, pick_dtype
 
     torch.set_num_threads(cores())
-    left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    dtype = pick_dtype("auto", torch.device("cpu"))
+    left, right = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
     memory = torch.randn(1 << 27)  # 512 MiB: far beyond the caches
     product = best(lambda: left @ right)
     read = best(lambda: memory.sum())
-    return {"seconds": product, "tokens": 0, "flops": 2 * 2048**3 / product, "bytes": memory.numel() * 4 / read}
+    return {
+        "seconds": product,
+        "tokens": 0,
+        "flops": 2 * 2048**3 / product,
+        "bytes": memory.numel() * 4 / read,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def best(work) -> float:
@@ -159,8 +166,9 @@ def bounds(run: dict, machine: dict) -> None:
     from qaray.config import GenerateConfig
     from qaray.models import model_shape
 
-    shape = model_shape(GenerateConfig(file_path="-", output_dir="-", base_model=MODEL), "float32")
-    print(f"this machine: {machine['flops'] / 1e9:.0f} GFLOP/s in float32, {machine['bytes'] / 1e9:.1f} GB/s")
+    dtype = machine["dtype"]
+    shape = model_shape(GenerateConfig(file_path="-", output_dir="-", base_model=MODEL), dtype)
+    print(f"this machine: {machine['flops'] / 1e9:.0f} GFLOP/s in {dtype}, {machine['bytes'] / 1e9:.1f} GB/s")
     flops = 2 * shape.parameters * run["prefilled"] + 4 * shape.layers * shape.width * run["attended"]
     print(
         f"prefill: {run['prefilled'] / run['prefill_seconds']:.0f} tokens/s, "

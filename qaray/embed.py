@@ -177,7 +177,7 @@ class Embedder:
         tokens = self._tokens(texts, instruction)
         read = [min(count, self.limit or count) for count in tokens]
         out: np.ndarray | None = None
-        for places in self._batches(read):
+        for places in batches(read, self.batch_tokens):
             vectors = self.model.encode(
                 [texts[place] for place in places],
                 prompt=instruction,
@@ -191,27 +191,28 @@ class Embedder:
             out = np.empty((0, self.model.get_sentence_embedding_dimension() or 0), dtype=np.float32)
         return unit_vectors(out), [count - kept for count, kept in zip(tokens, read, strict=True)]
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Places of texts of like length, the longest first, which padded have at most the budget's tokens.
-
-        Characters would not do: of two sentences as long, the one of formulas has twice the tokens, and a batch in the
-        order of its characters was a third padding.
-        """
-        batch: list[int] = []
-        for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            if batch and (len(batch) + 1) * lengths[batch[0]] > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(place)
-        if batch:
-            yield batch
-
     def _tokens(self, texts: Sequence[str], instruction: str) -> list[int]:
         """Tokens of each whole text, specials counted."""
         if not texts:
             return []
         ids = self.model.tokenizer([instruction + text for text in texts], truncation=False, verbose=False).input_ids
         return [len(own) for own in ids]
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Places of texts of like length, the longest first: one text, or as many as padded have ``budget`` tokens at most.
+
+    The lengths are of tokens. Characters would not do: a sentence of formulas has twice the tokens of one of prose, and
+    batches in the order of characters were a third padding.
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 class EchoEmbedder:

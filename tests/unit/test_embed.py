@@ -1,10 +1,11 @@
-"""The embedding actor, without a model: blocks of papers, and blocks of none."""
+"""The embedding actor: blocks of papers, and blocks of none. Batches of the bundled model."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from qaray.config import EvaluateConfig
-from qaray.embed import EMBEDDED, TEXTS, _Embedding, settings
+from qaray.embed import EMBEDDED, TEXTS, _Embedding, batches, load_embedder, settings
 from qaray.runs import Run
 from qaray.tries import Tries
 
@@ -39,3 +40,24 @@ def test_a_stop_and_an_empty_block_give_no_rows(tmp_path, stop, papers):
     found = _Embedding(settings(CONFIG), lambda: stop, Tries.of(Run.at(str(tmp_path))))(papers)
     assert found.num_rows == 0
     assert found.schema.names[-len(EMBEDDED) :] == [name for name, _ in EMBEDDED]
+
+
+@pytest.mark.parametrize("lengths", [[], [7], [90], [3, 90, 3, 4, 90, 1, 10, 10, 10, 2] * 7])
+def test_batches_hold_each_text_once_under_the_budget(lengths):
+    found = list(batches(lengths, 40))
+    assert sorted(place for batch in found for place in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 40 for batch in found)
+    in_order = [lengths[place] for batch in found for place in batch]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+def test_texts_embedded_together_are_what_they_are_alone():
+    embedder = load_embedder(settings(EvaluateConfig(output_dir="-", dtype="float32")))
+    texts = ["Iron melts at 1811 K.", "", "(T/T_c)^{3/2} = 1 - x_1x_2/y_3", "word " * 400, "Zinc.", "α–β ≤ 10⁻³ " * 60]
+    embedder.batch_tokens = 60
+    together, lost = embedder.encode(texts, "query: ")
+    alone = [embedder.encode([text], "query: ") for text in texts]
+    np.testing.assert_allclose(together, np.concatenate([vectors for vectors, _ in alone]), atol=1e-5)
+    tokens = [len(embedder.model.tokenizer.tokenize("query: " + text)) + 2 for text in texts]
+    assert lost == [max(0, count - embedder.limit) for count in tokens] == [own for _, [own] in alone]
+    assert sum(map(bool, lost)) == 2
