@@ -153,6 +153,7 @@ def notebook(papers: list[dict[str, Any]]) -> dict[str, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     from qaray.embed import load_embedder, settings
+    from qaray.engines.cpu import default_threads
     from qaray.metrics.coverage import coverage
     from qaray.metrics.similarity import unit_vectors
     from qaray.models import resolve
@@ -160,9 +161,18 @@ def notebook(papers: list[dict[str, Any]]) -> dict[str, Any]:
     config = EvaluateConfig(output_dir="-")
     embedder = load_embedder(settings(config))
     folder = resolve(config.embedder, config.cache_dir)
-    model, tokenizer = AutoModel.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
     texts = texts_of(papers)
     embedder.encode(texts[0][0])
+    begun = time.perf_counter()
+    queries, _ = embedder.encode([text for pairs, _ in texts for text in pairs])
+    documents, _ = embedder.encode([text for _, sentences in texts for text in sentences])
+    ours, q, d = [], 0, 0
+    for pairs, sentences in texts:
+        ours.append(queries[q : q + len(pairs)] @ documents[d : d + len(sentences)].T)
+        q, d = q + len(pairs), d + len(sentences)
+    fast = time.perf_counter() - begun
+    torch.set_num_threads(default_threads(1))
+    model, tokenizer = AutoModel.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
     begun = time.perf_counter()
     plain = []
     for pairs, sentences in texts:
@@ -176,14 +186,6 @@ def notebook(papers: list[dict[str, Any]]) -> dict[str, Any]:
         vectors = unit_vectors(((hidden * mask).sum(1) / mask.sum(1)).numpy())
         plain.append(vectors[: len(pairs)] @ vectors[len(pairs) :].T)
     slow = time.perf_counter() - begun
-    begun = time.perf_counter()
-    queries, _ = embedder.encode([text for pairs, _ in texts for text in pairs])
-    documents, _ = embedder.encode([text for _, sentences in texts for text in sentences])
-    ours, q, d = [], 0, 0
-    for pairs, sentences in texts:
-        ours.append(queries[q : q + len(pairs)] @ documents[d : d + len(sentences)].T)
-        q, d = q + len(pairs), d + len(sentences)
-    fast = time.perf_counter() - begun
     gap = max(float(np.abs(a - b).max()) for a, b in zip(plain, ours, strict=True))
     rates = [coverage(a).overall - coverage(b).overall for a, b in zip(plain, ours, strict=True)]
     print(f"notebook: {slow:.1f} s, ours {fast:.1f} s for {len(texts)} papers; largest gap of a cosine {gap:.4f},")
@@ -193,7 +195,10 @@ def notebook(papers: list[dict[str, Any]]) -> dict[str, Any]:
 
 def encode(papers: list[dict[str, Any]], copies: int) -> dict[str, Any]:
     """The whole command on ``copies`` of the papers, against `encode` of the same texts in one call."""
+    import torch
+
     from qaray.embed import load_embedder, settings
+    from qaray.engines.cpu import default_threads
 
     many = [{**paper, "doi": f"{paper['doi']}#{copy}"} for copy in range(copies) for paper in papers]
     tiny = [{"doi": "tiny", "keywords": [], "txt": "Water boils.", "Q&A": [{"Q": "What boils?", "A": "Water."}]}]
@@ -201,6 +206,7 @@ def encode(papers: list[dict[str, Any]], copies: int) -> dict[str, Any]:
     ours = _command(many) - start
     embedder = load_embedder(settings(EvaluateConfig(output_dir="-")))
     texts = [text for pairs, sentences in texts_of(papers) for text in (*pairs, *sentences)] * copies
+    torch.set_num_threads(default_threads(1))
     embedder.model.encode(texts[:64], show_progress_bar=False)
     begun = time.perf_counter()
     embedder.model.encode(texts, show_progress_bar=False)
