@@ -34,9 +34,9 @@ bench: $(VENV)/demo
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/finetune.py
 	$(BIN)/python benchmarks/evaluation.py --repeat $(REPEAT)
-	$(BIN)/python benchmarks/generation.py --repeat $(REPEAT)
+	$(BIN)/python benchmarks/generation.py --plain 4 --repeat $(REPEAT)
 	$(BIN)/python benchmarks/endpoint.py
-	if test -e $(VLLM)/ready; then $(VLLM)/bin/python benchmarks/vllm_engine.py --repeat $(REPEAT); fi
+	if test -e $(VLLM)/ready; then $(VLLM)/bin/python benchmarks/vllm_engine.py --plain 4 --repeat $(REPEAT); fi
 
 preflight:
 	@$(PYTHON) scripts/preflight.py

@@ -7,7 +7,7 @@ The prompts are the same, and so are the numbers of generated tokens: the end of
 a process of its own, with the same threads and dtype; loading is not counted. The command's start-up (Ray, imports,
 loading, writing outputs) is that of the same command on one paper of a few words, and is taken off.
 
-    python benchmarks/generation.py [--papers PATH] [--number 16] [--tokens 700] [--parts sequential,engine,pipeline]
+    python benchmarks/generation.py [--papers PATH] [--number 16] [--tokens 700] [--plain 4] [--parts sequential,…]
 
 The environment variable QARAY_BENCH_MODEL names another model.
 """
@@ -71,8 +71,11 @@ def prompts_of(papers: list[dict], tokens: int) -> list[dict]:
     return sorted(rows, key=lambda row: -row["prompt_tokens"])
 
 
-def sequential(prompts: list[dict], tokens: int) -> dict:
-    """One prompt at a time through ``model.generate``, as the original did."""
+def sequential(prompts: list[dict], tokens: int, timed: int = 0) -> dict:
+    """One prompt at a time through ``model.generate``, as the original did.
+
+    With ``timed`` so many of the prompts, evenly spaced in their order of length, stand for all.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -85,15 +88,19 @@ def sequential(prompts: list[dict], tokens: int) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(resolve(MODEL, "./cache"), dtype=pick_dtype("auto", device)).to(device)
     options = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 0, "pad_token_id": 2}
+    timed = min(timed or len(prompts), len(prompts))
+    share = len(prompts) / timed
     begun = time.perf_counter()
     written = 0
-    for prompt in prompts:
+    for place in range(timed):
+        prompt = prompts[int((place + 0.5) * share)]
         ids = torch.tensor([prompt["token_ids"]], device=device)
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, **options
         )
         written += out.shape[1] - ids.shape[1]
-    return {"seconds": time.perf_counter() - begun, "tokens": written}
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds * share, "tokens": round(written * share), "timed": timed}
 
 
 def loaded(tokens: int) -> tuple:
@@ -188,11 +195,14 @@ def part(name: str, options: argparse.Namespace) -> dict:
         str(options.number),
         "--tokens",
         str(options.tokens),
+        "--plain",
+        str(options.plain),
     ]
     line += ["--papers", options.papers] if options.papers else []
     done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"{name}: {result['seconds']:.1f} s for {result['tokens']} tokens", flush=True)
+    of = f", by {result['timed']} prompts of {options.number}" if options.plain and "timed" in result else ""
+    print(f"{name}: {result['seconds']:.1f} s for {result['tokens']} tokens{of}", flush=True)
     return result
 
 
@@ -201,19 +211,20 @@ def main() -> None:
     parser.add_argument("--papers")
     parser.add_argument("--number", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=700)
+    parser.add_argument("--plain", type=int, default=0, help="prompts that the plain loop is timed on; default: all")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--parts", default="sequential,engine,pipeline")
     parser.add_argument("--part")
     options = parser.parse_args()
     if options.part:
         papers = corpus(options.papers, options.number)
-        work = {"sequential": sequential, "engine": engine, "rates": rates}
-        result = (
-            pipeline(papers, options.tokens)
-            if options.part == "pipeline"
-            else work[options.part](prompts_of(papers, options.tokens), options.tokens)
-        )
-        print(json.dumps(result))
+        work = {
+            "sequential": lambda: sequential(prompts_of(papers, options.tokens), options.tokens, options.plain),
+            "engine": lambda: engine(prompts_of(papers, options.tokens), options.tokens),
+            "rates": lambda: rates(prompts_of(papers, options.tokens), options.tokens),
+            "pipeline": lambda: pipeline(papers, options.tokens),
+        }
+        print(json.dumps(work[options.part]()))
         return
     rounds = [{name: part(name, options) for name in options.parts.split(",")} for _ in range(options.repeat)]
     if "engine" in rounds[0]:

@@ -10,7 +10,7 @@ command's is that of the same command on one paper of a few words. It also measu
 product of matrices and its memory, and which share prefill and decoding reach. Run it where vLLM is installed
 (`make test-vllm` makes such an environment):
 
-    .venv-vllm/bin/python benchmarks/vllm_engine.py [--papers PATH] [--number 16] [--tokens 300] [--parts raw,…]
+    .venv-vllm/bin/python benchmarks/vllm_engine.py [--papers PATH] [--number 16] [--tokens 300] [--plain 4] [--parts …]
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def pipeline(papers: list[dict], tokens: int) -> dict:
 
 def part(name: str, options: argparse.Namespace) -> dict:
     line = [sys.executable, __file__, "--part", name, "--number", str(options.number), "--tokens", str(options.tokens)]
-    line += ["--papers", options.papers] if options.papers else []
+    line += ["--plain", str(options.plain), *(["--papers", options.papers] if options.papers else [])]
     done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
     result = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"{name}: {result['seconds']:.2f} s for {result['tokens']} tokens", flush=True)
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--papers")
     parser.add_argument("--number", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=300)
+    parser.add_argument("--plain", type=int, default=0, help="prompts that the plain loop is timed on; default: all")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--parts", default=PARTS)
     parser.add_argument("--part")
@@ -140,7 +141,7 @@ def main() -> None:
         papers = [] if options.part == "roofline" else corpus(options.papers, options.number)
         work = {
             "raw": lambda: raw(prompts_of(papers, options.tokens), options.tokens),
-            "sequential": lambda: sequential(prompts_of(papers, options.tokens), options.tokens),
+            "sequential": lambda: sequential(prompts_of(papers, options.tokens), options.tokens, options.plain),
             "pipeline": lambda: pipeline(papers, options.tokens),
             "roofline": roofline,
         }
