@@ -6,7 +6,8 @@
     ratio coverage_vs_encode             one bare `encode` over all texts, same precision / the whole command
 
 Judgements are one order of one question pair, and one dimension of one pair. The plain ways are timed on a few of them.
-Loading is not counted; the command's start-up, that of the same command on one paper of a few words, is taken off.
+Loading is not counted; the command's start-up, that of the same command on one paper of a few words, is taken off. The
+command has an embedding actor of one thread for each core.
 
     python benchmarks/evaluation.py [--papers PROCESSED_OUTPUT] [--number 6] [--copies 60] [--parts similarity,racar,…]
 """
@@ -152,7 +153,7 @@ def notebook(papers: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from qaray.embed import load_embedder, settings
+    from qaray.embed import PAPERS_PER_BLOCK, load_embedder, settings
     from qaray.engines.cpu import default_threads
     from qaray.metrics.coverage import coverage
     from qaray.metrics.similarity import unit_vectors
@@ -164,15 +165,19 @@ def notebook(papers: list[dict[str, Any]]) -> dict[str, Any]:
     texts = texts_of(papers)
     embedder.encode(texts[0][0])
     begun = time.perf_counter()
-    queries, _ = embedder.encode([text for pairs, _ in texts for text in pairs])
-    documents, _ = embedder.encode([text for _, sentences in texts for text in sentences])
-    ours, q, d = [], 0, 0
-    for pairs, sentences in texts:
-        ours.append(queries[q : q + len(pairs)] @ documents[d : d + len(sentences)].T)
-        q, d = q + len(pairs), d + len(sentences)
+    ours = []
+    for first in range(0, len(texts), PAPERS_PER_BLOCK["cpu"]):  # as an actor takes them
+        block = texts[first : first + PAPERS_PER_BLOCK["cpu"]]
+        queries, _ = embedder.encode([text for pairs, _ in block for text in pairs])
+        documents, _ = embedder.encode([text for _, sentences in block for text in sentences])
+        q = d = 0
+        for pairs, sentences in block:
+            ours.append(queries[q : q + len(pairs)] @ documents[d : d + len(sentences)].T)
+            q, d = q + len(pairs), d + len(sentences)
     fast = time.perf_counter() - begun
     torch.set_num_threads(default_threads(1))
     model, tokenizer = AutoModel.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    model(**tokenizer(texts[0][0], padding=True, return_tensors="pt"))
     begun = time.perf_counter()
     plain = []
     for pairs, sentences in texts:

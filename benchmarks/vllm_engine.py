@@ -22,7 +22,7 @@ import sys
 import time
 from statistics import median
 
-from generation import MODEL, command, corpus, prompts_of, sequential
+from generation import MODEL, command, corpus, prompts_of, say, sequential
 
 PARTS = "roofline,raw,pipeline,sequential"
 
@@ -123,7 +123,7 @@ def part(name: str, options: argparse.Namespace) -> dict:
     line += ["--plain", str(options.plain), *(["--papers", options.papers] if options.papers else [])]
     done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"{name}: {result['seconds']:.2f} s for {result['tokens']} tokens", flush=True)
+    say(name, result)
     return result
 
 

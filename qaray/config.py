@@ -228,7 +228,7 @@ class Measures(Config):
     )
     embed_actors: str = Field("1:1", description="embedding actors, MIN:MAX")
     embed_block: int | None = Field(
-        None, ge=1, description="papers that an embedding actor takes at once (default: 64 on GPUs, 16 elsewhere)"
+        None, ge=1, description="papers that an embedding actor takes at once (default: 64 on GPUs, 4 elsewhere)"
     )
     judge_actors: str = Field("1:1", description="judge actors, MIN:MAX")
 

@@ -33,6 +33,7 @@ ECHO_DIMENSIONS = 256
 PAPERS_PER_BLOCK = {"cpu": 4, "cuda": 64}
 # Of a batch, padding counted. What lies between two layers stays in a CPU's caches.
 BATCH_TOKENS = {"cpu": 1_000, "cuda": 64_000}
+LEAST_BATCH_TOKENS = 250  # smaller ones, for the sake of idle threads, are mostly overhead
 
 TEXTS = ("queries", "documents", "questions")
 EMBEDDED = [
@@ -153,8 +154,8 @@ def load_embedder(settings: EmbedderSettings) -> Embedder | EchoEmbedder:
 class Embedder:
     """A sentence-transformers model. Raises ConfigError if it cannot be loaded.
 
-    On CPUs each thread has a batch of its own: threads that share every product of a small model wait for one another
-    for a fifth of the time.
+    On CPUs each thread has a batch of its own: threads that share the products of a small model wait for one another.
+    Code that came with a model may keep something between its calls, and is not called by two threads.
     """
 
     def __init__(self, settings: EmbedderSettings) -> None:
@@ -164,11 +165,19 @@ class Embedder:
         from qaray.devices import pick_dtype
         from qaray.engines.cpu import default_threads, loading
 
+        tokenizing = Lock()  # threads may not share a tokenizer
+
+        class Model(SentenceTransformer):
+            def preprocess(self, *args: Any, **options: Any) -> Any:
+                with tokenizing:
+                    return super().preprocess(*args, **options)
+
         device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
-        threads = (settings.threads or default_threads(settings.actors)) if device.type == "cpu" else 1
+        apart = device.type == "cpu" and not settings.trust_remote_code
+        self.at_once = (settings.threads or default_threads(settings.actors)) if apart else 1
         try:
-            with loading(threads=1, actors=settings.actors), models.quiet_transformers():
-                self.model = SentenceTransformer(
+            with loading(1 if apart else settings.threads, settings.actors), models.quiet_transformers():
+                self.model = Model(
                     models.resolve(settings.name, settings.cache_dir),
                     device=str(device),
                     cache_folder=settings.cache_dir,
@@ -178,37 +187,42 @@ class Embedder:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ConfigError(f"embedding_model {settings.name}: {models.first_line(error)}") from None
         self.batch_tokens, self.limit = BATCH_TOKENS[device.type], self.model.max_seq_length
-        self.threads, self.tokenizing = ThreadPoolExecutor(threads), Lock()
+        self.threads = ThreadPoolExecutor(self.at_once)
 
     def encode(self, texts: Sequence[str], instruction: str = "") -> tuple[np.ndarray, list[int]]:
         """Unit vectors [N, D] float32, where a zero vector stays one, and the tokens beyond the model's limit [N]."""
-        tokens = self._tokens(texts, instruction)
-        read = [min(count, self.limit or count) for count in tokens]
-        together = list(batches(read, self.batch_tokens))
-        found = self.threads.map(lambda places: self._vectors([texts[i] for i in places], instruction), together)
-        if not together:
-            return np.empty((0, self.model.get_embedding_dimension() or 0), dtype=np.float32), []
-        order = np.argsort([place for places in together for place in places])
-        vectors = np.concatenate(list(found))[order]
-        return unit_vectors(vectors), [count - kept for count, kept in zip(tokens, read, strict=True)]
 
-    def _vectors(self, texts: list[str], instruction: str) -> np.ndarray:
-        """Vectors of one batch [N, D] float32."""
-        import torch
-        from sentence_transformers.util import batch_to_device
+        def vectors(places: list[int]) -> np.ndarray:
+            batch = [texts[place] for place in places]
+            found = self.model.encode(
+                batch, prompt=instruction, batch_size=len(batch), show_progress_bar=False, convert_to_numpy=True
+            )
+            return np.asarray(found, dtype=np.float32)
 
-        with self.tokenizing:  # tokenizers may not be shared by threads
-            features = self.model.preprocess(texts, prompt=instruction)
-        with torch.inference_mode():
-            out = self.model(batch_to_device(features, self.model.device))["sentence_embedding"]
-        return out.float().cpu().numpy()
-
-    def _tokens(self, texts: Sequence[str], instruction: str) -> list[int]:
-        """Tokens of each whole text, specials counted."""
         if not texts:
-            return []
-        ids = self.model.tokenizer([instruction + text for text in texts], truncation=False, verbose=False).input_ids
-        return [len(own) for own in ids]
+            return np.empty((0, self.model.get_embedding_dimension() or 0), dtype=np.float32), []
+        tokens, lost = self._tokens(texts, instruction)
+        shared = max(LEAST_BATCH_TOKENS, -(-sum(tokens) // self.at_once))
+        together = list(batches(tokens, min(self.batch_tokens, shared)))
+        found = np.concatenate(list(self.threads.map(vectors, together)))
+        return unit_vectors(found[np.argsort([place for places in together for place in places])]), lost
+
+    def _tokens(self, texts: Sequence[str], instruction: str) -> tuple[list[int], list[int]]:
+        """Tokens of each text that the model reads, and those beyond its limit; specials counted."""
+        from transformers import PreTrainedTokenizerBase
+
+        tokenizer = getattr(self.model, "tokenizer", None)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):  # a table of vectors: all is read, nothing padded
+            return [1 + len(text) // 4 for text in texts], [0] * len(texts)
+        ids = tokenizer(
+            [instruction + text for text in texts],
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        ).input_ids
+        read = [min(len(own), self.limit or len(own)) for own in ids]
+        return read, [len(own) - kept for own, kept in zip(ids, read, strict=True)]
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

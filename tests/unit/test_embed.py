@@ -1,11 +1,16 @@
 """The embedding actor: blocks of papers, and blocks of none. Batches of the bundled model."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from qaray import models
 from qaray.config import EvaluateConfig
 from qaray.embed import EMBEDDED, TEXTS, _Embedding, batches, load_embedder, settings
+from qaray.metrics.similarity import unit_vectors
 from qaray.runs import Run
 from qaray.tries import Tries
 
@@ -51,13 +56,33 @@ def test_batches_hold_each_text_once_under_the_budget(lengths):
     assert in_order == sorted(lengths, reverse=True)
 
 
-def test_texts_embedded_together_are_what_they_are_alone():
-    embedder = load_embedder(settings(EvaluateConfig(output_dir="-", dtype="float32")))
+def test_texts_embedded_together_are_what_the_library_makes_of_each():
+    config = EvaluateConfig(output_dir="-", dtype="float32", threads_per_actor=4)
+    embedder = load_embedder(settings(config))
     texts = ["Iron melts at 1811 K.", "", "(T/T_c)^{3/2} = 1 - x_1x_2/y_3", "word " * 400, "Zinc.", "α–β ≤ 10⁻³ " * 60]
+    texts += [f"{'A sentence ' * (i % 9)} of number {i}." for i in range(120)]
     embedder.batch_tokens = 60
-    together, lost = embedder.encode(texts, "query: ")
-    alone = [embedder.encode([text], "query: ") for text in texts]
-    np.testing.assert_allclose(together, np.concatenate([vectors for vectors, _ in alone]), atol=1e-5)
+    found, lost = embedder.encode(texts, "query: ")
+    plain = [embedder.model.encode([text], prompt="query: ")[0] for text in texts]
+    np.testing.assert_allclose(found, unit_vectors(np.stack(plain)), atol=1e-5)
     tokens = [len(embedder.model.tokenizer.tokenize("query: " + text)) + 2 for text in texts]
-    assert lost == [max(0, count - embedder.limit) for count in tokens] == [own for _, [own] in alone]
+    assert lost == [max(0, count - embedder.limit) for count in tokens]
     assert sum(map(bool, lost)) == 2
+
+
+def test_a_model_without_a_transformer(tmp_path):
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    folder = Path(models.resolve(EvaluateConfig(output_dir="-").embedder, CONFIG.cache_dir))
+    torch.manual_seed(0)
+    words = StaticEmbedding(Tokenizer.from_file(str(folder / "tokenizer.json")), embedding_dim=8)
+    SentenceTransformer(modules=[words], device="cpu", truncate_dim=6).save(str(tmp_path / "static"))
+    embedder = load_embedder(replace(settings(CONFIG), name=str(tmp_path / "static")))
+    texts = ["iron melts", "zinc", "iron melts at last"]
+    found, lost = embedder.encode(texts)
+    np.testing.assert_allclose(found, unit_vectors(embedder.model.encode(texts)), atol=1e-6)
+    assert lost == [0, 0, 0]
+    assert embedder.encode([])[0].shape == (0, found.shape[1])
