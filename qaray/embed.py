@@ -165,7 +165,7 @@ class Embedder:
         from qaray.devices import pick_dtype
         from qaray.engines.cpu import default_threads, loading
 
-        tokenizing = Lock()  # threads may not share a tokenizer
+        self.tokenizing = tokenizing = Lock()  # threads may not share a tokenizer
 
         class Model(SentenceTransformer):
             def preprocess(self, *args: Any, **options: Any) -> Any:
@@ -214,13 +214,14 @@ class Embedder:
         tokenizer = getattr(self.model, "tokenizer", None)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):  # a table of vectors: all is read, nothing padded
             return [1 + len(text) // 4 for text in texts], [0] * len(texts)
-        ids = tokenizer(
-            [instruction + text for text in texts],
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        ).input_ids
+        with self.tokenizing:  # of a call that failed, batches may still be at work
+            ids = tokenizer(
+                [instruction + text for text in texts],
+                truncation=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            ).input_ids
         read = [min(len(own), self.limit or len(own)) for own in ids]
         return read, [len(own) - kept for own, kept in zip(ids, read, strict=True)]
 
