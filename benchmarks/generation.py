@@ -117,7 +117,8 @@ def loaded(tokens: int) -> tuple:
 
 def engine(prompts: list[dict], tokens: int) -> dict:
     """The engine alone: what an actor does, without Ray."""
-    from qaray.engines.batching import ContinuousBatcher, Sampling
+    from qaray.engines.batching import ContinuousBatcher
+    from qaray.engines.sampling import Sampling
     from qaray.engines.transformers import MAX_BATCH
 
     config, model = loaded(tokens)
@@ -127,14 +128,7 @@ def engine(prompts: list[dict], tokens: int) -> dict:
     done = batcher.complete_all(prompts)
     seconds = time.perf_counter() - begun
     batcher.close()
-    return {
-        "seconds": seconds,
-        "tokens": sum(row["output_tokens"] for row in done),
-        "prefill_seconds": batcher.prefill_seconds,
-        "prefilled": batcher.prefilled_tokens,
-        "decode_seconds": batcher.decode_seconds,
-        "steps": batcher.steps,
-    }
+    return {**batcher.figures(), "seconds": seconds, "tokens": sum(row["output_tokens"] for row in done)}
 
 
 def rates(prompts: list[dict], tokens: int) -> dict:
@@ -250,7 +244,7 @@ def report(rounds: list[dict], apart: dict) -> None:
         assert all(r[over]["tokens"] == r[under]["tokens"] for r in rounds), "token counts differ"
         print(f"ratio {name} {median(r[over]['seconds'] / r[under]['seconds'] for r in rounds):.3f}")
     if "sequential" in rounds[0]:
-        floor = direct["prefilled"] / prefill + direct["tokens"] / decode
+        floor = direct["prefill_tokens"] / prefill + direct["tokens"] / decode
         print(f"ceiling of generation_vs_sequential at these rates {rounds[0]['sequential']['seconds'] / floor:.3f}")
     if "pipeline" in rounds[0]:
         print(f"start-up of the command, taken off: {rounds[0]['pipeline']['start_seconds']:.1f} s")

@@ -6,6 +6,8 @@ batching prompts would add padding and no speed, and memory stays bounded. Decod
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ from safetensors import SafetensorError
 
 from qaray.config import ConfigError
 from qaray.devices import available_memory, pick_dtype
-from qaray.engines.cpu import loading
+from qaray.engines.cpu import lanes, loading
 from qaray.engines.kv_cache import ATTENTION, SlotCache, Step
 from qaray.models import HFTokenizer, eos_ids, load_config, load_tokenizer, quiet_transformers, resolve, scale_rope
 
@@ -40,7 +42,7 @@ class ModelSettings:
 
 
 class CausalLM:
-    """A loaded model. Not thread-safe: one thread calls it."""
+    """A loaded model. Not thread-safe: one thread calls it, or one each of what it is ``divided`` into."""
 
     def __init__(self, settings: ModelSettings) -> None:
         """Raises ConfigError for a model that cannot be loaded or that the slot cache does not fit."""
@@ -51,6 +53,7 @@ class CausalLM:
         self.device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         self.dtype = pick_dtype(settings.dtype, self.device)
         self.tokenizer: HFTokenizer = load_tokenizer(settings.name, settings.cache_dir, settings.trust_remote_code)
+        self.trusts_code = settings.trust_remote_code
         self.flash = _flash_attn(settings.flash_attn, self.device, self.dtype)
         self.model = self._load(settings)
         self.seq_len = settings.seq_len
@@ -72,6 +75,27 @@ class CausalLM:
 
     def new_cache(self, budget_tokens: int) -> SlotCache:
         return SlotCache(self.layers, self.kv_heads, self.head_dim, budget_tokens, self.dtype, self.device)
+
+    def lanes(self, slots: int) -> int:
+        """Parts of ``slots`` that pay, each with a thread of its own: one on a GPU.
+
+        Also one where threads may not be in the layers together: a model's own code, or RoPE that changes with the
+        length, may keep state there.
+        """
+        rope = json.dumps(getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}, default=str)
+        changes = self.trusts_code or "dynamic" in rope or "longrope" in rope
+        return 1 if changes or self.device.type != "cpu" else lanes(slots)
+
+    def divided(self, parts: int) -> list[CausalLM]:
+        """``parts`` models on the same weights, or as many as have room for a sequence each, with a part of the cache's
+        memory each. Threads may call them at once."""
+        parts = max(1, min(parts, self.budget_tokens // self.seq_len))
+        if parts == 1:
+            return [self]
+        models = [copy.copy(self) for _ in range(parts)]
+        for each, cache in zip(models, self.cache.divided(parts), strict=True):
+            each.cache = cache
+        return models
 
     @torch.inference_mode()
     def prefill(self, slot: int, ids: Sequence[int], start: int = 0) -> torch.Tensor:

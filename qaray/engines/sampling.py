@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 SHORTLIST = 512  # tokens sorted first: their mass nearly always exceeds top_p
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float
+    top_p: float
+    seed: int
+    min_tokens: int = 0  # before so many tokens nothing ends an answer
 
 
 class RandomStream:

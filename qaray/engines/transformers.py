@@ -118,8 +118,9 @@ class _Generator:
     def __init__(
         self, config: GenerateConfig, settings: ModelSettings, max_batch: int, should_stop: StopCheck, tries: Tries
     ) -> None:
-        from qaray.engines.batching import ContinuousBatcher, Sampling
+        from qaray.engines.batching import ContinuousBatcher
         from qaray.engines.causal_lm import CausalLM
+        from qaray.engines.sampling import Sampling
 
         with tries.starting(actor_name(), "loading the model"):
             model = CausalLM(settings)
@@ -134,9 +135,7 @@ class _Generator:
         return guarded_answers(self.guard, prompts, self._answers)
 
     def _answers(self, prompts: pa.Table) -> pa.Table:
-        futures = [self.batcher.submit(prompt) for prompt in prompts.to_pylist() if not self.should_stop()]
-        rows = [row for future in futures for row in future.result()]
-        return table(rows, COMPLETION_SCHEMA)
+        return table(self.batcher.complete_all(prompts.to_pylist()), COMPLETION_SCHEMA)
 
     def _again(self, prompt: Prompt, completion: Completion) -> Prompt | None:
         """The next attempt of a prompt that fell short, while the engine is warm."""

@@ -8,8 +8,10 @@ from transformers import AutoModelForCausalLM
 
 from qaray.config import ConfigError
 from qaray.engines import causal_lm, kv_cache
-from qaray.engines.batching import ContinuousBatcher, Sampling
+from qaray.engines.batching import ContinuousBatcher
 from qaray.engines.causal_lm import CausalLM, ModelSettings
+from qaray.engines.lane import Lane
+from qaray.engines.sampling import Sampling
 from qaray.models import scale_rope
 from qaray.schema import FinishReason
 from tests.conftest import save_tiny_model
@@ -51,17 +53,18 @@ def greedy(reference, ids, tokens):
 
 
 @pytest.mark.parametrize("chunk", [16, 1024])
-@pytest.mark.parametrize("max_batch", [1, 4, 16])
-def test_greedy_equals_transformers(model, reference, chunk, max_batch, monkeypatch):
-    """Chunks, slots that free up, moves of slots, growth of the cache: none may change a token."""
+@pytest.mark.parametrize(("max_batch", "lanes"), [(1, 1), (4, 1), (16, 1), (16, 2), (3, 3)])
+def test_greedy_equals_transformers(model, reference, chunk, max_batch, lanes, monkeypatch):
+    """Chunks, slots that free up, moves of slots, growth of the cache, lanes at once: none may change a token."""
     monkeypatch.setattr(model, "chunk", chunk)
-    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), max_batch)
+    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), max_batch, lanes=lanes)
+    assert len(batcher.lanes) == lanes
     prompts = [prompt(i, ids_of(n), max_tokens=20 + 30 * (i % 3)) for i, n in enumerate(LENGTHS)]
     for found, asked in zip(batcher.complete_all(prompts), prompts, strict=True):
         expected = greedy(reference, asked["token_ids"], asked["max_tokens"])
         assert found["output"] == model.tokenizer.decode(expected)
         assert (found["output_tokens"], found["finish_reason"]) == (asked["max_tokens"], "length")
-    assert batcher.decoded_tokens == sum(p["max_tokens"] for p in prompts)
+    assert batcher.figures()["decode_tokens"] == sum(p["max_tokens"] for p in prompts)
 
 
 def test_sampling_does_not_depend_on_the_batch(model):
@@ -89,6 +92,51 @@ def test_blockwise_bfloat16_attention_equals_a_dense_one(new, seen, window):
     assert torch.allclose(found.float(), dense.transpose(1, 2), atol=0.03)
 
 
+def test_lanes_share_threads_and_one_that_works_alone_has_all(model, monkeypatch):
+    seen = []
+
+    def prefill(slot, ids, start=0, *, inner=CausalLM.prefill):
+        seen.append((batcher._queue.busy, torch.get_num_threads()))
+        return inner(model, slot, ids, start)
+
+    monkeypatch.setattr(model, "prefill", prefill)
+    monkeypatch.setattr(model, "divided", lambda parts: [model] * parts)  # no lane decodes: the answers have one token
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 4, lanes=4)
+        batcher.complete_all([prompt(0, ids_of(9), max_tokens=1)])
+        assert seen == [(1, 4)]
+        batcher.complete_all([prompt(i, ids_of(9), max_tokens=1) for i in range(40)])
+        batcher.close()
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) == 41
+    assert {used for _, used in seen} <= {1, 2, 4}
+    assert (4, 1) in seen
+
+
+@pytest.mark.parametrize(
+    ("changes", "slots", "lanes"),
+    [({}, 16, 2), ({}, 15, 1), ({}, 64, 4), ({"trust_remote_code": True}, 16, 1), ({"rope": "dynamic"}, 16, 1)],
+)
+def test_lanes_that_pay(model, changes, slots, lanes, monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    monkeypatch.setattr(model, "trusts_code", changes.get("trust_remote_code", False))
+    if "rope" in changes:
+        monkeypatch.setattr(model.model.config, "rope_parameters", {"rope_type": changes["rope"], "rope_theta": 1e4})
+    try:
+        assert model.lanes(slots) == lanes
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_no_more_lanes_than_have_room_for_a_sequence(model):
+    assert [each.cache.budget_tokens for each in model.divided(16)] == [512] * 4
+    assert model.divided(1) == [model]
+
+
 def test_out_of_memory_halves_the_batch_and_loses_nothing(model, reference, monkeypatch):
     decode, most = model.decode, []
 
@@ -105,7 +153,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(model, reference, monk
     assert [c["output"] for c in done] == [
         model.tokenizer.decode(greedy(reference, p["token_ids"], 20)) for p in prompts
     ]
-    assert batcher.max_batch == 2
+    assert batcher.lanes[0].max_batch == 2
     assert max(most) > 2
 
 
@@ -124,12 +172,13 @@ def test_a_prompt_that_does_not_fit_alone_is_answered_with_the_error(model, monk
     assert done[2]["error"].startswith("engine_error: out of memory")
 
 
-def test_an_error_of_the_model_reaches_all_who_wait(model, monkeypatch):
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_error_of_the_model_reaches_all_who_wait(model, lanes, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("kernel")
 
     monkeypatch.setattr(model, "decode", broken)
-    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 2)
+    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 2, lanes=lanes)
     futures = [batcher.submit(prompt(i, ids_of(9))) for i in range(4)]
     for future in futures:
         with pytest.raises(ZeroDivisionError):
@@ -155,7 +204,7 @@ def test_another_attempt_starts_from_the_cached_prompt(model):
     found = batcher.complete_all(asked)
     again = [{**p, "attempt": a} for p in asked for a in range(1, 2 + p["row"] % 3)]
     assert untimed(found) == untimed(ContinuousBatcher(model, sampling, 1).complete_all(again))
-    assert batcher.prefilled_tokens == sum(LENGTHS)
+    assert batcher.figures()["prefill_tokens"] == sum(LENGTHS)
 
 
 def test_prompts_from_many_threads(model):
@@ -180,14 +229,16 @@ def test_a_longer_prompt_joins_those_at_work_while_memory_allows(model, referenc
     decode = model.decode
 
     def with_another(*args):
-        if batcher.steps == 3:
+        if batcher.figures()["steps"] == 3:
             late.append(batcher.submit(prompt(9, ids_of(250), max_tokens=tokens)))
         return decode(*args)
 
     monkeypatch.setattr(model, "decode", with_another)
     first = batcher.complete_all([prompt(i, ids_of(20 + i), max_tokens=50) for i in range(2)])
     found = [late[0].result()[0], *first]
-    assert batcher.steps == steps  # 750 places in each of four slots are too many: it waits until all have ended
+    assert (
+        batcher.figures()["steps"] == steps
+    )  # 750 places in each of four slots are too many: it waits until all have ended
     for completion, ids, count in zip(found, (ids_of(250), ids_of(20), ids_of(21)), (tokens, 50, 50), strict=True):
         assert completion["output"] == model.tokenizer.decode(greedy(reference, ids, count))
 
@@ -209,7 +260,7 @@ def test_errors_and_prompts_without_room_come_back(model):
 
 def test_the_end_of_the_grammar_stops(model, monkeypatch):
     texts = "Q1: a\nA1: b\nQ2: c\nA2: d\nQ3: e\nA3: f\nQ4: too much"
-    monkeypatch.setattr(ContinuousBatcher, "_text", lambda self, s: texts[: 2 * len(s.tokens)])
+    monkeypatch.setattr(Lane, "_text", lambda self, s: texts[: 2 * len(s.tokens)])
     done = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 1).complete_all([prompt(0, ids_of(9), max_tokens=200)])[0]
     if done["finish_reason"] != FinishReason.STOP:
         pytest.fail(f"ended by {done['finish_reason']}")
