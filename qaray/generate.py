@@ -87,7 +87,8 @@ def generate(
             run.evaluation.manifest.remove()  # nor measured
     while owed.shards and not should_stop():
         before = progress.prompts
-        for summary in _round(run, engine, make_builder, max_attempts, owed.shards, should_stop):
+        expected = None if make_builder().overlength == "split" else owed.papers
+        for summary in _round(run, engine, make_builder, max_attempts, owed.shards, expected, should_stop):
             _add(progress, summary)
             lease.check()
             report(progress)
@@ -105,6 +106,7 @@ def _round(
     make_builder: MakeBuilder,
     max_attempts: int,
     shards: list[str],
+    expected: int | None,
     should_stop: StopSignal,
 ) -> Iterator[dict[str, Any]]:
     """One pass over the shards that are owed something; a summary for each block that is durable."""
@@ -120,8 +122,7 @@ def _round(
         zero_copy_batch=True,
         batch_format="pyarrow",
     )
-    prompts = prompts.repartition(target_num_rows_per_block=engine.rows_per_block, strict=True)
-    completions = engine.generate(prompts)
+    completions = engine.generate(prompts, expected)
     written = completions.map_batches(
         _Writer(run, max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT
     )

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from qaray.timeslices import compute_in_long_slices
+
 # Light stages (reading, prompting, writing) take this share of a logical CPU, so that they never starve the engine's
 # actors of theirs, nor are starved on a cluster of two.
 LIGHT = 0.25
@@ -42,20 +44,12 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
         # By default workers yield to all else (niceness 15). On a machine of few cores Ray's own processes would then
         # hold up an engine's threads, which wait for one another at every product.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        _wait_for_gaps()
+        compute_in_long_slices()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
     with no_standard_error():  # where the core says that it heeds the variable above
         ray.init(**options)
     configure()
-
-
-def _wait_for_gaps() -> None:
-    """This process and those that it starts interrupt nobody's computation when they wake, which Ray's do some hundred
-    times a second: they take the processor in the next gap, or at the scheduler's next tick. Linux only."""
-    if hasattr(os, "SCHED_BATCH"):
-        with contextlib.suppress(OSError):  # a sandbox may forbid it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 @contextlib.contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -39,17 +41,15 @@ PROMPT_COLUMNS = (
 class Engine(Protocol):
     """What turns prompts into text. Implementations are cheap to build; models are loaded by their actors."""
 
-    @property
-    def rows_per_block(self) -> int:
-        """Prompts that make one unit of work: written together, and lost together if an actor dies."""
-        ...
-
     def describe(self) -> str:
         """One line for the user: what runs where, and what attention runs on. Ray must be connected."""
         ...
 
-    def generate(self, prompts: Dataset) -> Dataset:
+    def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
         """Dataset[Prompt] → Dataset[Completion] (PARSED_SCHEMA without its last two columns).
+
+        ``expected``: prompts that there will be, None where that is not known. They go to the actors in small blocks:
+        what is written together, and lost together if an actor dies.
 
         At least one row for each prompt, keyed (doi, window, attempt), in any order; a prompt whose answer has fewer
         pairs than asked for may be asked again at once, up to ``max_attempts``, each attempt a row of its own. A prompt
@@ -100,14 +100,42 @@ def split_error(error: str) -> tuple[str, str]:
     return reason, detail
 
 
-def pool(minimum: int, maximum: int, concurrent_calls: int = 1) -> Any:
-    """An autoscaling actor pool; each actor works on ``concurrent_calls`` blocks at a time."""
+@dataclass(frozen=True)
+class Share:
+    """What an actor of a pool holds of the prompts."""
+
+    rows: int  # of a block
+    calls: int  # blocks that it works on at once
+    in_flight: int  # blocks that it holds
+
+    @classmethod
+    def of(cls, slots: int, ahead: float, actors: int, expected: int | None, most_rows: int = 64) -> Share:
+        """Of an actor with ``slots`` prompts in work: ``ahead`` times as many, in blocks of a quarter of the slots.
+
+        Of ``expected`` prompts no actor holds more than an even share among ``actors``: of few, all would go to the one
+        that happens to be ready first.
+        """
+        rows = max(1, min(most_rows, slots // 4))
+        calls = max(2, math.ceil(ahead * slots / rows))
+        if expected is None:
+            return cls(rows, calls, calls + 1)
+        own = max(1, math.ceil(expected / actors))
+        rows = min(rows, own)
+        return cls(rows, min(calls, math.ceil(own / rows)), min(calls + 1, math.ceil(own / rows)))
+
+    def blocks(self, prompts: Dataset) -> Dataset:
+        """The prompts in blocks of ``rows``."""
+        return prompts.repartition(target_num_rows_per_block=self.rows, strict=True)
+
+
+def pool(minimum: int, maximum: int, concurrent_calls: int = 1, in_flight: int | None = None) -> Any:
+    """An autoscaling actor pool; each actor works on ``concurrent_calls`` blocks at a time, of ``in_flight``."""
     from ray.data import ActorPoolStrategy
 
     return ActorPoolStrategy(
         min_size=minimum,
         max_size=maximum,
-        max_tasks_in_flight_per_actor=concurrent_calls + 1,
+        max_tasks_in_flight_per_actor=in_flight or concurrent_calls + 1,
         max_concurrent_calls_per_actor=concurrent_calls,
         enable_true_multi_threading=concurrent_calls > 1,
     )

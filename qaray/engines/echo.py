@@ -39,6 +39,7 @@ _QUESTIONS = {
     "is": "What is {}?", "are": "What are {}?", "was": "What was {}?", "were": "What were {}?",
     "has": "What does {} have?", "have": "What do {} have?",
 }  # fmt: skip
+ROWS = 500  # prompts of a block
 SHORTEST_USED = 4000  # characters of the paper that are looked at for each pair wanted, at least
 
 
@@ -46,15 +47,11 @@ class EchoEngine:
     def __init__(self, should_stop: StopCheck, tries: Tries) -> None:
         self.should_stop, self.tries = should_stop, tries
 
-    @property
-    def rows_per_block(self) -> int:
-        return 500
-
     def describe(self) -> str:
         return "echo: pairs from the papers' own sentences, no model"
 
-    def generate(self, prompts: Dataset) -> Dataset:
-        return prompts.map_batches(
+    def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
+        return prompts.repartition(target_num_rows_per_block=ROWS, strict=True).map_batches(
             _Echo(self.should_stop, self.tries),
             batch_size=None,
             batch_format="pyarrow",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qaray.config import ConfigError, GenerateConfig
 from qaray.engines.asking import as_they_end, attempts_of, packed, taken, unpacked
-from qaray.engines.base import PROMPT_COLUMNS, StopCheck, attempts, error_text, stream_seed
+from qaray.engines.base import PROMPT_COLUMNS, Share, StopCheck, attempts, error_text, stream_seed
 from qaray.engines.endings import ending, stop_strings
 from qaray.prompts import pairs_schema
 from qaray.runs import RunError
@@ -33,7 +33,7 @@ KEY = "QARAY_API_KEY"  # environment variable with the endpoint's key: it is wri
 STAGE = "HttpRequestStage"
 MOST_STOPS = 4  # stop strings that the API takes
 MOST_FAILURES = 16  # requests without a response, one after the other, after which the run ends
-IN_HAND = 2  # prompts that the actor has, for each request in flight
+AHEAD = 2  # prompts that the actor has, for each request in flight
 # The endpoint's words for "not this request's fault": the prompt stays owed.
 NOT_THE_PROMPT = (401, 403, 404, 408, 409, 429, *range(500, 600))
 
@@ -44,28 +44,25 @@ class HttpEngine:
         self.config, self.should_stop = config, should_stop
         self.model = _served_model(config)
 
-    @property
-    def rows_per_block(self) -> int:
-        return max(1, min(16, self.config.requests_at_once // 4))
-
     def describe(self) -> str:
         pace = f", {self.config.requests_per_second:g} a second" if self.config.requests_per_second else ""
         return f"http: {self.model} at {self.config.base_url}, {self.config.requests_at_once} requests at once{pace}"
 
-    def generate(self, prompts: Dataset) -> Dataset:
+    def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
         from ray.data import ActorPoolStrategy
 
         with quiet_llm():
             from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
         config, light = self.config, {"num_cpus": LIGHT}
+        share = Share.of(config.requests_at_once, AHEAD, 1, expected, most_rows=16)
         processor = build_processor(
             HttpRequestProcessorConfig(
                 url=f"{str(config.base_url).rstrip('/')}/completions",
                 headers=_headers(),
                 max_retries=config.http_retries,
                 session_factory=_Sessions(config.request_timeout),
-                batch_size=self.rows_per_block,
+                batch_size=share.rows,
                 http_request_stage={"num_cpus": LIGHT},
             ),
             preprocess=_with_payload,
@@ -74,15 +71,14 @@ class HttpEngine:
             postprocess_map_kwargs=light,
         )
         stage = processor.get_stage_by_name(STAGE)
-        calls = max(2, -(-IN_HAND * config.requests_at_once // self.rows_per_block))
-        pool = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=calls + 1)
+        pool = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=share.in_flight)
         changes = {
             "fn": _stage_with(stage.fn, _Answers(config, self.model, self.should_stop), config),
-            "map_batches_kwargs": {**stage.map_batches_kwargs, "compute": pool, "max_concurrency": calls},
+            "map_batches_kwargs": {**stage.map_batches_kwargs, "compute": pool, "max_concurrency": share.calls},
         }
         processor.stages[STAGE] = stage.model_copy(update=changes)
         columns = [*PROMPT_COLUMNS, "prompt"]
-        done = processor(prompts.select_columns(columns))
+        done = processor(share.blocks(prompts).select_columns(columns))
         return done.map_batches(unpacked, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
 
     def score(self, requests: Dataset) -> Dataset:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.base import (
+    Share,
     StopCheck,
     actor_name,
     actor_resources,
@@ -45,22 +46,23 @@ if TYPE_CHECKING:
 
 ROWS_SCORED = 8  # prefixes, papers as a rule, that are lost together if an actor dies
 MAX_BATCH = {"cpu": 16, "cuda": 64}
+AHEAD = 1.5  # prompts that an actor has, for each slot: the next one is there when one ends
 
 
 class TransformersEngine:
     def __init__(self, config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck, tries: Tries) -> None:
         self.config, self.plan, self.site, self.should_stop, self.tries = config, plan, site, should_stop, tries
 
-    def generate(self, prompts: Dataset) -> Dataset:
+    def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
         max_batch = self._max_batch()
-        calls = max(2, -(-3 * max_batch // (2 * self.rows_per_block)))  # half as many prompts again as there are slots
-        return prompts.map_batches(
+        share = Share.of(max_batch, AHEAD, self.config.pool[0], expected)
+        return share.blocks(prompts).map_batches(
             _Generator,
             fn_constructor_args=(self.config, self._settings(), max_batch, self.should_stop, self.tries),
-            batch_size=self.rows_per_block,
+            batch_size=share.rows,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=pool(*self.config.pool, concurrent_calls=calls),
+            compute=pool(*self.config.pool, share.calls, share.in_flight),
             **actor_resources(self.config.cpus_per_actor, self.site.gpus, self.config.labels),
         )
 
@@ -74,11 +76,6 @@ class TransformersEngine:
             compute=pool(*self.config.pool),
             **actor_resources(self.config.cpus_per_actor, self.site.gpus, self.config.labels),
         )
-
-    @property
-    def rows_per_block(self) -> int:
-        """A quarter of the slots: 4 on a CPU, 16 on a GPU."""
-        return max(1, self._max_batch() // 4)
 
     def describe(self) -> str:
         gpus = self.site.gpus

@@ -24,6 +24,7 @@ from qaray.engines.asking import as_they_end, attempts_of, packed, taken, unpack
 from qaray.engines.base import (
     PROMPT_COLUMNS,
     TOO_MANY_DEATHS,
+    Share,
     StopCheck,
     actor_name,
     actors_in_words,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 MAX_SEQUENCES = {"cpu": 16, "cuda": 256}  # that an engine decodes together
-IN_HAND = 1.5  # prompts that an actor has, for each that it can decode: the next one is there when one ends
+AHEAD = 1.5  # prompts that an actor has, for each that it can decode: the next one is there when one ends
 ROWS_SCORED = 8  # prefixes, papers as a rule, that are lost together if an actor dies
 CPU_CACHE_SHARE = 0.25  # of the free memory, for keys and values
 STAGE = "vLLMEngineStage"
@@ -60,34 +61,29 @@ class VLLMEngine:
     ) -> None:
         self.config, self.plan, self.site, self.should_stop, self.tries = config, plan, site, should_stop, tries
 
-    @property
-    def rows_per_block(self) -> int:
-        """A quarter of what is decoded together, 64 at most."""
-        return max(1, min(64, self._max_sequences() // 4))
-
     def describe(self) -> str:
         actors = actors_in_words(self.config.pool)
         where = f"{self._devices()} GPU each" if self.site.gpus else "CPUs"
         return f"vllm {self.site.vllm}, {actors} on {where} ({self.site.device}), {self.site.dtype}"
 
-    def generate(self, prompts: Dataset) -> Dataset:
+    def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
         assert isinstance(self.config, GenerateConfig)
         work = _Answers(self.config, _eos_ids(self.config), self.should_stop)
-        calls = max(2, -(-int(IN_HAND * self._max_sequences()) // self.rows_per_block))
-        done = self._processor(work, self.rows_per_block, calls)(prompts.select_columns(list(PROMPT_COLUMNS)))
+        share = Share.of(self._max_sequences(), AHEAD, self.config.pool[0], expected)
+        done = self._processor(work, share)(share.blocks(prompts).select_columns(list(PROMPT_COLUMNS)))
         return done.map_batches(unpacked, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
 
     def score(self, requests: Dataset) -> Dataset:
         work = _Scores(self.config, self.plan.seq_len, self.should_stop)
-        done = self._processor(work, ROWS_SCORED, 2)(requests)
+        done = self._processor(work, Share(ROWS_SCORED, 2, 3))(requests)
         return done.map_batches(_unpacked_scores, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
 
-    def _processor(self, work: _Answers | _Scores, batch_size: int, calls: int) -> Any:
+    def _processor(self, work: _Answers | _Scores, share: Share) -> Any:
         """ray.data.llm's processor with ``work`` in its stage: rows in, the columns of ``work.keep`` out."""
         with quiet_llm():
-            return self._built(work, batch_size, calls)
+            return self._built(work, share)
 
-    def _built(self, work: _Answers | _Scores, batch_size: int, calls: int) -> Any:
+    def _built(self, work: _Answers | _Scores, share: Share) -> Any:
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
         config = vLLMEngineProcessorConfig(
@@ -96,9 +92,9 @@ class VLLMEngine:
             runtime_env={"env_vars": self._environment()},
             placement_group_config={"bundle_per_worker": self._bundle()},
             concurrency=self.config.pool,
-            batch_size=batch_size,
-            max_concurrent_batches=calls,
-            max_tasks_in_flight_per_actor=calls + 1,
+            batch_size=share.rows,
+            max_concurrent_batches=share.calls,
+            max_tasks_in_flight_per_actor=share.in_flight,
             max_pending_requests=-(-11 * self._max_sequences() // 10),
             should_continue_on_error=True,
             log_engine_metrics=False,

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import psutil
 import pytest
@@ -64,6 +65,14 @@ def test_each_paper_is_asked_as_often_as_allowed(tmp_path, tiny_model):
     assert all(r["output_tokens"] <= 64 for r in rows)
     assert json.loads((tmp_path / "out/run.json").read_text())["rope_factor"] == 8.0
     assert manifest["counts"]["prompts"] == len(rows)
+
+
+def test_few_papers_are_shared_evenly_among_the_actors(tmp_path, tiny_model):
+    """The first actor that is ready could hold them all."""
+    done = qaray(*args_for(tmp_path, tiny_model, 16, "--max_attempts", "1", "--actors", "2:2"))
+    assert done.returncode == 0, done.stderr
+    by_worker = Counter(row["worker"] for row in generations(tmp_path / "out"))
+    assert sorted(by_worker.values()) == [8, 8]
 
 
 def test_a_killed_actor_loses_nothing(tmp_path, tiny_model):
