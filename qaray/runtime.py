@@ -90,6 +90,9 @@ def configure() -> None:
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = -1
     context.wait_for_min_actors_s = -1
+    # A pool grows as soon as its actors work on as many blocks as they can. By default they would have to hold 1.75
+    # times as many, and engines hold one more.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.raise_original_map_exception = True  # a wrapped one loses its cause on its way to the driver
     # Less work than actors is no matter for concern: pools have the size that was asked for.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")

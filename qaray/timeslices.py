@@ -27,7 +27,7 @@ class _Attributes(ctypes.Structure):
 
 
 def compute_in_long_slices() -> None:
-    """This process, and those that it starts, compute in slices of up to ``LONGEST``, and do not interrupt one another.
+    """This thread and what it starts from now on compute in slices of up to ``LONGEST``, and interrupt nobody.
 
     Ray's helpers wake some thousand times a second. By default each takes the processor from an engine's thread, at the
     latest at the scheduler's next tick, and leaves it with cold caches; now they wait, and do in one go what has

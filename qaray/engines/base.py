@@ -112,16 +112,16 @@ class Share:
     def of(cls, slots: int, ahead: float, actors: int, expected: int | None, most_rows: int = 64) -> Share:
         """Of an actor with ``slots`` prompts in work: ``ahead`` times as many, in blocks of a quarter of the slots.
 
-        Of ``expected`` prompts no actor holds more than an even share among ``actors``: of few, all would go to the one
-        that happens to be ready first.
+        Of ``expected`` prompts no actor holds more at a time than an even share among ``actors``: few would all go to
+        the one that happens to be ready first.
         """
         rows = max(1, min(most_rows, slots // 4))
         calls = max(2, math.ceil(ahead * slots / rows))
         if expected is None:
             return cls(rows, calls, calls + 1)
         own = max(1, math.ceil(expected / actors))
-        rows = min(rows, own)
-        return cls(rows, min(calls, math.ceil(own / rows)), min(calls + 1, math.ceil(own / rows)))
+        blocks = math.ceil(own / rows)
+        return cls(min(rows, math.ceil(own / blocks)), min(calls, blocks), min(calls + 1, blocks))
 
     def blocks(self, prompts: Dataset) -> Dataset:
         """The prompts in blocks of ``rows``."""
@@ -129,7 +129,8 @@ class Share:
 
 
 def pool(minimum: int, maximum: int, concurrent_calls: int = 1, in_flight: int | None = None) -> Any:
-    """An autoscaling actor pool; each actor works on ``concurrent_calls`` blocks at a time, of ``in_flight``."""
+    """An autoscaling actor pool; each actor holds ``in_flight`` blocks, by default one more than the
+    ``concurrent_calls`` that it works on at a time."""
     from ray.data import ActorPoolStrategy
 
     return ActorPoolStrategy(

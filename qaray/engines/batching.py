@@ -6,7 +6,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from qaray.engines import lane
 from qaray.engines.base import StopCheck
 from qaray.engines.causal_lm import CausalLM
 from qaray.engines.lane import Lane, NextAttempt, Queue
@@ -35,8 +34,11 @@ class ContinuousBatcher:
     ) -> None:
         self._queue = Queue()
         models = model.divided(model.lanes(max_batch) if lanes is None else lanes)
-        slots = -(-max_batch // len(models))
-        self.lanes = [Lane(each, sampling, slots, next_attempt, should_stop, self._queue) for each in models]
+        slots = [max(1, (max_batch + place) // len(models)) for place in range(len(models))]
+        self.lanes = [
+            Lane(each, sampling, own, next_attempt, should_stop, self._queue)
+            for each, own in zip(models, slots, strict=True)
+        ]
         self._threads = [threading.Thread(target=lane.run, name="qaray-lane", daemon=True) for lane in self.lanes]
 
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
@@ -53,7 +55,7 @@ class ContinuousBatcher:
             future.set_result([complete(prompt, error=error)])
             return future
         with self._queue.changed:
-            self._queue.put(lane.Sequence(prompt, future))
+            self._queue.put(prompt, future)
             for thread in self._threads:
                 if thread.ident is None:
                     thread.start()

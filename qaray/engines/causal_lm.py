@@ -84,7 +84,8 @@ class CausalLM:
         """
         rope = json.dumps(getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}, default=str)
         changes = self.trusts_code or "dynamic" in rope or "longrope" in rope
-        return 1 if changes or self.device.type != "cpu" else lanes(slots)
+        # Few sequences are as long as they may be.
+        return 1 if changes or self.device.type != "cpu" else lanes(min(slots, 2 * self.budget_tokens // self.seq_len))
 
     def divided(self, parts: int) -> list[CausalLM]:
         """``parts`` models on the same weights, or as many as have room for a sequence each, with a part of the cache's
@@ -94,7 +95,7 @@ class CausalLM:
             return [self]
         models = [copy.copy(self) for _ in range(parts)]
         for each, cache in zip(models, self.cache.divided(parts), strict=True):
-            each.cache = cache
+            each.cache, each.budget_tokens = cache, cache.budget_tokens
         return models
 
     @torch.inference_mode()

@@ -72,12 +72,12 @@ class Queue:
         self.failure: BaseException | None = None
         self.closed = False
 
-    def put(self, sequence: Sequence) -> None:
+    def put(self, prompt: Prompt, future: Future[list[Completion]]) -> None:
         """Raises RuntimeError once a lane has failed, or the queue is closed."""
         with self.changed:
             if self.failure or self.closed:
                 raise RuntimeError("the engine has stopped") from self.failure
-            self.waiting.append(sequence)
+            self.waiting.append(Sequence(prompt, future))
             self.changed.notify_all()
 
     def close(self) -> None:
@@ -118,7 +118,8 @@ class Lane:
         self.prefilled_tokens = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         self.active: list[Sequence] = []
-        self._threads = self._all_threads = torch.get_num_threads()
+        self._all_threads, self._threads = torch.get_num_threads(), 0  # of the process; of this lane, once it works
+        self._retired = False
         self._since_shrink = 0  # answers since memory ran out
         self._longest = 0  # places that every slot may come to need
         queue.lanes.append(self)
@@ -151,6 +152,8 @@ class Lane:
         """Waits for it; False once there can be none any more."""
         if self.active:
             return True
+        if self._retired:
+            return False
         queue = self.queue
         with queue.changed:
             queue.changed.wait_for(lambda: queue.waiting or queue.closed or queue.failure)
@@ -317,10 +320,13 @@ class Lane:
         return sequence.prompt["opening"] + self.model.tokenizer.decode(sequence.tokens)
 
     def _shrink(self, error: BaseException) -> None:
-        """Half as many slots after running out of memory; alone, the sequence is given up."""
+        """Half as many slots after running out of memory. A lane with one sequence leaves the memory to the others; the
+        last lane gives its sequence up."""
         flying, self.active, self._since_shrink = self.active, [], 0
         self.model.release()
         if len(flying) <= 1:
+            self._retired = self._leave()
+        if len(flying) <= 1 and not self._retired:
             for sequence in flying:
                 failure = error_text(RejectReason.ENGINE_ERROR, f"out of memory: {error}")
                 sequence.future.set_result([*sequence.done, complete(sequence.prompt, error=failure)])
@@ -331,6 +337,14 @@ class Lane:
         with self.queue.changed:
             self.queue.waiting.extendleft(reversed(flying))
             self.queue.changed.notify_all()
+
+    def _leave(self) -> bool:
+        """Takes this lane out of the queue's unless it is the last one."""
+        with self.queue.changed:
+            if len(self.queue.lanes) == 1:
+                return False
+            self.queue.lanes.remove(self)
+            return True
 
 
 def is_out_of_memory(error: BaseException) -> bool:

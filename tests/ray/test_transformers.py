@@ -67,12 +67,24 @@ def test_each_paper_is_asked_as_often_as_allowed(tmp_path, tiny_model):
     assert manifest["counts"]["prompts"] == len(rows)
 
 
-def test_few_papers_are_shared_evenly_among_the_actors(tmp_path, tiny_model):
+LONG = ("--max_gen_len", "1500", "--min_gen_len", "1500", "--max_attempts", "1")  # more time than between two starts
+
+
+def test_few_papers_are_shared_among_the_actors(tmp_path, tiny_model):
     """The first actor that is ready could hold them all."""
-    done = qaray(*args_for(tmp_path, tiny_model, 16, "--max_attempts", "1", "--actors", "2:2"))
+    done = qaray(*args_for(tmp_path, tiny_model, 16, *LONG, "--actors", "2:2"))
     assert done.returncode == 0, done.stderr
     by_worker = Counter(row["worker"] for row in generations(tmp_path / "out"))
     assert sorted(by_worker.values()) == [8, 8]
+
+
+def test_a_pool_grows_while_there_is_more_to_do(tmp_path, tiny_model):
+    """And an actor of two threads works in two lanes."""
+    done = qaray(*args_for(tmp_path, tiny_model, 96, *LONG, "--actors", "1:2", "--threads_per_actor", "2"))
+    assert done.returncode == 0, done.stderr
+    by_worker = Counter(row["worker"] for row in generations(tmp_path / "out"))
+    assert len(by_worker) == 2
+    assert sum(by_worker.values()) == 96
 
 
 def test_a_killed_actor_loses_nothing(tmp_path, tiny_model):

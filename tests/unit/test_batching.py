@@ -93,14 +93,13 @@ def test_blockwise_bfloat16_attention_equals_a_dense_one(new, seen, window):
 
 
 def test_lanes_share_threads_and_one_that_works_alone_has_all(model, monkeypatch):
-    seen = []
+    seen, prefill = [], CausalLM.prefill
 
-    def prefill(slot, ids, start=0, *, inner=CausalLM.prefill):
+    def watched(self, slot, ids, start=0):
         seen.append((batcher._queue.busy, torch.get_num_threads()))
-        return inner(model, slot, ids, start)
+        return prefill(self, slot, ids, start)
 
-    monkeypatch.setattr(model, "prefill", prefill)
-    monkeypatch.setattr(model, "divided", lambda parts: [model] * parts)  # no lane decodes: the answers have one token
+    monkeypatch.setattr(CausalLM, "prefill", watched)
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
@@ -112,24 +111,58 @@ def test_lanes_share_threads_and_one_that_works_alone_has_all(model, monkeypatch
     finally:
         torch.set_num_threads(threads)
     assert len(seen) == 41
-    assert {used for _, used in seen} <= {1, 2, 4}
     assert (4, 1) in seen
 
 
 @pytest.mark.parametrize(
     ("changes", "slots", "lanes"),
-    [({}, 16, 2), ({}, 15, 1), ({}, 64, 4), ({"trust_remote_code": True}, 16, 1), ({"rope": "dynamic"}, 16, 1)],
+    [
+        ({}, 16, 2),
+        ({}, 15, 1),
+        ({}, 64, 4),
+        ({"budget_tokens": 9 * 512}, 64, 2),  # 18 sequences of half the greatest length
+        ({"trusts_code": True}, 16, 1),
+        ({"rope": "dynamic"}, 16, 1),
+    ],
 )
 def test_lanes_that_pay(model, changes, slots, lanes, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
-    monkeypatch.setattr(model, "trusts_code", changes.get("trust_remote_code", False))
+    monkeypatch.setattr(model, "budget_tokens", 100 * 512)
+    for name, value in changes.items():
+        if name != "rope":
+            monkeypatch.setattr(model, name, value)
     if "rope" in changes:
         monkeypatch.setattr(model.model.config, "rope_parameters", {"rope_type": changes["rope"], "rope_theta": 1e4})
     try:
         assert model.lanes(slots) == lanes
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_lane_that_runs_out_of_memory_alone_leaves_it_to_the_others(model, reference, monkeypatch):
+    """Two lanes read at once what only one can: one retires, and nothing is lost."""
+    prefill, first, failed = CausalLM.prefill, [], threading.Event()
+
+    def scarce(self, slot, ids, start=0):
+        first.append(self)
+        if self is first[0]:
+            failed.wait(20)
+        elif not failed.is_set():
+            failed.set()
+            raise torch.OutOfMemoryError("scarce")
+        return prefill(self, slot, ids, start)
+
+    monkeypatch.setattr(CausalLM, "prefill", scarce)
+    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 4, lanes=2)
+    prompts = [prompt(i, ids_of(n), max_tokens=20) for i, n in enumerate(LENGTHS)]
+    done = batcher.complete_all(prompts)
+    assert [c["output"] for c in done] == [
+        model.tokenizer.decode(greedy(reference, p["token_ids"], 20)) for p in prompts
+    ]
+    assert len(batcher._queue.lanes) == 1
+    assert first.count(first[0]) == len(first) - 1
+    batcher.close()
 
 
 def test_no_more_lanes_than_have_room_for_a_sequence(model):
@@ -179,7 +212,8 @@ def test_an_error_of_the_model_reaches_all_who_wait(model, lanes, monkeypatch):
 
     monkeypatch.setattr(model, "decode", broken)
     batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 2, lanes=lanes)
-    futures = [batcher.submit(prompt(i, ids_of(9))) for i in range(4)]
+    with batcher._queue.changed:  # no lane begins before all are there
+        futures = [batcher.submit(prompt(i, ids_of(9))) for i in range(4)]
     for future in futures:
         with pytest.raises(ZeroDivisionError):
             future.result(timeout=30)
