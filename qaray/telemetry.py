@@ -14,7 +14,7 @@ from collections.abc import Callable
 ENGINE = {
     "qaray_engine_queue": "prompts that wait for a slot of the engine",
     "qaray_engine_active": "sequences that are decoded together",
-    "qaray_engine_busy_seconds": "seconds that the model has worked, a lane's mean, since the process began",
+    "qaray_engine_busy_seconds": "seconds that the model has worked, since the process began",
     "qaray_engine_step_seconds": "mean seconds of a decoding step, of the last steps",
     "qaray_engine_prefill_tokens": "tokens read, since the process began",
     "qaray_engine_decode_tokens": "tokens written, since the process began",

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from qaray.config import ConfigError
 from qaray.devices import available_memory, pick_dtype
-from qaray.engines.cpu import lanes, loading
+from qaray.engines.cpu import loading
 from qaray.engines.kv_cache import ATTENTION, SlotCache, Step
 from qaray.models import HFTokenizer, eos_ids, load_config, load_tokenizer, quiet_transformers, resolve, scale_rope
 
@@ -42,7 +42,7 @@ class ModelSettings:
 
 
 class CausalLM:
-    """A loaded model. Not thread-safe: one thread calls it, or one each of what it is ``divided`` into."""
+    """A loaded model. Not thread-safe: one thread calls it, or one each of its ``readers``."""
 
     def __init__(self, settings: ModelSettings) -> None:
         """Raises ConfigError for a model that cannot be loaded or that the slot cache does not fit."""
@@ -76,27 +76,23 @@ class CausalLM:
     def new_cache(self, budget_tokens: int) -> SlotCache:
         return SlotCache(self.layers, self.kv_heads, self.head_dim, budget_tokens, self.dtype, self.device)
 
-    def lanes(self, slots: int) -> int:
-        """Parts of ``slots`` that pay, each with a thread of its own: one on a GPU.
+    @property
+    def readers(self) -> int:
+        """Threads that may prefill at once, each a ``view``: on CPUs as many as the process has.
 
-        Also one where threads may not be in the layers together: a model's own code, or RoPE that changes with the
-        length, may keep state there.
+        Threads that share each product of matrices wait for one another whenever one of them is interrupted; readers
+        do not. Only one on a GPU, and where threads may not be in the layers together: a model's own code, or RoPE that
+        changes with the length, may keep state there.
         """
         rope = json.dumps(getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}, default=str)
-        changes = self.trusts_code or "dynamic" in rope or "longrope" in rope
-        # Few sequences are as long as they may be.
-        return 1 if changes or self.device.type != "cpu" else lanes(min(slots, 2 * self.budget_tokens // self.seq_len))
+        alone = self.device.type != "cpu" or self.trusts_code or "dynamic" in rope or "longrope" in rope
+        return 1 if alone else torch.get_num_threads()
 
-    def divided(self, parts: int) -> list[CausalLM]:
-        """``parts`` models on the same weights, or as many as have room for a sequence each, with a part of the cache's
-        memory each. Threads may call them at once."""
-        parts = max(1, min(parts, self.budget_tokens // self.seq_len))
-        if parts == 1:
-            return [self]
-        models = [copy.copy(self) for _ in range(parts)]
-        for each, cache in zip(models, self.cache.divided(parts), strict=True):
-            each.cache, each.budget_tokens = cache, cache.budget_tokens
-        return models
+    def view(self) -> CausalLM:
+        """This model for another thread, which prefills another slot of the same cache as it is divided now."""
+        view = copy.copy(self)
+        view.cache = copy.copy(self.cache)
+        return view
 
     @torch.inference_mode()
     def prefill(self, slot: int, ids: Sequence[int], start: int = 0) -> torch.Tensor:

@@ -10,8 +10,6 @@ import torch
 
 from qaray.devices import cores
 
-LANE_SLOTS = 8  # sequences that a lane decodes together, at least
-
 
 @contextlib.contextmanager
 def loading(threads: int | None, actors: int) -> Iterator[None]:
@@ -30,13 +28,10 @@ def loading(threads: int | None, actors: int) -> Iterator[None]:
         torch.set_num_threads(threads or default_threads(actors))
 
 
-def lanes(slots: int) -> int:
-    """Parts of an engine's slots that pay on this process's threads, each with its share of them.
-
-    Threads that share each product of matrices wait for one another whenever one of them is interrupted; lanes do not.
-    But every lane reads the weights for itself, so that it should decode several sequences at once.
-    """
-    return max(1, min(torch.get_num_threads(), slots // LANE_SLOTS))
+def compute_on(threads: int) -> None:
+    """The calling thread computes on so many from now on, whatever another one chooses."""
+    torch.set_num_threads(threads)
+    torch.get_num_threads()  # takes the number up: a thread does so once, when it first computes
 
 
 def default_threads(actors: int) -> int:

@@ -10,7 +10,6 @@ same name, the model builds no mask of its own; what to see follows from the ste
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,17 +68,6 @@ class SlotCache(Cache):
         self.values: list[torch.Tensor] = []
         self.slots = self.capacity = 0
         self.step = Step()
-
-    def divided(self, parts: int) -> list[SlotCache]:
-        """Caches of so many parts of this one's memory, in its stead."""
-        budget = self.budget_tokens // parts
-        size = budget * self.kv_heads * self.head_dim
-        caches = [copy.copy(self) for _ in range(parts)]
-        for part, own in enumerate(caches):
-            own.budget_tokens, own.slots, own.capacity, own.step = budget, 0, 0, Step()
-            own._blocks = [block[:, part * size : (part + 1) * size] for block in self._blocks]
-            own._finite, own.keys, own.values = 0, [], []
-        return caches
 
     def shape(self, slots: int, capacity: int) -> None:
         """Divides the memory anew. What it held is lost."""

@@ -10,7 +10,6 @@ from qaray.config import ConfigError
 from qaray.engines import causal_lm, kv_cache
 from qaray.engines.batching import ContinuousBatcher
 from qaray.engines.causal_lm import CausalLM, ModelSettings
-from qaray.engines.lane import Lane
 from qaray.engines.sampling import Sampling
 from qaray.models import scale_rope
 from qaray.schema import FinishReason
@@ -53,18 +52,19 @@ def greedy(reference, ids, tokens):
 
 
 @pytest.mark.parametrize("chunk", [16, 1024])
-@pytest.mark.parametrize(("max_batch", "lanes"), [(1, 1), (4, 1), (16, 1), (16, 2), (3, 3)])
-def test_greedy_equals_transformers(model, reference, chunk, max_batch, lanes, monkeypatch):
-    """Chunks, slots that free up, moves of slots, growth of the cache, lanes at once: none may change a token."""
+@pytest.mark.parametrize("max_batch", [1, 4, 16])
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_greedy_equals_transformers(model, reference, chunk, max_batch, readers, monkeypatch):
+    """Chunks, slots that free up, moves of slots, growth of the cache, readers at once: none may change a token."""
     monkeypatch.setattr(model, "chunk", chunk)
-    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), max_batch, lanes=lanes)
-    assert len(batcher.lanes) == lanes
+    monkeypatch.setattr(CausalLM, "readers", readers)
+    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), max_batch)
     prompts = [prompt(i, ids_of(n), max_tokens=20 + 30 * (i % 3)) for i, n in enumerate(LENGTHS)]
     for found, asked in zip(batcher.complete_all(prompts), prompts, strict=True):
         expected = greedy(reference, asked["token_ids"], asked["max_tokens"])
         assert found["output"] == model.tokenizer.decode(expected)
         assert (found["output_tokens"], found["finish_reason"]) == (asked["max_tokens"], "length")
-    assert batcher.figures()["decode_tokens"] == sum(p["max_tokens"] for p in prompts)
+    assert batcher.decoded_tokens == sum(p["max_tokens"] for p in prompts)
 
 
 def test_sampling_does_not_depend_on_the_batch(model):
@@ -92,82 +92,43 @@ def test_blockwise_bfloat16_attention_equals_a_dense_one(new, seen, window):
     assert torch.allclose(found.float(), dense.transpose(1, 2), atol=0.03)
 
 
-def test_lanes_share_threads_and_one_that_works_alone_has_all(model, monkeypatch):
-    seen, prefill = [], CausalLM.prefill
+def test_readers_have_a_thread_each_and_a_prompt_alone_has_all(model, monkeypatch):
+    prefill, seen, both = CausalLM.prefill, [], threading.Barrier(2)
 
     def watched(self, slot, ids, start=0):
-        seen.append((batcher._queue.busy, torch.get_num_threads()))
+        seen.append((self is model, torch.get_num_threads()))
+        if self is not model:
+            both.wait(20)  # breaks if one reads after the other
         return prefill(self, slot, ids, start)
 
     monkeypatch.setattr(CausalLM, "prefill", watched)
     threads = torch.get_num_threads()
-    torch.set_num_threads(4)
+    torch.set_num_threads(2)
     try:
-        batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 4, lanes=4)
-        batcher.complete_all([prompt(0, ids_of(9), max_tokens=1)])
-        assert seen == [(1, 4)]
-        batcher.complete_all([prompt(i, ids_of(9), max_tokens=1) for i in range(40)])
+        batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 4)
+        batcher.complete_all([prompt(i, ids_of(9 + i), max_tokens=5) for i in range(5)])
         batcher.close()
     finally:
         torch.set_num_threads(threads)
-    assert len(seen) == 41
-    assert (4, 1) in seen
+    assert sorted(seen[:4]) == [(False, 1)] * 4
+    assert seen[4:] == [(True, 2)]
 
 
 @pytest.mark.parametrize(
-    ("changes", "slots", "lanes"),
-    [
-        ({}, 16, 2),
-        ({}, 15, 1),
-        ({}, 64, 4),
-        ({"budget_tokens": 9 * 512}, 64, 2),  # 18 sequences of half the greatest length
-        ({"trusts_code": True}, 16, 1),
-        ({"rope": "dynamic"}, 16, 1),
-    ],
+    ("name", "value", "readers"),
+    [("trusts_code", False, 3), ("trusts_code", True, 1), ("rope_type", "dynamic", 1), ("rope_type", "linear", 3)],
 )
-def test_lanes_that_pay(model, changes, slots, lanes, monkeypatch):
+def test_models_that_may_keep_state_are_read_by_one_thread(model, name, value, readers, monkeypatch):
     threads = torch.get_num_threads()
-    torch.set_num_threads(4)
-    monkeypatch.setattr(model, "budget_tokens", 100 * 512)
-    for name, value in changes.items():
-        if name != "rope":
-            monkeypatch.setattr(model, name, value)
-    if "rope" in changes:
-        monkeypatch.setattr(model.model.config, "rope_parameters", {"rope_type": changes["rope"], "rope_theta": 1e4})
+    if name == "rope_type":
+        monkeypatch.setattr(model.model.config, "rope_parameters", {"rope_type": value, "rope_theta": 1e4})
+    else:
+        monkeypatch.setattr(model, name, value)
+    torch.set_num_threads(3)
     try:
-        assert model.lanes(slots) == lanes
+        assert model.readers == readers
     finally:
         torch.set_num_threads(threads)
-
-
-def test_a_lane_that_runs_out_of_memory_alone_leaves_it_to_the_others(model, reference, monkeypatch):
-    """Two lanes read at once what only one can: one retires, and nothing is lost."""
-    prefill, first, failed = CausalLM.prefill, [], threading.Event()
-
-    def scarce(self, slot, ids, start=0):
-        first.append(self)
-        if self is first[0]:
-            failed.wait(20)
-        elif not failed.is_set():
-            failed.set()
-            raise torch.OutOfMemoryError("scarce")
-        return prefill(self, slot, ids, start)
-
-    monkeypatch.setattr(CausalLM, "prefill", scarce)
-    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 4, lanes=2)
-    prompts = [prompt(i, ids_of(n), max_tokens=20) for i, n in enumerate(LENGTHS)]
-    done = batcher.complete_all(prompts)
-    assert [c["output"] for c in done] == [
-        model.tokenizer.decode(greedy(reference, p["token_ids"], 20)) for p in prompts
-    ]
-    assert len(batcher._queue.lanes) == 1
-    assert first.count(first[0]) == len(first) - 1
-    batcher.close()
-
-
-def test_no_more_lanes_than_have_room_for_a_sequence(model):
-    assert [each.cache.budget_tokens for each in model.divided(16)] == [512] * 4
-    assert model.divided(1) == [model]
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(model, reference, monkeypatch):
@@ -186,33 +147,32 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(model, reference, monk
     assert [c["output"] for c in done] == [
         model.tokenizer.decode(greedy(reference, p["token_ids"], 20)) for p in prompts
     ]
-    assert batcher.lanes[0].max_batch == 2
+    assert batcher.max_batch == 2
     assert max(most) > 2
 
 
 def test_a_prompt_that_does_not_fit_alone_is_answered_with_the_error(model, monkeypatch):
-    prefill = model.prefill
+    prefill = CausalLM.prefill
 
-    def scarce(slot, ids, start=0):
+    def scarce(self, slot, ids, start=0):
         if len(ids) > 100:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return prefill(slot, ids, start)
+        return prefill(self, slot, ids, start)
 
-    monkeypatch.setattr(model, "prefill", scarce)
+    monkeypatch.setattr(CausalLM, "prefill", scarce)
     batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 4)
     done = batcher.complete_all([prompt(i, ids_of(n)) for i, n in enumerate(LENGTHS)])
     assert [c["error"] is not None for c in done] == [n > 100 for n in LENGTHS]
     assert done[2]["error"].startswith("engine_error: out of memory")
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_an_error_of_the_model_reaches_all_who_wait(model, lanes, monkeypatch):
+def test_an_error_of_the_model_reaches_all_who_wait(model, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("kernel")
 
     monkeypatch.setattr(model, "decode", broken)
-    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 2, lanes=lanes)
-    with batcher._queue.changed:  # no lane begins before all are there
+    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 2)
+    with batcher._wake:  # it begins when all are there
         futures = [batcher.submit(prompt(i, ids_of(9))) for i in range(4)]
     for future in futures:
         with pytest.raises(ZeroDivisionError):
@@ -238,7 +198,7 @@ def test_another_attempt_starts_from_the_cached_prompt(model):
     found = batcher.complete_all(asked)
     again = [{**p, "attempt": a} for p in asked for a in range(1, 2 + p["row"] % 3)]
     assert untimed(found) == untimed(ContinuousBatcher(model, sampling, 1).complete_all(again))
-    assert batcher.figures()["prefill_tokens"] == sum(LENGTHS)
+    assert batcher.prefilled_tokens == sum(LENGTHS)
 
 
 def test_prompts_from_many_threads(model):
@@ -263,16 +223,14 @@ def test_a_longer_prompt_joins_those_at_work_while_memory_allows(model, referenc
     decode = model.decode
 
     def with_another(*args):
-        if batcher.figures()["steps"] == 3:
+        if batcher.steps == 3:
             late.append(batcher.submit(prompt(9, ids_of(250), max_tokens=tokens)))
         return decode(*args)
 
     monkeypatch.setattr(model, "decode", with_another)
     first = batcher.complete_all([prompt(i, ids_of(20 + i), max_tokens=50) for i in range(2)])
     found = [late[0].result()[0], *first]
-    assert (
-        batcher.figures()["steps"] == steps
-    )  # 750 places in each of four slots are too many: it waits until all have ended
+    assert batcher.steps == steps  # 750 places in each of four slots are too many: it waits until all have ended
     for completion, ids, count in zip(found, (ids_of(250), ids_of(20), ids_of(21)), (tokens, 50, 50), strict=True):
         assert completion["output"] == model.tokenizer.decode(greedy(reference, ids, count))
 
@@ -294,7 +252,7 @@ def test_errors_and_prompts_without_room_come_back(model):
 
 def test_the_end_of_the_grammar_stops(model, monkeypatch):
     texts = "Q1: a\nA1: b\nQ2: c\nA2: d\nQ3: e\nA3: f\nQ4: too much"
-    monkeypatch.setattr(Lane, "_text", lambda self, s: texts[: 2 * len(s.tokens)])
+    monkeypatch.setattr(ContinuousBatcher, "_text", lambda self, s: texts[: 2 * len(s.tokens)])
     done = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 1).complete_all([prompt(0, ids_of(9), max_tokens=200)])[0]
     if done["finish_reason"] != FinishReason.STOP:
         pytest.fail(f"ended by {done['finish_reason']}")
