@@ -79,8 +79,7 @@ def test_few_papers_are_shared_among_the_actors(tmp_path, tiny_model):
 
 
 def test_a_pool_grows_while_there_is_more_to_do(tmp_path, tiny_model):
-    """And an actor of two threads works in two lanes."""
-    done = qaray(*args_for(tmp_path, tiny_model, 96, *LONG, "--actors", "1:2", "--threads_per_actor", "2"))
+    done = qaray(*args_for(tmp_path, tiny_model, 96, *LONG, "--actors", "1:2"))
     assert done.returncode == 0, done.stderr
     by_worker = Counter(row["worker"] for row in generations(tmp_path / "out"))
     assert len(by_worker) == 2
