@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 
 import torch
 
@@ -204,15 +205,12 @@ class ContinuousBatcher:
 
     def _arrivals(self) -> list[_Sequence]:
         """The next prompts, in their slots: as many as there are readers, if so many wait and fit, else one or none."""
-        cache, arrived = self.model.cache, list[_Sequence]()
+        cache = self.model.cache
+        free = max(0, min(cache.slots, self.max_batch) - len(self._active))
         with self._wake:
-            free = min(cache.slots, self.max_batch) - len(self._active)
-            wanted = self._readers if min(free, len(self._queue)) >= self._readers else min(free, 1)
-            while len(arrived) < wanted and self._queue and self._has_room(self._queue[0]):
-                arrived.append(self._queue.popleft())
-            if 1 < len(arrived) < wanted:
-                self._queue.extendleft(reversed(arrived[1:]))
-                del arrived[1:]
+            fitting = len(list(takewhile(self._has_room, islice(self._queue, min(free, self._readers)))))
+            count = fitting if fitting == self._readers else min(fitting, 1)
+            arrived = [self._queue.popleft() for _ in range(count)]
         for sequence in arrived:
             self._active.append(sequence)
             self._longest = max(self._longest, min(sequence.need, cache.budget_tokens))

@@ -1,6 +1,6 @@
 """A transformers causal language model behind a slot cache: prefill one sequence, decode many.
 
-Prefill runs one prompt at a time in chunks: a paper's thousands of tokens fill the processor by themselves, so that
+Prefill runs a prompt by itself, in chunks: a paper's thousands of tokens fill the processor by themselves, so that
 batching prompts would add padding and no speed, and memory stays bounded. Decoding runs all slots in one step.
 """
 
