@@ -156,7 +156,7 @@ def test_killed_during_an_upload_the_last_whole_checkpoint_counts(tmp_path, tiny
     line, environment = fine_tune_command(*args)
     driver = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     end = time.monotonic() + 300
-    while len(begun := list((out / "checkpoints").glob("checkpoint_*/"))) < 2 or checkpointed(out) > 3:
+    while len(begun := list((out / "checkpoints").glob("checkpoint_*/"))) < 2 or checkpointed(out) != 3:
         assert driver.poll() is None, driver.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.002)
