@@ -14,6 +14,7 @@ import torch
 
 from qaray import models
 from qaray.config import ConfigError, FineTuneConfig
+from qaray.finetune.checkpoints import last_checkpoint
 from qaray.finetune.loop import TRAINING, WEIGHTS
 from qaray.finetune.model import load_model
 from qaray.models import CONTRACT, Contract
@@ -50,18 +51,6 @@ def writable(output_dir: str) -> Path:
     if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONTRACT).exists())):
         raise ConfigError(f"output_dir {output_dir} holds something else than a model of qaray's: choose another")
     return target
-
-
-def last_checkpoint(place: Location) -> Location:
-    """``place`` if it is a checkpoint, else the last whole one in it, by Ray Train's own account."""
-    if (place / TRAINING).exists():
-        return place
-    account = (place / "checkpoint_manager_snapshot.json").read_json() or {}
-    latest = account.get("latest_checkpoint_result") or {}
-    name = latest.get("checkpoint_dir_name")
-    if not name or not (place / name / TRAINING).exists():
-        raise ConfigError(f"no whole checkpoint in {place}")
-    return place / name
 
 
 @contextlib.contextmanager

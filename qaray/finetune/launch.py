@@ -25,7 +25,7 @@ from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune import examples as ex
 from qaray.finetune.arguments import for_cpu, normal, training_arguments
 from qaray.finetune.deepspeed import DeepSpeedPlan, read_config
-from qaray.finetune.loop import LoopSettings, train_loop
+from qaray.finetune.loop import TRAINING, LoopSettings, train_loop
 from qaray.finetune.model import contract_of, plan_training
 from qaray.manifests import versions
 from qaray.models import ModelPlan
@@ -50,6 +50,10 @@ class Job:
         """Where Ray Train puts the run's folder."""
         path = self.config.storage_path or self.config.output_dir
         return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+    @property
+    def checkpoints(self) -> Location:
+        return Location.of(self.storage) / self.config.run_name
 
 
 def decide(config: FineTuneConfig) -> Job:
@@ -153,11 +157,10 @@ def check_checkpoint(job: Job, name: str) -> None:
 
     Raises ConfigError for another run's, or another number. ``name``: the hash of the run's identity.
     """
-    from qaray.finetune.export import last_checkpoint
-    from qaray.finetune.loop import TRAINING
+    from qaray.finetune.checkpoints import last_checkpoint
 
     try:
-        place = last_checkpoint(Location.of(job.storage) / job.config.run_name)
+        place = last_checkpoint(job.checkpoints)
     except ConfigError:
         return
     note = (place / TRAINING).read_json() or {}
@@ -212,6 +215,8 @@ def _train(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from qaray.finetune.checkpoints import AccountKeeper, mend_account
+
     config = job.config
     gpus = uses_gpus(config)
     settings = LoopSettings(
@@ -244,8 +249,10 @@ def _train(
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoints_kept),
             worker_runtime_env={"env_vars": _environment(run, gpus)},
+            callbacks=[AccountKeeper(job.checkpoints)],
         ),
     )
+    mend_account(job.checkpoints)
     say(f"{config.num_workers} training processes on {'GPUs' if gpus else 'CPUs'}")
     with _followed(run.training_log, progress):
         try:
@@ -296,7 +303,7 @@ def _export(job: Job, run: Run) -> None:
 
     from qaray.finetune.export import export
 
-    place = Location.of(job.storage) / job.config.run_name
+    place = job.checkpoints
     write = ray.remote(export).options(num_cpus=job.config.cpus_per_worker)
     ray.get(
         write.remote(place.path if place.is_local else f"{job.storage}/{job.config.run_name}", model_folder(run).path)

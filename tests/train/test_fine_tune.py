@@ -10,7 +10,7 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from qaray.finetune.export import last_checkpoint
+from qaray.finetune.checkpoints import ACCOUNT, last_checkpoint
 from qaray.models import Contract
 from qaray.storage import Location
 from tests.conftest import ROOT, read_jsonl
@@ -125,7 +125,10 @@ def test_a_finished_run_does_nothing_again_and_another_is_refused(finished, tiny
 
 
 def test_lost_workers_and_a_lost_driver_do_not_change_the_curve(tmp_path, tiny_model, finished):
-    """SIGKILL of a worker: the run goes on by itself. SIGKILL of the driver: the same command goes on."""
+    """SIGKILL of a worker: the run goes on by itself. SIGKILL of the driver: the same command goes on.
+
+    The driver's death leaves half of Ray Train's account of checkpoints: its copy counts.
+    """
     data, reference = finished[0].parent / "train.json", losses(finished[0])
     out = tmp_path / "out"
     args = (tiny_model, data, out, "--deepspeed", STAGE3, "--num_train_epochs", "3", "--save_steps", "3", *TWO)
@@ -141,6 +144,10 @@ def test_lost_workers_and_a_lost_driver_do_not_change_the_curve(tmp_path, tiny_m
         if driver.poll() is None:
             os.killpg(driver.pid, signal.SIGKILL)
     assert not (out / "manifest.json").exists()
+    account = out / "checkpoints" / ACCOUNT
+    account.write_text(account.read_text()[:100])
+    whole = last_checkpoint(Location.of(str(out / "checkpoints")))
+    assert json.loads((whole / "trainer_state.json").open().read())["global_step"] in (3, 6)
     done = fine_tune(*args)
     assert done.returncode == 0, done.stderr
     found = losses(out)
@@ -191,7 +198,7 @@ def last_step(out):
 
 
 def checkpointed(out):
-    account = out / "checkpoints" / "checkpoint_manager_snapshot.json"
+    account = out / "checkpoints" / ACCOUNT
     try:
         return json.loads(account.read_text())["latest_checkpoint_result"]["metrics"]["step"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from ray.train import Checkpoint
 
 from qaray.config import ConfigError
-from qaray.finetune.export import last_checkpoint, writable
+from qaray.finetune.checkpoints import ACCOUNT, COPY, AccountKeeper, last_checkpoint, mend_account
+from qaray.finetune.export import writable
 from qaray.finetune.loop import TRAINING
 from qaray.models import CONTRACT
 from qaray.storage import Location
@@ -32,6 +34,28 @@ def test_the_last_whole_checkpoint_is_the_one_that_all_ranks_reported(tmp_path):
     with pytest.raises(ConfigError, match="no whole checkpoint"):
         last_checkpoint(place)
     account = {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_1"}}
-    (tmp_path / "checkpoint_manager_snapshot.json").write_text(json.dumps(account))
+    (tmp_path / ACCOUNT).write_text(json.dumps(account))
     assert last_checkpoint(place).name == "checkpoint_1"
     assert last_checkpoint(place / "checkpoint_2").name == "checkpoint_2"
+
+
+def test_a_torn_account_of_checkpoints_is_mended_from_its_copy(tmp_path):
+    place = Location.of(str(tmp_path))
+    whole = json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_1"}})
+    (tmp_path / "checkpoint_1").mkdir()
+    (tmp_path / "checkpoint_1" / TRAINING).write_text("{}")
+    (tmp_path / ACCOUNT).write_text(whole)
+    AccountKeeper(place).after_report(None, [], Checkpoint(str(tmp_path / "checkpoint_1")))
+    (tmp_path / ACCOUNT).write_text(whole[:40])
+    AccountKeeper(place).after_report(None, [], Checkpoint(str(tmp_path / "checkpoint_1")))  # keeps the copy
+    assert last_checkpoint(place).name == "checkpoint_1"
+    mend_account(place)
+    assert json.loads((tmp_path / ACCOUNT).read_text()) == json.loads(whole)
+    mend_account(place)  # a whole one stays
+
+    (tmp_path / COPY).unlink()
+    (tmp_path / ACCOUNT).write_text("")
+    with pytest.raises(ConfigError, match="no whole checkpoint"):
+        last_checkpoint(place)
+    mend_account(place)
+    assert not (tmp_path / ACCOUNT).exists()
