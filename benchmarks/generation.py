@@ -7,10 +7,12 @@ The prompts are the same, and so are the numbers of generated tokens: the end of
 a process of its own, with the same threads and dtype; loading is not counted. The command's start-up (Ray, imports,
 loading, writing outputs) is that of the same command on one paper of a few words, and is taken off.
 
-    python benchmarks/generation.py [--papers PATH] [--number 16] [--tokens 700] [--plain 4] [--parts sequential,…]
+    python benchmarks/generation.py [--papers PATH] [--number 16] [--tokens 700] [--plain 4] [--threads N]
+        [--parts sequential,…]
 
 With --plain 4 the loop is timed on four of the prompts, and generation_vs_sequential is an estimate. The environment
-variable QARAY_BENCH_MODEL names another model.
+variable QARAY_BENCH_MODEL names another model. With --threads every part computes on so many, by default on all cores:
+with fewer, Ray's own processes have a core to themselves, and pipeline_overhead is what the pipeline itself adds.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def prompts_of(papers: list[dict], tokens: int) -> list[dict]:
     return sorted(rows, key=lambda row: -row["prompt_tokens"])
 
 
-def sequential(prompts: list[dict], tokens: int, timed: int = 0) -> dict:
+def sequential(prompts: list[dict], tokens: int, timed: int = 0, threads: int | None = None) -> dict:
     """One prompt at a time through ``model.generate``, as the original did.
 
     With ``timed`` so many of the prompts, evenly spaced in their order of length, stand for all: an estimate.
@@ -84,7 +86,7 @@ def sequential(prompts: list[dict], tokens: int, timed: int = 0) -> dict:
     from qaray.engines.cpu import default_threads
     from qaray.models import resolve
 
-    torch.set_num_threads(default_threads(1))
+    torch.set_num_threads(threads or default_threads(1))
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(resolve(MODEL, "./cache"), dtype=pick_dtype("auto", device)).to(device)
@@ -105,23 +107,23 @@ def sequential(prompts: list[dict], tokens: int, timed: int = 0) -> dict:
     return {"seconds": seconds * share, "tokens": round(written * share), "timed": timed, "of": len(prompts)}
 
 
-def loaded(tokens: int) -> tuple:
+def loaded(tokens: int, threads: int | None = None) -> tuple:
     """(configuration, model)."""
     from qaray.config import GenerateConfig
     from qaray.engines.causal_lm import CausalLM, ModelSettings
     from qaray.models import plan
 
     config = GenerateConfig(file_path="-", output_dir="-", **flags(tokens))
-    return config, CausalLM(ModelSettings(MODEL, config.cache_dir, plan(config).seq_len))
+    return config, CausalLM(ModelSettings(MODEL, config.cache_dir, plan(config).seq_len, threads=threads))
 
 
-def engine(prompts: list[dict], tokens: int) -> dict:
+def engine(prompts: list[dict], tokens: int, threads: int | None = None) -> dict:
     """The engine alone: what an actor does, without Ray."""
     from qaray.engines.batching import ContinuousBatcher
     from qaray.engines.sampling import Sampling
     from qaray.engines.transformers import MAX_BATCH
 
-    config, model = loaded(tokens)
+    config, model = loaded(tokens, threads)
     sampling = Sampling(config.temperature, config.top_p, config.seed, tokens)
     batcher = ContinuousBatcher(model, sampling, MAX_BATCH[model.device.type])
     begun = time.perf_counter()
@@ -131,11 +133,11 @@ def engine(prompts: list[dict], tokens: int) -> dict:
     return {**batcher.figures(), "seconds": seconds, "tokens": sum(row["output_tokens"] for row in done)}
 
 
-def rates(prompts: list[dict], tokens: int) -> dict:
+def rates(prompts: list[dict], tokens: int, threads: int | None = None) -> dict:
     """Prefill and decode rates measured apart, tokens/s: the median prompt alone, and all slots half-way through."""
     from qaray.engines.transformers import MAX_BATCH
 
-    _, model = loaded(tokens)
+    _, model = loaded(tokens, threads)
     ids = prompts[len(prompts) // 2]["token_ids"]
     slots = min(MAX_BATCH[model.device.type], len(prompts))
     model.cache.shape(slots, len(ids) + tokens)
@@ -156,11 +158,12 @@ def rates(prompts: list[dict], tokens: int) -> dict:
     }
 
 
-def pipeline(papers: list[dict], tokens: int) -> dict:
+def pipeline(papers: list[dict], tokens: int, threads: int | None = None) -> dict:
     """The whole command, in a process of its own; its start-up is timed on a paper of a few words."""
+    more = [f"--threads_per_actor={threads}"] if threads else []
     tiny = {"doi": "tiny", "txt": "Water boils at 100 °C at a pressure of 1 atm.", "keywords": ["water"]}
-    start = command([tiny], 1)["seconds"]
-    whole = command(papers, tokens)
+    start = command([tiny], 1, *more)["seconds"]
+    whole = command(papers, tokens, *more)
     return {**whole, "seconds": whole["seconds"] - start, "start_seconds": start}
 
 
@@ -195,6 +198,7 @@ def part(name: str, options: argparse.Namespace) -> dict:
         str(options.plain),
     ]
     line += ["--papers", options.papers] if options.papers else []
+    line += ["--threads", str(options.threads)] if options.threads else []
     done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
     result = json.loads(done.stdout.strip().splitlines()[-1])
     say(name, result)
@@ -212,17 +216,18 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=700)
     parser.add_argument("--plain", type=int, default=0, help="prompts that the plain loop is timed on; default: all")
+    parser.add_argument("--threads", type=int, help="of every part; default: the cores")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--parts", default="sequential,engine,pipeline")
     parser.add_argument("--part")
     options = parser.parse_args()
     if options.part:
-        papers = corpus(options.papers, options.number)
+        papers, tokens, threads = corpus(options.papers, options.number), options.tokens, options.threads
         work = {
-            "sequential": lambda: sequential(prompts_of(papers, options.tokens), options.tokens, options.plain),
-            "engine": lambda: engine(prompts_of(papers, options.tokens), options.tokens),
-            "rates": lambda: rates(prompts_of(papers, options.tokens), options.tokens),
-            "pipeline": lambda: pipeline(papers, options.tokens),
+            "sequential": lambda: sequential(prompts_of(papers, tokens), tokens, options.plain, threads),
+            "engine": lambda: engine(prompts_of(papers, tokens), tokens, threads),
+            "rates": lambda: rates(prompts_of(papers, tokens), tokens, threads),
+            "pipeline": lambda: pipeline(papers, tokens, threads),
         }
         print(json.dumps(work[options.part]()))
         return
