@@ -17,6 +17,14 @@ from qaray.timeslices import compute_in_long_slices
 # actors of theirs, nor are starved on a cluster of two.
 LIGHT = 0.25
 
+# What Ray's helpers look after in a local cluster, where nobody asks them: new log files ten times a second to show
+# their lines to drivers, and the machine's metrics.
+SELDOM = {
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+}
+
 
 def connect(address: str | None = None, local_cpus: int | None = None) -> None:
     """Connects to ``address``, else RAY_ADDRESS or the job's cluster, else starts a local cluster.
@@ -45,6 +53,8 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
         # hold up an engine's threads, which wait for one another at every product.
         os.environ.setdefault("RAY_worker_niceness", "0")
         compute_in_long_slices()
+        for name, value in SELDOM.items():
+            os.environ.setdefault(name, value)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
     with no_standard_error():  # where the core says that it heeds the variable above
@@ -81,7 +91,10 @@ def configure() -> None:
     """Ray Data as qaray uses it: quiet, in order, and patient with a cluster that grows slowly."""
     import ray
 
+    from qaray.pacing import Unhurried
+
     context = ray.data.DataContext.get_current()
+    context.custom_execution_callback_classes = [Unhurried]
     context.enable_progress_bars = False
     context.enable_rich_progress_bars = False
     context.use_ray_tqdm = False

@@ -54,9 +54,7 @@ class AccountKeeper(UserCallback):
     def __init__(self, place: Location) -> None:
         self.place = place
 
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
-    ) -> None:
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             return
         with contextlib.suppress(OSError, ValueError):  # the copy before it will do
