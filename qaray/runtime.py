@@ -91,10 +91,7 @@ def configure() -> None:
     """Ray Data as qaray uses it: quiet, in order, and patient with a cluster that grows slowly."""
     import ray
 
-    from qaray.pacing import Unhurried
-
     context = ray.data.DataContext.get_current()
-    context.custom_execution_callback_classes = [Unhurried]
     context.enable_progress_bars = False
     context.enable_rich_progress_bars = False
     context.use_ray_tqdm = False

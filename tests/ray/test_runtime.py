@@ -24,22 +24,3 @@ def test_ray_does_not_speak_into_the_results():
     )
     assert done.stdout == "24\n"
     assert "worker processes" not in done.stderr
-
-
-PACED = """
-from qaray import runtime
-runtime.connect(local_cpus=2)
-import ray
-from qaray.pacing import Unhurried
-
-looks = []
-look = Unhurried.on_execution_step
-Unhurried.on_execution_step = lambda self, executor: (look(self, executor), looks.append(self._happened))
-print(ray.data.range(40).map_batches(lambda rows: rows, batch_size=10).count())
-print(0 < max(looks) and looks == sorted(looks))
-"""
-
-
-def test_a_run_is_looked_at_by_what_happens_in_it():
-    done = subprocess.run([sys.executable, "-c", PACED], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.split() == ["40", "True"], done.stderr
