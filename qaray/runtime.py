@@ -91,7 +91,10 @@ def configure() -> None:
     """Ray Data as qaray uses it: quiet, in order, and patient with a cluster that grows slowly."""
     import ray
 
+    from qaray.pacing import UntilSomethingHappens
+
     context = ray.data.DataContext.get_current()
+    context.custom_execution_callback_classes = [UntilSomethingHappens]
     context.enable_progress_bars = False
     context.enable_rich_progress_bars = False
     context.use_ray_tqdm = False

@@ -10,6 +10,7 @@ same name, the model builds no mask of its own; what to see follows from the ste
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +62,9 @@ class SlotCache(Cache):
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, budget_tokens: int, dtype: Any, device: Any) -> None:
         self.kv_heads, self.head_dim, self.budget_tokens = kv_heads, head_dim, budget_tokens
-        size = (2, budget_tokens * kv_heads * head_dim)
-        self._blocks = [torch.empty(size, dtype=dtype, device=device) for _ in range(layers)]
-        self._finite = 0  # elements of a block that were ever written
+        size = 2 * budget_tokens * kv_heads * head_dim
+        # Places that are hidden by −∞ are multiplied all the same: no NaN may ever lie there.
+        self._blocks = [_zeros(size, dtype, torch.device(device)).view(2, -1) for _ in range(layers)]
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.slots = self.capacity = 0
@@ -74,10 +75,6 @@ class SlotCache(Cache):
         used = slots * capacity * self.kv_heads * self.head_dim
         assert slots * capacity <= self.budget_tokens, "more slots than the budget holds"
         view = (slots, self.kv_heads, capacity, self.head_dim)
-        if used > self._finite:  # places that are hidden by −∞ are multiplied all the same: no NaN may lie there
-            for block in self._blocks:
-                block[:, self._finite : used] = 0
-            self._finite = used
         self.keys = [block[0, :used].view(view) for block in self._blocks]
         self.values = [block[1, :used].view(view) for block in self._blocks]
         self.slots, self.capacity = slots, capacity
@@ -118,6 +115,17 @@ class SlotCache(Cache):
         """Copies the first ``length`` places of a slot to another."""
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
+
+
+def _zeros(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros [size]; on CPUs the system makes each page of them when it is first touched, by the thread that needs it.
+
+    ``torch.zeros`` would write all of a machine's free memory at once, of which a run may need little.
+    """
+    if device.type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.zeros(size, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, size * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype)
 
 
 def slot_attention(

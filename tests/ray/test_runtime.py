@@ -24,3 +24,30 @@ def test_ray_does_not_speak_into_the_results():
     )
     assert done.stdout == "24\n"
     assert "worker processes" not in done.stderr
+
+
+LONG_TASK = """
+import time
+from qaray import runtime
+runtime.connect(local_cpus=2)
+import ray
+from qaray.pacing import UntilSomethingHappens
+
+looks = []
+look = UntilSomethingHappens.on_execution_step
+UntilSomethingHappens.on_execution_step = lambda self, executor: (looks.append(time.monotonic()), look(self, executor))
+
+def slow(rows):
+    time.sleep(8)
+    return rows
+
+print(ray.data.range(4, override_num_blocks=1).map_batches(slow, batch_size=4).count())
+print(sum(looks[-1] - 7 < each < looks[-1] - 1 for each in looks))
+"""
+
+
+def test_a_long_task_is_looked_at_seldom():
+    done = subprocess.run([sys.executable, "-c", LONG_TASK], capture_output=True, text=True, timeout=120, check=True)
+    rows, looks = map(int, done.stdout.split())
+    assert rows == 4
+    assert 1 <= looks <= 15, "looks in six seconds in which nothing happened; Ray Data alone takes sixty"
