@@ -159,9 +159,10 @@ def rates(prompts: list[dict], tokens: int, threads: int | None = None) -> dict:
 
 
 def pipeline(papers: list[dict], tokens: int, threads: int | None = None) -> dict:
-    """The whole command, in a process of its own; its start-up is timed on a paper of a few words."""
+    """The whole command, in a process of its own; its start-up is that of a paper of a few words, at the second run."""
     more = [f"--threads_per_actor={threads}"] if threads else []
     tiny = {"doi": "tiny", "txt": "Water boils at 100 °C at a pressure of 1 atm.", "keywords": ["water"]}
+    command([tiny], 1, *more)  # what it reads from the disk is in memory afterwards, for both that are timed
     start = command([tiny], 1, *more)["seconds"]
     whole = command(papers, tokens, *more)
     return {**whole, "seconds": whole["seconds"] - start, "start_seconds": start}

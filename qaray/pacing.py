@@ -28,6 +28,6 @@ class UntilSomethingHappens(ExecutionCallback):
     def on_execution_step(self, executor: StreamingExecutor) -> None:
         if time.monotonic() - self._happened < BUSY:
             return
-        tasks = [task.get_waitable() for op in executor._topology or () for task in op.get_active_tasks()]
+        tasks = list({task.get_waitable() for op in executor._topology or () for task in op.get_active_tasks()})
         if not tasks or ray.wait(tasks, num_returns=1, timeout=LONGEST, fetch_local=False)[0]:
             self._happened = time.monotonic()

@@ -208,13 +208,15 @@ class ContinuousBatcher:
         cache = self.model.cache
         free = max(0, min(cache.slots, self.max_batch) - len(self._active))
         with self._wake:
-            fitting = len(list(takewhile(self._has_room, islice(self._queue, min(free, self._readers)))))
-            count = fitting if fitting == self._readers else min(fitting, 1)
-            arrived = [self._queue.popleft() for _ in range(count)]
-        for sequence in arrived:
-            self._active.append(sequence)
-            self._longest = max(self._longest, min(sequence.need, cache.budget_tokens))
-            self._reserve(self._capacity(sequence))
+            coming = list(takewhile(self._has_room, islice(self._queue, free)))
+            arrived = coming[: self._readers if len(coming) >= self._readers else 1]
+            for _ in arrived:
+                self._queue.popleft()
+        held = len(self._active)
+        self._active.extend(arrived)
+        if arrived:  # at once for all that come now: slots that grow later hold more, which is copied
+            self._longest = max(self._longest, *(min(each.need, cache.budget_tokens) for each in coming))
+            self._reserve(max(self._capacity(each) for each in coming), held)
         return arrived
 
     def _read(self, arrived: list[_Sequence]) -> None:
@@ -262,17 +264,17 @@ class ContinuousBatcher:
         for sequence in waiting:
             sequence.future.set_result(sequence.done)
 
-    def _reserve(self, places: int) -> None:
-        """Makes the slots at least so long."""
+    def _reserve(self, places: int, held: int) -> None:
+        """Makes the slots at least so long; the first ``held`` keep what they hold."""
         cache = self.model.cache
         if places > cache.capacity:
-            cache.grow(min(places, cache.budget_tokens // cache.slots), in_use=len(self._active))
+            cache.grow(min(places, cache.budget_tokens // cache.slots), in_use=held)
 
     def _step(self) -> None:
         active, begun = self._active, time.monotonic()
         longest = max(sequence.length for sequence in active) + 1
         if longest > self.model.cache.capacity:
-            self._reserve(longest + GROWTH)
+            self._reserve(longest + GROWTH, len(active))
         logits = self.model.decode([s.tokens[-1] for s in active], [s.length for s in active])
         self.steps += 1
         self._take(logits, list(active))
