@@ -92,6 +92,21 @@ def test_blockwise_bfloat16_attention_equals_a_dense_one(new, seen, window):
     assert torch.allclose(found.float(), dense.transpose(1, 2), atol=0.03)
 
 
+def test_slots_grow_once_for_all_that_come(model, monkeypatch):
+    """What a slot holds is copied when slots grow: prompts that wait together are given their room together."""
+    grow, held = kv_cache.SlotCache.grow, []
+
+    def watched(self, capacity, in_use):
+        held.append(in_use)
+        grow(self, capacity, in_use)
+
+    monkeypatch.setattr(kv_cache.SlotCache, "grow", watched)
+    batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 4)
+    batcher.complete_all([prompt(i, ids_of(n), max_tokens=5) for i, n in enumerate([20, 90, 160, 230])])
+    batcher.close()
+    assert held == [0]
+
+
 def test_readers_have_a_thread_each_and_a_prompt_alone_has_all(model, monkeypatch):
     prefill, seen, both = CausalLM.prefill, [], threading.Barrier(2)
 
