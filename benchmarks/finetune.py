@@ -88,13 +88,13 @@ def work(job: dict) -> dict:
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
+    from qaray.asking.templates import LLAMA2, Template
     from qaray.config import FineTuneConfig
-    from qaray.finetune.arguments import training_arguments
     from qaray.finetune.examples import Collator, Examples
+    from qaray.finetune.flags import training_arguments
     from qaray.finetune.loop import LoopSettings, RunCallback, make_trainer
-    from qaray.models import ModelPlan
-    from qaray.prompts import LLAMA2, Template
-    from qaray.storage import Location
+    from qaray.models.planner import ModelPlan
+    from qaray.run.storage import Location
 
     class Stopwatch(TrainerCallback):
         def __init__(self) -> None:

@@ -35,8 +35,9 @@ WORDS = 3200  # of a paper: the mean of thirty papers of the original's corpus
 def corpus(path: str | None, number: int) -> list[dict]:
     """``number`` papers of real length: those of ``path``, or the sample papers brought to it by one another's text."""
     if path:
-        from qaray.records import SUFFIXES, paper_fields, read_records
-        from qaray.storage import expand
+        from qaray.corpus.readers.dispatch import SUFFIXES, read_records
+        from qaray.corpus.records import paper_fields
+        from qaray.run.storage import expand
 
         found = [paper_fields(r.value) for f in expand(path, SUFFIXES) for r in read_records(f) if r.problem is None]
         return found[:number]
@@ -65,11 +66,11 @@ def flags(tokens: int) -> dict:
 
 def prompts_of(papers: list[dict], tokens: int) -> list[dict]:
     from qaray.config import GenerateConfig
-    from qaray.models import plan
-    from qaray.pipeline import BuilderFactory
+    from qaray.generate.rounds import BuilderFactory
+    from qaray.models.planner import plan_model
 
     config = GenerateConfig(file_path="-", output_dir="-", **flags(tokens))
-    build = BuilderFactory(config, plan(config))()
+    build = BuilderFactory(config, plan_model(config))()
     rows = [prompt for i, paper in enumerate(papers) for prompt in build({**paper, "row": i}, "bench")]
     return sorted(rows, key=lambda row: -row["prompt_tokens"])
 
@@ -82,9 +83,9 @@ def sequential(prompts: list[dict], tokens: int, timed: int = 0, threads: int | 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from qaray.devices import pick_dtype
-    from qaray.engines.cpu import default_threads
-    from qaray.models import resolve
+    from qaray.engines.local.cpu import default_threads
+    from qaray.models.catalogue import resolve
+    from qaray.models.hardware import pick_dtype
 
     torch.set_num_threads(threads or default_threads(1))
     torch.manual_seed(0)
@@ -110,18 +111,18 @@ def sequential(prompts: list[dict], tokens: int, timed: int = 0, threads: int | 
 def loaded(tokens: int, threads: int | None = None) -> tuple:
     """(configuration, model)."""
     from qaray.config import GenerateConfig
-    from qaray.engines.causal_lm import CausalLM, ModelSettings
-    from qaray.models import plan
+    from qaray.engines.local.causal_lm import CausalLM, ModelSettings
+    from qaray.models.planner import plan_model
 
     config = GenerateConfig(file_path="-", output_dir="-", **flags(tokens))
-    return config, CausalLM(ModelSettings(MODEL, config.cache_dir, plan(config).seq_len, threads=threads))
+    return config, CausalLM(ModelSettings(MODEL, config.cache_dir, plan_model(config).seq_len, threads=threads))
 
 
 def engine(prompts: list[dict], tokens: int, threads: int | None = None) -> dict:
     """The engine alone: what an actor does, without Ray."""
-    from qaray.engines.batching import ContinuousBatcher
-    from qaray.engines.sampling import Sampling
-    from qaray.engines.transformers import MAX_BATCH
+    from qaray.engines.local.batching import ContinuousBatcher
+    from qaray.engines.local.engine import MAX_BATCH
+    from qaray.engines.local.sampling import Sampling
 
     config, model = loaded(tokens, threads)
     sampling = Sampling(config.temperature, config.top_p, config.seed, tokens)
@@ -135,7 +136,7 @@ def engine(prompts: list[dict], tokens: int, threads: int | None = None) -> dict
 
 def rates(prompts: list[dict], tokens: int, threads: int | None = None) -> dict:
     """Prefill and decode rates measured apart, tokens/s: the median prompt alone, and all slots half-way through."""
-    from qaray.engines.transformers import MAX_BATCH
+    from qaray.engines.local.engine import MAX_BATCH
 
     _, model = loaded(tokens, threads)
     ids = prompts[len(prompts) // 2]["token_ids"]

@@ -32,12 +32,14 @@ def engine_arguments() -> tuple[str, dict, dict]:
     from qaray.config import GenerateConfig
     from qaray.engines.site import _site
     from qaray.engines.vllm import VLLMEngine
-    from qaray.models import plan, resolve
-    from qaray.runs import Run
-    from qaray.tries import Tries
+    from qaray.models.catalogue import resolve
+    from qaray.models.planner import plan_model
+    from qaray.run.directory import Run
+    from qaray.run.tries import Tries
 
     config = GenerateConfig(file_path="-", output_dir="-", base_model=MODEL, engine="vllm")
-    engine = VLLMEngine(config, plan(config), _site(config, 0.0), lambda: False, Tries.of(Run.at(config.output_dir)))
+    tries = Tries.of(Run.at(config.output_dir))
+    engine = VLLMEngine(config, plan_model(config), _site(config, 0.0), lambda: False, tries)
     return resolve(MODEL, config.cache_dir), engine._engine_kwargs(), engine._environment()
 
 
@@ -73,7 +75,7 @@ def raw(prompts: list[dict], tokens: int) -> dict:
 
 
 def union(spans: list[tuple[float, float]]) -> float:
-    from qaray.ledger import Spans
+    from qaray.generate.ledger import Spans
 
     found = Spans()
     found.add(spans)
@@ -84,7 +86,7 @@ def roofline() -> dict:
     """FLOP/s of products of matrices as large as a prefill's, in the engine's dtype, and bytes/s read from memory."""
     import torch
 
-    from qaray.devices import cores, pick_dtype
+    from qaray.models.hardware import cores, pick_dtype
 
     torch.set_num_threads(cores())
     dtype = pick_dtype("auto", torch.device("cpu"))
@@ -165,7 +167,7 @@ def report(rounds: list[dict]) -> None:
 def bounds(run: dict, machine: dict) -> None:
     """Which share of the machine's rates vLLM reaches while prompts are read, and while answers are written."""
     from qaray.config import GenerateConfig
-    from qaray.models import model_shape
+    from qaray.models.shape import model_shape
 
     dtype = machine["dtype"]
     shape = model_shape(GenerateConfig(file_path="-", output_dir="-", base_model=MODEL), dtype)

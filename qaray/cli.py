@@ -154,7 +154,7 @@ def _run(command: Callable[[Any], int | None], config: Any) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from qaray.config import ConfigError
     from qaray.pipeline import Stopped
-    from qaray.runs import RunError, RunRefused
+    from qaray.run.directory import RunError, RunRefused
 
     try:
         return command(config) or 0
@@ -208,7 +208,7 @@ def _fail(message: str, code: int) -> int:
 
 def _generate(config: Any) -> None:
     from qaray.pipeline import run_generate
-    from qaray.runs import Run
+    from qaray.run.directory import Run
 
     run_generate(config)
     root = Run.at(config.output_dir).root  # without the query and the secrets that a URI may hold
@@ -216,16 +216,16 @@ def _generate(config: Any) -> None:
 
 
 def _evaluate(config: Any) -> None:
-    from qaray.runs import Run
+    from qaray.run.directory import Run
 
     if config.compare:
-        from qaray.summary import compare, comparison_lines
+        from qaray.evaluate.compare import compare, comparison_lines
 
         first, second = (Run.at(folder).evaluation for folder in config.compare)
         print("\n".join(comparison_lines(compare(first, second))))
         return
+    from qaray.evaluate.summary import summary_lines
     from qaray.pipeline import run_evaluate
-    from qaray.summary import summary_lines
 
     summary = run_evaluate(config)
     run = Run.at(config.output_dir)
@@ -234,9 +234,9 @@ def _evaluate(config: Any) -> None:
 
 
 def _pipeline(config: Any) -> None:
+    from qaray.evaluate.summary import summary_lines
     from qaray.pipeline import run_pipeline
-    from qaray.runs import Run
-    from qaray.summary import summary_lines
+    from qaray.run.directory import Run
 
     print("\n".join(summary_lines(run_pipeline(config))))
     root = Run.at(config.output_dir).root
@@ -244,18 +244,18 @@ def _pipeline(config: Any) -> None:
 
 
 def _parse(config: Any) -> None:
-    from qaray.parse_outputs import parse_outputs
+    from qaray.generate.parse_outputs import parse_outputs
 
     counts = parse_outputs(config)
     print(f"{counts['pairs']} pairs from {counts['papers']} papers, {counts['rejected']} rejected: {config.output_dir}")
 
 
 def _report(config: Any) -> None:
-    from qaray.progress import Display
-    from qaray.report import write_report
+    from qaray.evaluate.sources import source_of
+    from qaray.observe.progress import Display
+    from qaray.report.index import write_report
     from qaray.report.training import write_training_report
-    from qaray.runs import Run
-    from qaray.sources import source_of
+    from qaray.run.directory import Run
 
     run = Run.at(config.output_dir)
     if "examples" in (run.manifest.read_json() or {}):
@@ -265,7 +265,7 @@ def _report(config: Any) -> None:
 
 
 def _make_sft(config: Any) -> None:
-    from qaray.make_sft import make_sft
+    from qaray.finetune.make_sft import make_sft
 
     counts = make_sft(config)
     print(f"{counts['examples']} examples, {counts['rejected']} records left out: {config.output}")
@@ -273,7 +273,7 @@ def _make_sft(config: Any) -> None:
 
 def _fine_tune(config: Any) -> None:
     from qaray.pipeline import run_fine_tune
-    from qaray.runs import Run
+    from qaray.run.directory import Run
 
     manifest = run_fine_tune(config)
     print(f"model: {manifest['model']}  report: {Run.at(config.output_dir).root}/report/index.html")
@@ -287,25 +287,25 @@ def _export(config: Any) -> None:
 
 
 def _plan(config: Any) -> None:
-    from qaray.plan import plan_corpus, plan_lines
+    from qaray.observe.plan import plan_corpus, plan_lines
 
     print("\n".join(plan_lines(plan_corpus(config))))
 
 
 def _submit(config: Any) -> int:
-    from qaray.submit import submit
+    from qaray.observe.submit import submit
 
     return submit(config)
 
 
 def _status(config: Any) -> int:
-    from qaray.status import show
+    from qaray.observe.status import show
 
     return show(config)
 
 
 def _demo(config: Any) -> None:
-    from qaray.demo import run_demo
+    from qaray.pipeline import run_demo
 
     print(f"report: {run_demo(config)}")
 

@@ -8,34 +8,42 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from importlib import resources
 from typing import Any
 
-from qaray import models, runtime
-from qaray.config import EvaluateConfig, FineTuneConfig, GenerateConfig, PipelineConfig
-from qaray.duplicates import find_duplicates
+from qaray.config import DemoConfig, EvaluateConfig, FineTuneConfig, GenerateConfig, PipelineConfig
+from qaray.corpus.papers import Intake, ingest, input_files
 from qaray.engines import Site, build_engine
-from qaray.engines.base import attempts
+from qaray.engines.attempts import attempts
 from qaray.engines.site import await_node, begun_with, choose, look
-from qaray.evaluate import Context, count_papers, measure, stages
-from qaray.generate import BuilderFactory, generate
-from qaray.manifests import (
-    Account,
-    evaluation_identity,
-    evaluation_manifest,
-    generation_identity,
-    generation_manifest,
-)
-from qaray.meter import Meter
-from qaray.outputs import write_outputs
-from qaray.papers import Intake, ingest, input_files
-from qaray.progress import Display
-from qaray.report import write_report
+from qaray.evaluate.duplicates import find_duplicates
+from qaray.evaluate.manifest import evaluation_identity, evaluation_manifest
+from qaray.evaluate.measure import Context, count_papers, measure
+from qaray.evaluate.sources import GeneratedPapers, open_source
+from qaray.evaluate.stages import stages
+from qaray.evaluate.summary import summarise
+from qaray.generate.manifest import Account, generation_identity, generation_manifest
+from qaray.generate.outputs import write_outputs
+from qaray.generate.rounds import BuilderFactory, generate
+from qaray.models.catalogue import located
+from qaray.models.planner import plan_model
+from qaray.observe.meter import Meter
+from qaray.observe.progress import Display
+from qaray.report.index import write_report
 from qaray.report.training import write_training_report
-from qaray.runs import Lease, Run, Stopped, StopSignal, end_on_signal, lease, stop_on_signal
-from qaray.sources import GeneratedPapers, open_source
-from qaray.summary import summarise
-from qaray.tries import Tries
-from qaray.words import duration
+from qaray.run import cluster as runtime
+from qaray.run.directory import Run
+from qaray.run.durations import duration
+from qaray.run.lease import Lease, lease
+from qaray.run.stopping import Stopped, StopSignal, end_on_signal, stop_on_signal
+from qaray.run.tries import Tries
+
+# The bundled model has 135 million parameters and loses the thread in long contexts: windows of 2,048 tokens share out
+# the pairs of a paper. A window is asked for one or two pairs: an answer that has not ended after 200 tokens is running
+# in circles. As a judge, where it is hardly better than chance, it reads the first thousand tokens of a paper: most of
+# the demo's time is reading, which a CPU without bfloat16 does at some 350 tokens a second.
+DEMO_SEQ_LEN = 2048
+DEMO_JUDGE_SEQ_LEN = 1024
 
 
 def run_generate(config: GenerateConfig) -> dict[str, Any]:
@@ -44,10 +52,10 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     Raises ConfigError, FileNotFoundError or RunError with one line for the user, Stopped after SIGTERM or SIGINT.
     """
     begun = time.monotonic()
-    config = models.located(config)
+    config = located(config)
     run, display = Run.at(config.output_dir), Display(config.no_progress)
     input_files(config.file_path, run)  # a wrong path is told before anything is set up
-    plan = models.plan(config)
+    plan = plan_model(config)
     builder = BuilderFactory(config, plan)
     builder()  # a context too small for the request is told before any GPU is asked for
 
@@ -101,14 +109,14 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises ConfigError, FileNotFoundError or RunError with one line for the user, Stopped after SIGTERM or SIGINT.
     """
     begun = time.monotonic()
-    config = models.located(config)
+    config = located(config)
     generated, display = Run.at(config.output_dir), Display(config.no_progress)
     run = generated.evaluation
     if config.processed_output:
         input_files(config.processed_output, run)
     else:
         generated.finished()
-    plan = models.plan(config) if config.judges else None
+    plan = plan_model(config) if config.judges else None
 
     with lease(run) as held, contextlib.ExitStack() as stack:
         if not config.processed_output:
@@ -167,7 +175,7 @@ def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
 
     Raises ConfigError, FileNotFoundError or RunError with one line for the user.
     """
-    from qaray.finetune.launch import run_fine_tune as fine_tune  # seven seconds of imports that the others do without
+    from qaray.finetune.driver import run_fine_tune as fine_tune  # seven seconds of imports that the others do without
 
     display = Display(config.no_progress)
     run = Run.at(config.output_dir)
@@ -176,6 +184,35 @@ def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
     display.close()
     write_training_report(run)
     return manifest
+
+
+def demo_config(config: DemoConfig) -> GenerateConfig:
+    """What the demo generates."""
+    return GenerateConfig(
+        file_path=str(resources.files("qaray") / "sample" / "papers.json"),
+        base_model="bundled:smollm2-135m",
+        output_dir=config.output_dir,
+        cache_dir=config.cache_dir,
+        seq_len=DEMO_SEQ_LEN,
+        overlength="split",
+        num_qas=config.num_qas,
+        max_gen_len=config.max_gen_len,
+        no_progress=config.no_progress,
+    )
+
+
+def run_demo(config: DemoConfig) -> str:
+    """Runs the demo; returns the path of its report."""
+    run_generate(demo_config(config))
+    run_evaluate(
+        EvaluateConfig(
+            output_dir=config.output_dir,
+            cache_dir=config.cache_dir,
+            seq_len=DEMO_JUDGE_SEQ_LEN,
+            no_progress=config.no_progress,
+        )
+    )
+    return f"{config.output_dir.rstrip('/')}/report/index.html"
 
 
 def told(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -188,4 +225,4 @@ def told(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:
     return tell
 
 
-__all__ = ["Stopped", "run_evaluate", "run_fine_tune", "run_generate", "run_pipeline"]
+__all__ = ["Stopped", "run_demo", "run_evaluate", "run_fine_tune", "run_generate", "run_pipeline"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from qaray.config import EngineConfig, GenerateConfig
-from qaray.engines.base import Engine, StopCheck
+from qaray.engines.base import Engine
 from qaray.engines.site import Site
-from qaray.models import ModelPlan
-from qaray.tries import Tries
+from qaray.models.planner import ModelPlan
+from qaray.run.stopping import StopCheck
+from qaray.run.tries import Tries
 
 
 def build_engine(config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck, tries: Tries) -> Engine:
@@ -24,7 +25,7 @@ def build_engine(config: EngineConfig, plan: ModelPlan, site: Site, should_stop:
 
         assert isinstance(config, GenerateConfig)
         return HttpEngine(config, should_stop)
-    from qaray.engines.transformers import TransformersEngine
+    from qaray.engines.local.engine import TransformersEngine
 
     return TransformersEngine(config, plan, site, should_stop, tries)
 

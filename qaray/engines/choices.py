@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qaray.models import HFTokenizer
+from qaray.models.tokenizer import HFTokenizer
 
 MOST_CHOICE_TOKENS = 1024  # inner tokens of the choices of one suffix
 

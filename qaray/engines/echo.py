@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from qaray.engines.base import StopCheck, guarded_answers, guarded_scores, worker_name
-from qaray.parse import question_key
-from qaray.runtime import LIGHT
+from qaray.asking.parse import question_key
+from qaray.engines.guarded import guarded_answers, guarded_scores
+from qaray.engines.pool import worker_name
+from qaray.run.cluster import LIGHT
+from qaray.run.stopping import StopCheck
+from qaray.run.tries import Guard, Tries
 from qaray.schema import COMPLETION_SCHEMA, REQUEST_COLUMNS, FinishReason, Prompt, complete, scored, table
-from qaray.tries import Guard, Tries
 
 if TYPE_CHECKING:
     from ray.data import Dataset

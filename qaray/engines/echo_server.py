@@ -17,7 +17,7 @@ import click
 from aiohttp import web
 
 from qaray.engines.echo import echo_pairs
-from qaray.models import load_tokenizer
+from qaray.models.tokenizer import load_tokenizer
 
 PAIRS = 5  # of an answer
 

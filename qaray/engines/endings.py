@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qaray.prompts import answer_is_complete
+from qaray.asking.request import answer_is_complete
 from qaray.schema import FinishReason
 
 LONGEST_PERIOD = 200  # tokens of a loop that is recognised

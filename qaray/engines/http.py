@@ -17,13 +17,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qaray.asking.request import pairs_schema
 from qaray.config import ConfigError, GenerateConfig
-from qaray.engines.asking import as_they_end, attempts_of, packed, taken, unpacked
-from qaray.engines.base import PROMPT_COLUMNS, Share, StopCheck, attempts, error_text, stream_seed
+from qaray.engines.attempts import as_they_end, attempts, attempts_of, packed, stream_seed, taken, unpacked
+from qaray.engines.base import PROMPT_COLUMNS, error_text
 from qaray.engines.endings import ending, stop_strings
-from qaray.prompts import pairs_schema
-from qaray.runs import RunError
-from qaray.runtime import LIGHT, quiet_llm
+from qaray.engines.pool import Share
+from qaray.run.cluster import LIGHT, quiet_llm
+from qaray.run.directory import RunError
+from qaray.run.stopping import StopCheck
 from qaray.schema import Completion, Prompt, RejectReason, complete
 
 if TYPE_CHECKING:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from qaray.config import ConfigError, EngineConfig
-from qaray.engines.base import actor_resources
-from qaray.ledger import ModelShape
-from qaray.models import model_shape
-from qaray.runs import RunError
-from qaray.runtime import LIGHT, actor_gpus
-from qaray.words import duration
+from qaray.engines.pool import actor_resources
+from qaray.models.shape import ModelShape, model_shape
+from qaray.run.cluster import LIGHT, actor_gpus
+from qaray.run.directory import RunError
+from qaray.run.durations import duration
 
 FIRST_WORD, EVERY_WORD = 30.0, 300.0  # seconds until the user hears that nothing has come, and between such words
 AnyEngineConfig = TypeVar("AnyEngineConfig", bound=EngineConfig)
@@ -122,7 +121,7 @@ def choose(config: AnyEngineConfig, site: Site, why: str) -> tuple[AnyEngineConf
 def _site(config: EngineConfig, gpus: float) -> Site:
     import torch
 
-    from qaray.devices import available_memory, cores, device_name, peaks, pick_dtype
+    from qaray.models.hardware import available_memory, cores, device_name, peaks, pick_dtype
 
     device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
     dtype = pick_dtype(config.dtype, device)

@@ -18,31 +18,25 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qaray import models
+from qaray.asking.request import pairs_schema
 from qaray.config import ConfigError, EngineConfig, GenerateConfig
-from qaray.engines.asking import as_they_end, attempts_of, packed, taken, unpacked
-from qaray.engines.base import (
-    PROMPT_COLUMNS,
-    TOO_MANY_DEATHS,
-    Share,
-    StopCheck,
-    actor_name,
-    actors_in_words,
-    attempts,
-    error_text,
-    given_up,
-    prompt_key,
-    request_key,
-    stream_seed,
-    worker_name,
-)
+from qaray.engines.attempts import as_they_end, attempts, attempts_of, packed, stream_seed, taken, unpacked
+from qaray.engines.base import PROMPT_COLUMNS, error_text
 from qaray.engines.choices import Asked, tokenised
 from qaray.engines.endings import LONGEST_PERIOD, LOOP_TOKENS, ending, stop_strings
+from qaray.engines.guarded import TOO_MANY_DEATHS, given_up, prompt_key, request_key
+from qaray.engines.pool import Share, actor_name, actors_in_words, worker_name
 from qaray.engines.site import Site
-from qaray.prompts import pairs_schema
-from qaray.runtime import LIGHT, quiet_llm
+from qaray.models.catalogue import resolve
+from qaray.models.loading import load_config
+from qaray.models.planner import ModelPlan
+from qaray.models.rope import scale_rope
+from qaray.models.shape import model_shape
+from qaray.models.tokenizer import eos_ids, load_tokenizer
+from qaray.run.cluster import LIGHT, quiet_llm
+from qaray.run.stopping import StopCheck
+from qaray.run.tries import Guard, Tries
 from qaray.schema import REQUEST_COLUMNS, Completion, Prompt, RejectReason, ScoreRequest, complete, with_scores
-from qaray.tries import Guard, Tries
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -56,9 +50,7 @@ PARAMETERS = "sampling_params"
 
 
 class VLLMEngine:
-    def __init__(
-        self, config: EngineConfig, plan: models.ModelPlan, site: Site, should_stop: StopCheck, tries: Tries
-    ) -> None:
+    def __init__(self, config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck, tries: Tries) -> None:
         self.config, self.plan, self.site, self.should_stop, self.tries = config, plan, site, should_stop, tries
 
     def describe(self) -> str:
@@ -87,7 +79,7 @@ class VLLMEngine:
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
         config = vLLMEngineProcessorConfig(
-            model_source=models.resolve(self.config.model or "", self.config.cache_dir),
+            model_source=resolve(self.config.model or "", self.config.cache_dir),
             engine_kwargs=self._engine_kwargs(),
             runtime_env={"env_vars": self._environment()},
             placement_group_config={"bundle_per_worker": self._bundle()},
@@ -147,10 +139,10 @@ class VLLMEngine:
     def _rope(self) -> dict[str, Any] | None:
         """RoPE parameters that take the place of the model's; None where they are those of the model."""
         config, name = self.config, self.config.model or ""
-        folder = models.resolve(name, config.cache_dir)
-        hf = models.load_config(folder, config.cache_dir, config.trust_remote_code, name)
+        folder = resolve(name, config.cache_dir)
+        hf = load_config(folder, config.cache_dir, config.trust_remote_code, name)
         before = dict(getattr(hf, "rope_parameters", None) or {})
-        models.scale_rope(hf, self.plan.rope_factor)
+        scale_rope(hf, self.plan.rope_factor)
         after = dict(getattr(hf, "rope_parameters", None) or {})
         return None if after == before else after
 
@@ -171,7 +163,7 @@ class VLLMEngine:
         """Whole GiB for keys and values."""
         share = self.site.free_memory * CPU_CACHE_SHARE / self.config.pool[1]
         if self.config.batch_tokens:
-            share = self.config.batch_tokens * models.model_shape(self.config, self.site.dtype).kv_bytes
+            share = self.config.batch_tokens * model_shape(self.config, self.site.dtype).kv_bytes
         return max(1, round(share / 2**30))
 
     def _bundle(self) -> dict[str, float]:
@@ -341,7 +333,7 @@ class _Scores:
         return {name: value for name, value in row.items() if name not in (*REQUEST_COLUMNS, PARAMETERS)}
 
     async def _logprobs(self, request: ScoreRequest, engine: Any) -> list[list[float]]:
-        tokenizer = models.load_tokenizer(self.config.model or "", self.config.cache_dir, self.config.trust_remote_code)
+        tokenizer = load_tokenizer(self.config.model or "", self.config.cache_dir, self.config.trust_remote_code)
         prefix, asked = tokenised(tokenizer, request["prefix"], request["suffixes"], request["choices"], self.seq_len)
         return list(await asyncio.gather(*(self._one(prefix, each, engine) for each in asked)))
 
@@ -380,4 +372,4 @@ def _unpacked_scores(rows: pa.Table) -> pa.Table:
 
 
 def _eos_ids(config: EngineConfig) -> frozenset[int]:
-    return models.eos_ids(config.model or "", config.cache_dir, config.trust_remote_code)
+    return eos_ids(config.model or "", config.cache_dir, config.trust_remote_code)

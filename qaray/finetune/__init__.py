@@ -1,1 +1,1 @@
-"""Fine-tuning: the original's command on Ray Train with DeepSpeed."""
+"""Fine-tuning: examples → training processes → a model."""

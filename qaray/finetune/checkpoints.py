@@ -13,7 +13,7 @@ from ray.train import Checkpoint, UserCallback
 
 from qaray.config import ConfigError
 from qaray.finetune.loop import TRAINING
-from qaray.storage import Location
+from qaray.run.storage import Location
 
 ACCOUNT = "checkpoint_manager_snapshot.json"
 COPY = "checkpoint_manager_snapshot.copy.json"

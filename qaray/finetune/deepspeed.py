@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qaray.config import ConfigError
-from qaray.storage import Location
+from qaray.run.storage import Location
 
 # What the JSON calls a figure that a flag gives too; "auto" takes the flag's.
 TWINS = {

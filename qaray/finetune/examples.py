@@ -16,14 +16,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from qaray import models
+from qaray.asking.templates import Template, Tokenizer
 from qaray.config import FineTuneConfig
-from qaray.prompts import Template, Tokenizer
-from qaray.records import SUFFIXES, Problem, encodable, read_records, type_name
-from qaray.runs import RunError
-from qaray.runtime import LIGHT
+from qaray.corpus.readers.dispatch import SUFFIXES, read_records
+from qaray.corpus.records import Problem, encodable, type_name
+from qaray.models.tokenizer import load_tokenizer
+from qaray.run.cluster import LIGHT
+from qaray.run.directory import RunError
+from qaray.run.storage import Location, expand
 from qaray.schema import EXAMPLE_SCHEMA, REJECTED_SCHEMA, Example, Rejected, RejectReason, table
-from qaray.storage import Location, expand
 
 FIELDS = ("instruction", "input", "output")
 ROWS = 32  # examples tokenised, and written, together
@@ -109,7 +110,7 @@ class EncoderFactory:
 
     def __call__(self) -> Encoder:
         config = self.config
-        tokenizer = models.load_tokenizer(
+        tokenizer = load_tokenizer(
             config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
         )
         eos = tokenizer.hf.eos_token_id

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from qaray import models
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune.checkpoints import last_checkpoint
 from qaray.finetune.loop import TRAINING, WEIGHTS
 from qaray.finetune.model import load_model
-from qaray.models import CONTRACT, Contract
-from qaray.storage import Location
+from qaray.models.contract import CONTRACT, Contract
+from qaray.models.loading import quiet_transformers
+from qaray.models.tokenizer import load_tokenizer
+from qaray.run.storage import Location
 
 SHARD_SIZE = "5GB"
 
@@ -30,7 +31,7 @@ def export(checkpoint: str, output_dir: str, dtype: str = "auto") -> None:
     if there is no whole checkpoint.
     """
     target = writable(output_dir)
-    with models.quiet_transformers(), local_copy(last_checkpoint(Location.of(checkpoint))) as folder:
+    with quiet_transformers(), local_copy(last_checkpoint(Location.of(checkpoint))) as folder:
         note = Location.of(str(folder / TRAINING)).read_json()
         if note is None:
             raise ConfigError(f"{checkpoint} holds no {TRAINING}: it is no checkpoint of qaray's")
@@ -97,16 +98,14 @@ def _dtype(name: str, config: FineTuneConfig) -> torch.dtype:
 
 def _write(model: Any, config: FineTuneConfig, contract: Contract, target: Path) -> None:
     """The folder appears when it is whole."""
-    tokenizer = models.load_tokenizer(
-        config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
-    )
+    tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".tmp-{target.name}-*"):  # by an export that was killed
         shutil.rmtree(left, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
     try:
         model.config.use_cache = True
-        with models.quiet_transformers():
+        with quiet_transformers():
             model.save_pretrained(building, max_shard_size=SHARD_SIZE)
             tokenizer.hf.save_pretrained(building)
         contract.save(str(building))

@@ -20,14 +20,14 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from qaray import models
 from qaray.config import FineTuneConfig
-from qaray.devices import peak_flops
-from qaray.finetune.arguments import for_cpu, training_arguments
 from qaray.finetune.examples import Collator, Examples
+from qaray.finetune.flags import for_cpu, training_arguments
 from qaray.finetune.model import load_model
-from qaray.models import ModelPlan
-from qaray.storage import Location
+from qaray.models.hardware import peak_flops
+from qaray.models.planner import ModelPlan
+from qaray.models.tokenizer import load_tokenizer
+from qaray.run.storage import Location
 
 WRITE_EVERY = 3.0  # seconds between two looks of the driver at the log
 TRAINING = "qaray_training.json"  # in a checkpoint: what its exporter must know
@@ -82,9 +82,7 @@ def make_trainer(settings: LoopSettings, arguments: TrainingArguments) -> Answer
     # DeepSpeed keeps a float32 copy of 16-bit weights in its optimiser; without it the weights themselves are float32.
     dtype = low if settings.deepspeed else torch.float32
     model = load_model(config, settings.plan.rope_factor, dtype)
-    tokenizer = models.load_tokenizer(
-        config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
-    )
+    tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
     assert tokenizer.hf.pad_token_id is not None
     callback = RunCallback(settings)
     trainer = AnswerTrainer(

@@ -6,10 +6,15 @@ from typing import Any
 
 import torch
 
-from qaray import models
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune import attention
-from qaray.models import Contract, ModelPlan
+from qaray.models.catalogue import resolve
+from qaray.models.contract import Contract
+from qaray.models.loading import first_line, load_config, quiet_transformers
+from qaray.models.planner import ModelPlan
+from qaray.models.rope import check_rope, model_context, rope_factor, scale_rope
+from qaray.models.templates import named_template
+from qaray.models.tokenizer import load_tokenizer
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -19,14 +24,14 @@ def plan_training(config: FineTuneConfig) -> ModelPlan:
     from qaray.finetune.examples import template_for_training
 
     name, length = config.model_name_or_path, config.model_max_length
-    tokenizer = models.load_tokenizer(name, config.cache_dir, config.trust_remote_code, add_special=True)
-    folder = models.resolve(name, config.cache_dir)
-    own, factor, rope_type = models.model_context(name, folder, config.cache_dir, config.trust_remote_code)
-    wanted = models.rope_factor(length, own, factor)
-    models.check_rope(wanted, own, factor, rope_type, name, f"model_max_length {length}", "--model_max_length")
+    tokenizer = load_tokenizer(name, config.cache_dir, config.trust_remote_code, add_special=True)
+    folder = resolve(name, config.cache_dir)
+    own, factor, rope_type = model_context(name, folder, config.cache_dir, config.trust_remote_code)
+    wanted = rope_factor(length, own, factor)
+    check_rope(wanted, own, factor, rope_type, name, f"model_max_length {length}", "--model_max_length")
     if not config.use_full_attn:
-        _check_attention(models.load_config(folder, config.cache_dir, config.trust_remote_code, name), name)
-    template = models.named_template(config.prompt_template, tokenizer)
+        _check_attention(load_config(folder, config.cache_dir, config.trust_remote_code, name), name)
+    template = named_template(config.prompt_template, tokenizer)
     assert template is not None
     return ModelPlan(template_for_training(template), length, length, wanted)
 
@@ -43,9 +48,7 @@ def _check_attention(hf_config: Any, name: str) -> None:
 
 def contract_of(config: FineTuneConfig, plan: ModelPlan) -> Contract:
     """What generation must know of the training."""
-    tokenizer = models.load_tokenizer(
-        config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
-    )
+    tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
     return Contract(
         template_name=plan.template.name,
         template_text=plan.template.text,
@@ -65,11 +68,11 @@ def load_model(config: FineTuneConfig, rope_factor: float, dtype: torch.dtype, *
     """
     from transformers import AutoModelForCausalLM
 
-    folder = models.resolve(config.model_name_or_path, config.cache_dir)
-    hf_config = models.load_config(folder, config.cache_dir, config.trust_remote_code, config.model_name_or_path)
-    models.scale_rope(hf_config, rope_factor)
+    folder = resolve(config.model_name_or_path, config.cache_dir)
+    hf_config = load_config(folder, config.cache_dir, config.trust_remote_code, config.model_name_or_path)
+    scale_rope(hf_config, rope_factor)
     hf_config.use_cache = not training
-    with models.quiet_transformers():
+    with quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -81,8 +84,8 @@ def load_model(config: FineTuneConfig, rope_factor: float, dtype: torch.dtype, *
                 attn_implementation=_attention(config) if training else "sdpa",
             )
         except (OSError, ValueError) as error:
-            raise ConfigError(f"model {config.model_name_or_path}: {models.first_line(error)}") from None
-        tokenizer = models.load_tokenizer(
+            raise ConfigError(f"model {config.model_name_or_path}: {first_line(error)}") from None
+        tokenizer = load_tokenizer(
             config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
         )
         grow_embeddings(model, len(tokenizer.hf))
@@ -124,7 +127,7 @@ def low_rank(model: Any, config: FineTuneConfig) -> Any:
     try:
         wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)  # ZeRO-3 wants one dtype for all
     except ValueError as error:
-        raise ConfigError(f"--low_rank_training: {models.first_line(error)}") from None
+        raise ConfigError(f"--low_rank_training: {first_line(error)}") from None
     parts = [part.strip() for part in config.trainable_params.split(",") if part.strip()]
     for name, parameter in wrapped.named_parameters():
         if any(part in name for part in parts):

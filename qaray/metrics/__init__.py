@@ -1,1 +1,1 @@
-"""Metrics: numbers from arrays and texts. Pure: no Ray, no model."""
+"""Numbers from arrays and texts. Pure: neither Ray nor torch."""

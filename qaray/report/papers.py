@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qaray.generate import best_answers
-from qaray.outputs import paper_outcome
-from qaray.runs import Run
+from qaray.evaluate.sources import GeneratedPapers, Source
+from qaray.evaluate.summary import PAPER_SCORES
+from qaray.evaluate.tables import COVERAGE, GROUNDING, RACAR, SIMILARITY
+from qaray.generate.answers import best_answers
+from qaray.generate.merge import paper_outcome
+from qaray.run.directory import Run
 from qaray.schema import DIMENSIONS
-from qaray.scores import COVERAGE, GROUNDING, RACAR, SIMILARITY
-from qaray.sources import GeneratedPapers, Source
-from qaray.summary import PAPER_SCORES
 
 # Columns of the index after title and status: heading, and the paper's score; None: shown without an evaluation, too.
 COLUMNS: list[tuple[str, str | None]] = [

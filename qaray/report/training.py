@@ -6,7 +6,7 @@ from typing import Any
 
 from qaray.report import figures
 from qaray.report.pages import Pages, figure
-from qaray.runs import Run, logged_steps
+from qaray.run.directory import Run, logged_steps
 
 FIGURES = (
     ("loss_first", "loss at the first step"),

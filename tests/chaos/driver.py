@@ -14,7 +14,7 @@ def main() -> int:
     import ray
 
     from qaray.cli import main as qaray
-    from qaray.runtime import no_standard_error
+    from qaray.run.cluster import no_standard_error
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {name: os.environ[name] for name in (VARIABLE, "PYTHONPATH", "HF_HUB_OFFLINE") if name in os.environ}

@@ -48,9 +48,9 @@ def _wrap(owner: type, name: str, before: Callable[..., None]) -> None:
 
 
 def _install_poison(poison: dict[str, str], pace: float) -> None:
-    from qaray.embed import _Embedding
+    from qaray.corpus.papers import _TokenCounter
+    from qaray.embedding.embed import _Embedding
     from qaray.engines.echo import _Echo, _EchoScores
-    from qaray.papers import _TokenCounter
 
     places = {
         "tokens": (_TokenCounter, "_counted", "txt"),
@@ -70,7 +70,7 @@ def _install_poison(poison: dict[str, str], pace: float) -> None:
 
 
 def _install_writes(plan: dict[str, Any]) -> None:
-    from qaray.storage import Location
+    from qaray.run.storage import Location
 
     every, full_after, read_only = plan.get("every_write"), plan.get("full_after"), plan.get("read_only")
     if not (every or full_after or read_only):
@@ -95,7 +95,7 @@ def _install_writes(plan: dict[str, Any]) -> None:
 def _install_out_of_memory(call: int, mark: str) -> None:
     import torch
 
-    from qaray.engines.causal_lm import CausalLM
+    from qaray.engines.local.causal_lm import CausalLM
 
     calls = itertools.count(1)
 

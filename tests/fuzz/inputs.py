@@ -8,10 +8,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from qaray.parse import parse_answer
-from qaray.records import Problem, paired_fields, paper_fields, read_records
+from qaray.asking.parse import parse_answer
+from qaray.corpus.readers.dispatch import read_records
+from qaray.corpus.records import Problem, paired_fields, paper_fields
+from qaray.run.storage import Location
 from qaray.schema import FinishReason, ParseStatus, RejectReason
-from qaray.storage import Location
 from tests.conftest import make_paper
 
 ANSWERS = (

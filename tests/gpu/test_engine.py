@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qaray.engines.batching import ContinuousBatcher
-from qaray.engines.causal_lm import CausalLM
-from qaray.engines.sampling import Sampling
-from qaray.engines.scoring import Scorer
+from qaray.engines.local.batching import ContinuousBatcher
+from qaray.engines.local.causal_lm import CausalLM
+from qaray.engines.local.sampling import Sampling
+from qaray.engines.local.scoring import Scorer
 from tests.unit.test_batching import LENGTHS, greedy, ids_of, prompt, settings
 from tests.unit.test_scoring import CHOICES, PREFIX, SUFFIXES
 from tests.unit.test_scoring import settings as scored

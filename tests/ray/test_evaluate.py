@@ -10,7 +10,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from qaray import models
+from qaray.models.catalogue import resolve
 from tests.conftest import make_paper, read_jsonl, with_pairs, write_jsonl
 from tests.ray.conftest import qaray, start, wait_for
 from tests.unit.test_coverage import slow_chunk_rate, slow_walk
@@ -222,7 +222,7 @@ def test_an_embedder_that_gives_no_numbers(tmp_path, model_cache):
     """A model in which one word has no vector: the papers that hold it say so, the others lose nothing."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(models.resolve("bundled:minilm", model_cache), device="cpu")
+    model = SentenceTransformer(resolve("bundled:minilm", model_cache), device="cpu")
     word = model.tokenizer.convert_tokens_to_ids("zinc")
     model[0].auto_model.get_input_embeddings().weight.data[word] = float("nan")
     model.save(str(tmp_path / "model"))

@@ -5,7 +5,7 @@ import sys
 
 MORE_WORKERS_THAN_CPUS = """
 import time
-from qaray import runtime
+from qaray.run import cluster as runtime
 runtime.connect(local_cpus=2)
 import ray
 
@@ -28,7 +28,7 @@ def test_ray_does_not_speak_into_the_results():
 
 LONG_TASK = """
 import time
-from qaray import runtime
+from qaray.run import cluster as runtime
 runtime.connect(local_cpus=2)
 import ray
 from qaray.pacing import UntilSomethingHappens

@@ -9,8 +9,8 @@ from qaray.config import FineTuneConfig
 from qaray.finetune.examples import Collator, Examples
 from qaray.finetune.loop import LengthGrouped
 from qaray.finetune.model import load_model
-from qaray.models import load_tokenizer
-from qaray.storage import Location
+from qaray.models.tokenizer import load_tokenizer
+from qaray.run.storage import Location
 from tests.conftest import ROOT
 from tests.train.conftest import fine_tune, losses, write_examples
 

@@ -11,8 +11,8 @@ import pytest
 from safetensors import safe_open
 
 from qaray.finetune.checkpoints import ACCOUNT, last_checkpoint
-from qaray.models import Contract
-from qaray.storage import Location
+from qaray.models.contract import Contract
+from qaray.run.storage import Location
 from tests.conftest import ROOT, read_jsonl
 from tests.train.conftest import fine_tune, fine_tune_command, losses, training_log, write_examples
 

@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qaray.config import ConfigError
-from qaray.engines import causal_lm, kv_cache
-from qaray.engines.batching import ContinuousBatcher
-from qaray.engines.causal_lm import CausalLM, ModelSettings
-from qaray.engines.sampling import Sampling
-from qaray.models import scale_rope
+from qaray.engines.local import causal_lm, kv_cache
+from qaray.engines.local.batching import ContinuousBatcher
+from qaray.engines.local.causal_lm import CausalLM, ModelSettings
+from qaray.engines.local.sampling import Sampling
+from qaray.models.rope import scale_rope
 from qaray.schema import FinishReason
 from tests.conftest import save_tiny_model
 

@@ -7,8 +7,9 @@ from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from qaray.cli import _run
 from qaray.config import ConfigError
-from qaray.runs import RunError, RunRefused, Stopped
-from qaray.storage import StoreFailed
+from qaray.run.directory import RunError, RunRefused
+from qaray.run.stopping import Stopped
+from qaray.run.storage import StoreFailed
 
 
 def in_a_task(error):

@@ -131,8 +131,8 @@ def test_no_secret_is_in_a_shipped_file():
 
 
 def test_the_dashboard_draws_every_metric_and_no_other():
-    from qaray.meter import GAUGES
-    from qaray.telemetry import ENGINE
+    from qaray.observe.meter import GAUGES
+    from qaray.run.telemetry import ENGINE
 
     text = (CLUSTER / "grafana.json").read_text()
     assert json.loads(text)["panels"]

@@ -7,14 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from qaray.metrics.coverage import (
-    best_together,
-    chunk_rate,
-    coverage,
-    evidence,
-    expected_chunk_rate,
-    sample_size,
-)
+from qaray.metrics.coverage import best_together, chunk_rate, coverage, evidence, expected_chunk_rate, sample_size
 
 
 def slow_chunk_rate(ids, n):

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from qaray.config import ConfigError
-from qaray.finetune.arguments import normal, training_arguments
 from qaray.finetune.deepspeed import read_config
+from qaray.finetune.flags import normal, training_arguments
 from tests.conftest import ROOT, SHARED
 
 ZERO = {"zero_optimization": {"stage": 2}}

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from qaray import models
 from qaray.config import EvaluateConfig
-from qaray.embed import EMBEDDED, TEXTS, _Embedding, batches, load_embedder, settings
+from qaray.embedding.embed import EMBEDDED, TEXTS, _Embedding, settings
+from qaray.embedding.embedders import batches, load_embedder
 from qaray.metrics.similarity import unit_vectors
-from qaray.runs import Run
-from qaray.tries import Tries
+from qaray.models.catalogue import resolve
+from qaray.run.directory import Run
+from qaray.run.tries import Tries
 
 CONFIG = EvaluateConfig(output_dir="-", engine="echo")
 PAPERS = pa.table(
@@ -76,7 +77,7 @@ def test_a_model_without_a_transformer(tmp_path):
     from sentence_transformers.models import StaticEmbedding
     from tokenizers import Tokenizer
 
-    folder = Path(models.resolve(EvaluateConfig(output_dir="-").embedder, CONFIG.cache_dir))
+    folder = Path(resolve(EvaluateConfig(output_dir="-").embedder, CONFIG.cache_dir))
     torch.manual_seed(0)
     words = StaticEmbedding(Tokenizer.from_file(str(folder / "tokenizer.json")), embedding_dim=8)
     SentenceTransformer(modules=[words], device="cpu", truncate_dim=6).save(str(tmp_path / "static"))

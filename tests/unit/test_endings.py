@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
+from qaray.asking.request import answer_is_complete
 from qaray.config import ConfigError, EvaluateConfig, GenerateConfig
-from qaray.engines.asking import attempts_of
+from qaray.engines.attempts import attempts_of
 from qaray.engines.choices import tokenised
 from qaray.engines.endings import ending, stop_strings
 from qaray.engines.http import Gate
 from qaray.engines.site import Site, begun_with, choose
-from qaray.models import load_tokenizer
-from qaray.prompts import answer_is_complete
+from qaray.models.tokenizer import load_tokenizer
 from qaray.schema import FinishReason, complete
 
 LOOP = list(range(50)) * 5

@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from qaray import events
-from qaray.runs import Run
+from qaray.run import events
+from qaray.run.directory import Run
 
 
 @pytest.fixture

@@ -7,14 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from qaray.asking.budget import Budget
+from qaray.asking.parse import parse_answer
+from qaray.asking.prompts import PromptBuilder
+from qaray.asking.templates import LLAMA2, Template
 from qaray.config import MakeSftConfig
+from qaray.corpus.records import Problem
 from qaray.finetune.examples import IGNORED, Collator, Encoder, example_fields
 from qaray.finetune.loop import LengthGrouped
-from qaray.make_sft import answer_text, make_sft
-from qaray.models import load_tokenizer, named_template
-from qaray.parse import parse_answer
-from qaray.prompts import LLAMA2, Budget, PromptBuilder, Template
-from qaray.records import Problem
+from qaray.finetune.make_sft import answer_text, make_sft
+from qaray.models.templates import named_template
+from qaray.models.tokenizer import load_tokenizer
 from tests.conftest import make_paper
 
 

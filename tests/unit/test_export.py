@@ -9,8 +9,8 @@ from qaray.config import ConfigError
 from qaray.finetune.checkpoints import ACCOUNT, COPY, AccountKeeper, last_checkpoint, mend_account
 from qaray.finetune.export import writable
 from qaray.finetune.loop import TRAINING
-from qaray.models import CONTRACT
-from qaray.storage import Location
+from qaray.models.contract import CONTRACT
+from qaray.run.storage import Location
 
 
 def test_an_export_overwrites_nothing_but_models(tmp_path):

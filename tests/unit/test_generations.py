@@ -1,9 +1,10 @@
 """Answers on disk: many small files become one, and every key counts once."""
 
-from qaray.generate import MOST_FILES, _Writer, merge_answers, read_answers
-from qaray.runs import Run
+from qaray.generate.answers import MOST_FILES, merge_answers, read_answers
+from qaray.generate.rounds import _Writer
+from qaray.run.directory import Run
+from qaray.run.storage import Location
 from qaray.schema import COMPLETION_SCHEMA, PARSED_SCHEMA, table
-from qaray.storage import Location
 
 
 def answer(number, attempt=1):

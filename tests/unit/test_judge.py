@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from qaray.judge import JudgePrompts, other_answers, other_questions, racar_rows, similarity_row
+from qaray.asking.templates import LLAMA2, Template, WordTokenizer
+from qaray.evaluate.controls import other_answers, other_questions, paraphrase
+from qaray.evaluate.grades import racar_rows, similarity_row
+from qaray.evaluate.rubrics import JudgePrompts
 from qaray.metrics.racar import passes
 from qaray.metrics.similarity import agreement, auc, expected_level, normalised, question_pairs, unit_vectors
-from qaray.models import load_tokenizer
-from qaray.paraphrase import paraphrase
-from qaray.prompts import LLAMA2, Template, WordTokenizer
+from qaray.models.tokenizer import load_tokenizer
 from qaray.schema import DIMENSIONS
 
 KEY = {"doi": "d", "digest": "x"}

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from qaray.config import ConfigError, PlanConfig
-from qaray.ledger import GAP, Ledger, ModelShape, Spans
-from qaray.plan import plan_corpus, plan_lines
+from qaray.generate.ledger import GAP, Ledger, Spans
+from qaray.models.shape import ModelShape
+from qaray.observe.plan import plan_corpus, plan_lines
 
 
 def row(worker, began, prefill, seconds, prompt=1000, output=100, **more):

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from qaray.asking.templates import LLAMA2, Template
 from qaray.config import ConfigError, GenerateConfig
-from qaray.models import CONTRACT, Contract, plan, resolve, rope_factor
-from qaray.prompts import LLAMA2, Template
+from qaray.models.catalogue import resolve
+from qaray.models.contract import CONTRACT, Contract
+from qaray.models.planner import plan_model
+from qaray.models.rope import rope_factor
 from tests.conftest import save_tiny_model
 
 
@@ -36,27 +39,27 @@ def test_rope_factor(length, own, factor, expected):
 
 
 def test_plan_follows_the_model(tiny_model):
-    assert plan(config(tiny_model)).context_size == 512
-    longer = plan(config(tiny_model, context_size=1500, seq_len=1400))
+    assert plan_model(config(tiny_model)).context_size == 512
+    longer = plan_model(config(tiny_model, context_size=1500, seq_len=1400))
     assert (longer.context_size, longer.seq_len, longer.rope_factor) == (1500, 1400, 3.0)
     with pytest.raises(ConfigError, match="seq_len 600 exceeds context_size 512"):
-        plan(config(tiny_model, seq_len=600))
+        plan_model(config(tiny_model, seq_len=600))
 
 
 def test_another_rope_type_is_refused(tmp_path):
     rope = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}
     folder = save_tiny_model(tmp_path / "yarn", rope_parameters=rope)
-    assert plan(config(folder)).rope_factor == 1.0
+    assert plan_model(config(folder)).rope_factor == 1.0
     with pytest.raises(ConfigError, match="RoPE type 'yarn', which is not overwritten"):
-        plan(config(folder, context_size=2048))
+        plan_model(config(folder, context_size=2048))
 
 
 def test_linear_scaling_of_the_config_counts(tmp_path):
     rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     folder = save_tiny_model(tmp_path / "linear", rope_parameters=rope)
-    assert plan(config(folder)).context_size == 2048
-    assert plan(config(folder)).rope_factor == 4.0
-    assert plan(config(folder, context_size=2049)).rope_factor == 8.0
+    assert plan_model(config(folder)).context_size == 2048
+    assert plan_model(config(folder)).rope_factor == 4.0
+    assert plan_model(config(folder, context_size=2049)).rope_factor == 8.0
 
 
 def test_the_contract_binds(tiny_model, tmp_path):
@@ -70,20 +73,20 @@ def test_the_contract_binds(tiny_model, tmp_path):
         rope_factor=2.0,
     )
     contract.save(str(folder))
-    found = plan(config(str(folder)))
+    found = plan_model(config(str(folder)))
     assert (found.context_size, found.rope_factor, found.template) == (1024, 2.0, template)
-    assert plan(config(str(folder), context_size=512)).rope_factor == 2.0  # as trained, whatever the run's length
+    assert plan_model(config(str(folder), context_size=512)).rope_factor == 2.0  # as trained, whatever the run's length
     with pytest.raises(ConfigError, match="context_size 2048 exceeds the 1024 tokens"):
-        plan(config(str(folder), context_size=2048))
+        plan_model(config(str(folder), context_size=2048))
     with pytest.raises(ConfigError, match="is not the template that"):
-        plan(config(str(folder), prompt_template="llama2"))
+        plan_model(config(str(folder), prompt_template="llama2"))
     values = json.loads((folder / CONTRACT).read_text())
     (folder / CONTRACT).write_text(json.dumps({**values, "template_text": LLAMA2}))
     with pytest.raises(ConfigError, match="does not match its hash"):
-        plan(config(str(folder)))
+        plan_model(config(str(folder)))
     (folder / CONTRACT).write_text("{")
     with pytest.raises(ConfigError, match="is damaged"):
-        plan(config(str(folder)))
+        plan_model(config(str(folder)))
 
 
 def test_names(tmp_path):
@@ -96,5 +99,5 @@ def test_names(tmp_path):
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="no tokenizer could be loaded") as error:
-        plan(config(str(tmp_path)))
+        plan_model(config(str(tmp_path)))
     assert "\n" not in str(error.value)

@@ -5,18 +5,13 @@ import re
 
 import pytest
 
+from qaray.asking.budget import Budget
+from qaray.asking.prompts import PromptBuilder
+from qaray.asking.request import answer_is_complete, request
+from qaray.asking.templates import LLAMA2, Template, WordTokenizer, chat_template
 from qaray.config import ConfigError, GenerateConfig
-from qaray.models import HFTokenizer, default_template, load_tokenizer, named_template
-from qaray.prompts import (
-    LLAMA2,
-    Budget,
-    PromptBuilder,
-    Template,
-    WordTokenizer,
-    answer_is_complete,
-    chat_template,
-    request,
-)
+from qaray.models.templates import default_template, named_template
+from qaray.models.tokenizer import HFTokenizer, load_tokenizer
 from tests.conftest import SHARED, make_paper
 
 SEED = SHARED.parent / "seed" / "seed_readme.md"

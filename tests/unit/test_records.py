@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qaray import records
-from qaray.records import Problem, paper_fields, read_records
+from qaray.corpus.readers import stream
+from qaray.corpus.readers.dispatch import SUFFIXES, read_records
+from qaray.corpus.records import Problem, paper_fields
+from qaray.run.storage import Location, expand
 from qaray.schema import RejectReason
-from qaray.storage import Location, expand
 from tests.conftest import make_paper
 
 
@@ -26,7 +27,7 @@ def outline(found):
 
 def test_list_is_read_incrementally_whatever_the_chunks(tmp_path, monkeypatch):
     papers = [make_paper(i, txt=f"Text “{i}” with ]" + '},{ and \\" quotes \n' * i) for i in range(20)]
-    monkeypatch.setattr(records, "CHUNK", 7)
+    monkeypatch.setattr(stream, "CHUNK", 7)
     assert [r.value for r in read(tmp_path, "p.json", json.dumps(papers, indent=2))] == papers
     assert [r.value for r in read(tmp_path, "p2.json", json.dumps(papers, ensure_ascii=False))] == papers
 
@@ -169,7 +170,7 @@ def test_expand(tmp_path):
         (tmp_path / name).write_text("")
 
     def names(pattern):
-        return [f.path[len(str(tmp_path)) + 1 :] for f in expand(str(tmp_path / pattern), records.SUFFIXES)]
+        return [f.path[len(str(tmp_path)) + 1 :] for f in expand(str(tmp_path / pattern), SUFFIXES)]
 
     assert names("") == ["a.json", "b/1.parquet", "b/2.jsonl", "c[1].json"]
     assert names("b/*.jsonl") == ["b/2.jsonl"]

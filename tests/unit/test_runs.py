@@ -9,7 +9,9 @@ import time
 import psutil
 import pytest
 
-from qaray.runs import Run, RunError, RunRefused, StopSignal, lease, stop_on_signal
+from qaray.run.directory import Run, RunError, RunRefused
+from qaray.run.lease import lease
+from qaray.run.stopping import StopSignal, stop_on_signal
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_lease_of_another_machine_ends_with_its_heartbeat(run):
 
 
 def test_a_driver_that_lost_its_lease_is_told(run, monkeypatch):
-    monkeypatch.setattr("qaray.runs.HEARTBEAT", 0.05)
+    monkeypatch.setattr("qaray.run.lease.HEARTBEAT", 0.05)
     with lease(run) as held:
         held.check()
         holder(run, host="elsewhere", pid=1, started=1.0)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from qaray.engines.base import stream_seed
+from qaray.engines.attempts import stream_seed
 from qaray.engines.endings import runs_in_circles
-from qaray.engines.sampling import SHORTLIST, RandomStream, sample
+from qaray.engines.local.sampling import SHORTLIST, RandomStream, sample
 
 
 def nucleus(probabilities, top_p):

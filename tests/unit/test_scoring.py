@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qaray.engines.causal_lm import CausalLM, ModelSettings
-from qaray.engines.scoring import Scorer
+from qaray.engines.local.causal_lm import CausalLM, ModelSettings
+from qaray.engines.local.scoring import Scorer
 from tests.conftest import save_tiny_model
 
 PREFIX = "A paper about iron and its oxides. " * 5

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from qaray.sentences import split_sentences
+from qaray.corpus.sentences import split_sentences
 from tests.conftest import shared
 
 ONE_SENTENCE = [

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from qaray.engines.base import Share
+from qaray.engines.pool import Share
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from qaray.records import read_records
-from qaray.storage import Location, StoreFailed, in_threads, patient
+from qaray.corpus.readers.dispatch import read_records
+from qaray.run.storage import Location, StoreFailed, in_threads, patient
 
 
 def places(tmp_path):
@@ -80,7 +80,7 @@ def test_a_full_disk_is_an_error_and_nothing_is_left(tmp_path):
     [(errno.EIO, 2, 3), (None, 3, 4), (errno.ENOSPC, 1, 1), (errno.EROFS, 1, 1), (errno.ETIMEDOUT, 4, 4)],
 )
 def test_a_store_that_is_away_for_a_moment_is_asked_again(monkeypatch, number, failures, calls):
-    monkeypatch.setattr("qaray.storage.PAUSES", (0, 0, 0))
+    monkeypatch.setattr("qaray.run.storage.PAUSES", (0, 0, 0))
     asked = []
 
     @patient
@@ -147,7 +147,7 @@ def written(folder):
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.json", "p.parquet"])
 def test_reads_that_fail_for_a_moment_lose_no_record(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("qaray.storage.PAUSES", (0, 0, 0))
+    monkeypatch.setattr("qaray.run.storage.PAUSES", (0, 0, 0))
     papers, disk = written(tmp_path), Unsteady()
     file = Location(pafs.PyFileSystem(pafs.FSSpecHandler(disk)), str(tmp_path / name))
     records = list(read_records(file))
@@ -159,7 +159,7 @@ def test_reads_that_fail_for_a_moment_lose_no_record(tmp_path, monkeypatch, name
 @pytest.mark.parametrize("good", [0, 1])
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.json", "p.parquet"])
 def test_a_store_that_stays_away_is_no_damage_of_a_file(tmp_path, monkeypatch, name, good):
-    monkeypatch.setattr("qaray.storage.PAUSES", (0, 0, 0))
+    monkeypatch.setattr("qaray.run.storage.PAUSES", (0, 0, 0))
     written(tmp_path)
     file = Location(pafs.PyFileSystem(pafs.FSSpecHandler(Unsteady(good))), str(tmp_path / name))
     with pytest.raises(StoreFailed, match=f"cannot read .*{name}: the disk is away"):

@@ -6,8 +6,8 @@ import time
 import pyarrow as pa
 import pytest
 
-from qaray.runs import Run, RunError
-from qaray.tries import DEATHS, ROW_TRIES, SHARED_TRIES, START_TRIES, Guard, Tries
+from qaray.run.directory import Run, RunError
+from qaray.run.tries import DEATHS, ROW_TRIES, SHARED_TRIES, START_TRIES, Guard, Tries
 
 KEYS = ["a", "b", "c", "d"]
 ROWS = pa.table({"key": KEYS})

@@ -1,0 +1,152 @@
+"""Papers to prompts: the one place that does it, in training and in inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qaray.asking.budget import Budget
+from qaray.asking.request import INSTRUCTION, REQUEST, request
+from qaray.asking.templates import Template, Tokenizer
+from qaray.config import ConfigError, GenerateConfig
+from qaray.schema import Paper, Prompt, RejectReason
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Papers to prompts: one, or with ``overlength`` split as many as it takes."""
+
+    template: Template
+    tokenizer: Tokenizer
+    budget: Budget
+    overlength: str = "truncate"
+    structured: bool = False  # the answer is asked for as JSON
+
+    @classmethod
+    def of(cls, config: GenerateConfig, template: Template, tokenizer: Tokenizer, seq_len: int) -> PromptBuilder:
+        """Raises ConfigError if not even an empty paper fits."""
+        budget = Budget(seq_len, config.max_gen_len, config.num_qas)
+        builder = cls(template, tokenizer, budget, config.overlength, config.structured)
+        empty = builder._tokens("", [], config.num_qas)
+        if budget.longest_prompt < empty + 64:
+            raise ConfigError(
+                f"seq_len {seq_len} leaves no room for a paper: the request takes {empty} tokens and {budget.reserve} "
+                "are kept for the answer: raise --seq_len, or lower --max_gen_len or --num_qas"
+            )
+        return builder
+
+    def __call__(self, paper: Paper, shard: str) -> list[Prompt]:
+        """The first-attempt prompts of a paper, one a window.
+
+        A paper that cannot be asked gives one row with an error, so that every paper has a row.
+        """
+        literal = self.tokenizer.literal
+        keywords = [literal(keyword) for keyword in paper["keywords"]]
+        paper = Paper(**{**paper, "txt": literal(paper["txt"]), "keywords": keywords})
+        whole = self._prompt(paper, shard, 0, self.budget.num_qas, (0, len(paper["txt"])))
+        if whole["prompt_tokens"] <= self.budget.longest_prompt:
+            return [whole]
+        if self.overlength == "skip":
+            detail = f"the prompt has {whole['prompt_tokens']} tokens, {self.budget.longest_prompt} fit"
+            return [_without_text(whole, f"{RejectReason.OVER_LENGTH}: {detail}")]
+        spans = self.tokenizer.spans(paper["txt"])
+        room = self.budget.longest_prompt - self._tokens("", paper["keywords"], self.budget.num_qas)
+        if room < 16:
+            detail = f"the keywords leave {room} tokens for the text"
+            return [_without_text(whole, f"{RejectReason.OVER_LENGTH}: {detail}")]
+        if self.overlength == "truncate":
+            prompt, kept = self._fit(paper, shard, 0, self.budget.num_qas, spans, 0, room)
+            return [Prompt(**{**prompt, "truncated_tokens": len(spans) - kept})]
+        return self._windows(paper, shard, spans, room)
+
+    def safely(self, paper: Paper, shard: str) -> list[Prompt]:
+        """The same; a paper that breaks the tokenizer or the template gives a row with the error, and no other is
+        lost."""
+        try:
+            return self(paper, shard)
+        except Exception as error:
+            empty = Paper(**{**paper, "txt": "", "keywords": []})
+            row = self._prompt(empty, shard, 0, self.budget.num_qas, (0, 0))
+            return [_without_text(row, f"{RejectReason.ENGINE_ERROR}: {type(error).__name__}: {error}")]
+
+    def _windows(self, paper: Paper, shard: str, spans: Sequence[tuple[int, int]], room: int) -> list[Prompt]:
+        """Windows of nearly equal length that cover the text and share out the pairs, one at least each."""
+        count = -(-len(spans) // room)
+        while True:
+            target = -(-len(spans) // count)
+            share = [self.budget.num_qas // count + (w < self.budget.num_qas % count) for w in range(count)]
+            prompts, first = [], 0
+            for window in range(count):
+                prompt, after = self._fit(paper, shard, window, max(1, share[window]), spans, first, target)
+                prompts.append(prompt)
+                first = after
+            if first >= len(spans):
+                return [Prompt(**{**p, "windows": count}) for p in prompts]
+            count += 1  # a window took less than its share: one more
+
+    def _fit(
+        self,
+        paper: Paper,
+        shard: str,
+        window: int,
+        num_qas: int,
+        spans: Sequence[tuple[int, int]],
+        first: int,
+        room: int,
+    ) -> tuple[Prompt, int]:
+        """The prompt over at most ``room`` tokens of the text from token ``first`` on, and the first token after it."""
+        after = min(first + room, len(spans))
+        while True:
+            start = spans[first][0] if first else 0
+            end = spans[after - 1][1] if after < len(spans) else len(paper["txt"])
+            prompt = self._prompt(paper, shard, window, num_qas, (start, end))
+            excess = prompt["prompt_tokens"] - self.budget.longest_prompt
+            if excess <= 0:
+                return prompt, after
+            after = max(first + 1, after - excess)  # tokens merge differently at the cut
+
+    def _prompt(self, paper: Paper, shard: str, window: int, num_qas: int, span: tuple[int, int]) -> Prompt:
+        start, end = span
+        text = self.template.render(INSTRUCTION, self._request(paper["txt"][start:end], paper["keywords"], num_qas))
+        ids = self.template.encode(text, self.tokenizer)
+        prompt_tokens = len(ids) or self.tokenizer.count([text])[0]
+        # The paper's place in the prompt: after the template's head, the instruction and the request's first line.
+        paper_start = text.index(head := REQUEST[: REQUEST.index("{paper}")]) + len(head)
+        return Prompt(
+            doi=paper["doi"],
+            shard=shard,
+            row=paper["row"],
+            window=window,
+            windows=1,
+            attempt=1,
+            num_qas=num_qas,
+            start=start,
+            end=end,
+            paper_start=paper_start,
+            paper_end=paper_start + end - start,
+            prompt=text,
+            token_ids=ids,
+            opening=self.template.opening,
+            prompt_tokens=prompt_tokens,
+            truncated_tokens=0,
+            max_tokens=max(0, self.budget.answer_cap(prompt_tokens)),
+            error=None,
+        )
+
+    def _tokens(self, text: str, keywords: Sequence[str], num_qas: int) -> int:
+        rendered = self.template.render(INSTRUCTION, self._request(text, keywords, num_qas))
+        return len(self.template.encode(rendered, self.tokenizer)) or self.tokenizer.count([rendered])[0]
+
+    def _request(self, text: str, keywords: Sequence[str], num_qas: int) -> str:
+        return request(text, keywords, num_qas, self.structured)
+
+    def text(self, paper: Paper, start: int, end: int, num_qas: int) -> str:
+        """The rendered prompt over ``txt[start:end]`` as it was asked, without the answer's opening."""
+        window = self.tokenizer.literal(paper["txt"][start:end])
+        keywords = [self.tokenizer.literal(keyword) for keyword in paper["keywords"]]
+        rendered = self.template.render(INSTRUCTION, self._request(window, keywords, num_qas))
+        return rendered.removesuffix(self.template.opening)
+
+
+def _without_text(prompt: Prompt, error: str) -> Prompt:
+    return Prompt(**{**prompt, "prompt": "", "token_ids": [], "max_tokens": 0, "error": error})

@@ -1,0 +1,1 @@
+"""Papers in: files → records → papers, each once."""

@@ -1,0 +1,317 @@
+"""Ingest: input files → OUT/papers shards, read once.
+
+    files → records (a task a file) → tokens counted (parallel) → duplicates taken out, in order → shards
+
+The driver sees ids only. Everything after reads the shards. A run that is started again reads the files that were not
+read to their end, or that changed, and adds what is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qaray.corpus.doi_index import AGAIN, DoiIndex, Ingested
+from qaray.corpus.readers.dispatch import SUFFIXES, read_records
+from qaray.corpus.records import Problem, doi_of, paper_fields
+from qaray.run.cluster import LIGHT
+from qaray.run.directory import SHARD, Run, RunError
+from qaray.run.events import tell
+from qaray.run.storage import Location, expand, in_threads, patient
+from qaray.run.tries import GIVEN_UP, Guard, Tries
+from qaray.schema import PAPER_SCHEMA, REJECTED_SCHEMA, RejectReason, table
+
+BLOCK_BYTES = 32 << 20  # text of one block on its way to a shard
+TEXTS_COUNTED = 16  # texts handed to the tokenizer at a time: it takes many times their size
+WRITES_AHEAD = 8  # shards being written while the next ones are looked at
+
+CountTokens = Callable[[Sequence[str]], list[int]]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What is read, and as what."""
+
+    pattern: str  # a file, a folder, a glob or a URI
+    papers_per_shard: int
+    limit: int | None = None  # records that are read at most
+    fields: Callable[[Any], dict[str, Any]] = paper_fields  # of a record; raises Problem
+    schema: pa.Schema = PAPER_SCHEMA  # of the shards
+
+    @property
+    def staged_schema(self) -> pa.Schema:
+        """A paper or a rejected record on its way: reason is null for a paper."""
+        return pa.schema([*self.schema, ("reason", pa.string()), ("detail", pa.string())])
+
+
+def ingest(
+    intake: Intake,
+    run: Run,
+    count_tokens: CountTokens,
+    should_stop: Callable[[], bool],
+    report: Callable[[Ingested], None],
+) -> Ingested:
+    """Reads the intake into ``run.papers``; ``report`` is called as shards are written.
+
+    Told to stop, it returns early, and the files count as unread. Raises FileNotFoundError if the path names nothing,
+    RunError if no record at all became a paper.
+    """
+    files = input_files(intake.pattern, run)
+    known = (run.sources.read_json() or {"files": []})["files"]
+    fresh = unread(files, known)
+    if fresh:
+        run.manifest.remove()  # what it accounts for is about to change
+        _forget_rejects(run, {file.path for file in fresh})
+    with DoiIndex.of(run, {file.path for file in files}, counts_alone=not fresh) as index:
+        done = index.counts
+        if fresh and _read(intake, run, fresh, index, count_tokens, should_stop, report):
+            fresh_paths = {file.path for file in fresh}
+            read = [{**_fingerprint(file), "complete": intake.limit is None} for file in fresh]
+            known = [entry for entry in known if entry["file"] not in fresh_paths] + read
+            run.sources.write_json({"files": known})
+    done.sources = known
+    if done.papers == 0 and not should_stop():
+        why = f", the first because {index.first_reject}" if index.first_reject else ""
+        raise RunError(f"no paper could be read from {intake.pattern}: {done.rejected} records were rejected{why}")
+    return done
+
+
+def input_files(pattern: str, run: Run) -> list[Location]:
+    """The files to read, those of the run itself left out: its folder may lie within the input folder.
+
+    Raises FileNotFoundError if there is none.
+    """
+    own = run.root.path.rstrip("/") + "/"
+    files = [file for file in expand(pattern, SUFFIXES) if not file.path.startswith(own)]
+    if not files:
+        raise FileNotFoundError(f"no input file: {pattern} holds the run's own files only")
+    return files
+
+
+def _read(
+    intake: Intake,
+    run: Run,
+    files: list[Location],
+    index: DoiIndex,
+    count_tokens: CountTokens,
+    should_stop: Callable[[], bool],
+    report: Callable[[Ingested], None],
+) -> bool:
+    """Reads the files, up to ``intake.limit`` records; False if it was told to stop before their end."""
+    import ray
+
+    identify = ray.remote(_identify).options(num_cpus=LIGHT)
+    write = ray.remote(_write).options(num_cpus=LIGHT, max_retries=3)
+    done, seen = index.counts, 0
+    ahead: deque[tuple[Any, Any]] = deque()
+    writing: deque[Any] = deque()
+
+    def place(block: Any, ids: Any) -> None:
+        """Decides what is kept of a block and has it written."""
+        nonlocal seen
+        room = None if intake.limit is None else intake.limit - seen
+        verdicts = index.judge(ray.get(ids), room)
+        seen += len(verdicts)
+        kept = sum(v == "" for v in verdicts)
+        bad = sum(v not in ("", AGAIN) for v in verdicts)
+        if kept or bad:
+            name = SHARD.format(done.shards)
+            writing.append(write.remote(block, verdicts, run, name, done.next_row, intake.schema))
+            done.shards += 1
+            done.next_row += kept
+            done.papers += kept
+            done.rejected += bad
+            report(done)
+        settle(WRITES_AHEAD)
+
+    def settle(keep_writing: int) -> None:
+        while len(writing) > keep_writing:
+            done.tokens += ray.get(writing.popleft())
+
+    def full() -> bool:
+        return intake.limit is not None and seen >= intake.limit
+
+    for bundle in _staged(files, count_tokens, intake, Tries.of(run)).iter_internal_ref_bundles():
+        for entry in bundle.blocks:
+            ahead.append((entry.ref, identify.remote(entry.ref)))
+            if len(ahead) > 2:
+                place(*ahead.popleft())
+        if full() or should_stop():
+            break
+    while ahead and not full() and not should_stop():
+        place(*ahead.popleft())
+    settle(0)
+    return not should_stop()
+
+
+def _staged(files: list[Location], count_tokens: CountTokens, intake: Intake, tries: Tries) -> Any:
+    """Dataset of staged rows in the order (file, position)."""
+    import ray
+
+    dataset = ray.data.from_items([{"file": f.path} for f in files], override_num_blocks=len(files))
+    dataset = dataset.map_batches(
+        _FileReader(files[0].fs, intake, tries),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=LIGHT,
+        zero_copy_batch=True,
+    )
+    dataset = dataset.repartition(target_num_rows_per_block=intake.papers_per_shard, strict=True)
+    dataset = dataset.map_batches(
+        _TokenCounter(count_tokens, tries),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=LIGHT,
+        zero_copy_batch=True,
+    )
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = BLOCK_BYTES
+    return dataset
+
+
+@dataclass(frozen=True)
+class _FileReader:
+    """A file's records as staged tables of at most so many rows or BLOCK_BYTES of text."""
+
+    fs: Any
+    intake: Intake
+    tries: Tries
+
+    def __call__(self, files: pa.Table) -> Iterator[pa.Table]:
+        for path in files["file"].to_pylist():
+            with self.tries.starting(path, f"reading {path}"):
+                yield from self._tables(path)
+
+    def _tables(self, path: str) -> Iterator[pa.Table]:
+        rows: list[dict[str, Any]] = []
+        size = 0
+        for record in read_records(Location(self.fs, path)):
+            row = self._stage(path, record.position, record.value, record.problem)
+            rows.append(row)
+            size += len(row["txt"] or "")
+            if len(rows) == self.intake.papers_per_shard or size > BLOCK_BYTES:
+                yield table(rows, self.intake.staged_schema)
+                rows, size = [], 0
+        if rows:
+            yield table(rows, self.intake.staged_schema)
+
+    def _stage(self, path: str, position: int, value: Any, problem: Problem | None) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        if problem is None:
+            try:
+                fields = self.intake.fields(value)
+            except Problem as found:
+                problem = found
+        row: dict[str, Any] = dict.fromkeys(self.intake.staged_schema.names)
+        row.update(fields, row=-1, file=path, position=position, tokens=0)
+        if problem is not None:
+            row.update(doi=doi_of(value), reason=str(problem.reason), detail=problem.detail)
+        return row
+
+
+@dataclass(frozen=True)
+class _TokenCounter:
+    count_tokens: CountTokens
+    tries: Tries
+
+    def __call__(self, staged: pa.Table) -> pa.Table:
+        """A paper whose text kills the process that counts its tokens becomes a rejected row."""
+        keys = [f"{row['file']}\0{row['position']}" for row in staged.select(["file", "position"]).to_pylist()]
+        return Guard(self.tries).run(keys, staged, self._counted, _rejected)
+
+    def _counted(self, staged: pa.Table) -> pa.Table:
+        texts = [text or "" for text in staged["txt"].to_pylist()]
+        tokens: list[int] = []
+        for first in range(0, len(texts), TEXTS_COUNTED):
+            tokens += self.count_tokens(texts[first : first + TEXTS_COUNTED])
+        return staged.set_column(staged.schema.get_field_index("tokens"), "tokens", pa.array(tokens, pa.int64()))
+
+
+def _rejected(staged: pa.Table) -> pa.Table:
+    """Rows that killed their process, as rejected ones."""
+    for name, value in (("reason", str(RejectReason.PROCESS_KILLED)), ("detail", GIVEN_UP)):
+        column = pa.array([value] * staged.num_rows, pa.string())
+        staged = staged.set_column(staged.schema.get_field_index(name), name, column)
+    return staged
+
+
+def _identify(staged: pa.Table) -> list[tuple[str | None, str, int, str | None]]:
+    """(doi, file, position, reason) of each staged row."""
+    columns = [staged[name].to_pylist() for name in ("doi", "file", "position", "reason")]
+    return list(zip(*columns, strict=True))
+
+
+def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row: int, schema: pa.Schema) -> int:
+    """Writes the papers and the rejected records of a block; returns the papers' tokens."""
+    staged = staged.slice(0, len(verdicts))
+    papers = staged.filter(pa.array([v == "" for v in verdicts]))
+    if papers.num_rows:
+        rows = pa.array(range(first_row, first_row + papers.num_rows), pa.int64())
+        papers = papers.set_column(0, "row", rows).select(schema.names).cast(schema)
+        (run.papers / f"{name}.parquet").write_table(papers)
+    rejected = [
+        {
+            "doi": row["doi"],
+            "file": row["file"],
+            "position": row["position"],
+            "stage": "ingest",
+            "reason": row["reason"] or str(RejectReason.DUPLICATE_DOI),
+            "detail": row["detail"] or verdict,
+        }
+        for row, verdict in zip(
+            staged.select(["doi", "file", "position", "reason", "detail"]).to_pylist(), verdicts, strict=True
+        )
+        if verdict not in ("", AGAIN)
+    ]
+    for record in rejected:
+        place = {"file": record["file"], "position": record["position"]}
+        tell("rejected", run, "ingest", record["doi"], reason=record["reason"], detail=record["detail"], **place)
+    if rejected:
+        (run.rejected_papers / f"{name}.parquet").write_table(table(rejected, REJECTED_SCHEMA))
+    return int(pc.sum(papers["tokens"]).as_py() or 0)
+
+
+def unread(files: list[Location], known: list[dict[str, Any]]) -> list[Location]:
+    """The files that were not read to their end before, or changed since. A file that was moved is known by its name,
+    size and content."""
+    complete = [entry for entry in known if entry["complete"]]
+    in_place = {entry["file"]: entry for entry in complete}
+    moved = {(entry["file"].rsplit("/", 1)[-1], entry["size"], entry["digest"]) for entry in complete}
+    fresh = []
+    for file, found in zip(files, in_threads(_fingerprint, files), strict=True):
+        entry = {**found, "complete": True}
+        same = entry == in_place[file.path] if file.path in in_place else (
+            (file.name, entry["size"], entry["digest"]) in moved
+        )  # fmt: skip
+        if not same:
+            fresh.append(file)
+    return fresh
+
+
+@patient
+def _fingerprint(file: Location) -> dict[str, Any]:
+    """What tells a file from another: path, size, time of change, and a hash of its first and last 64 KiB."""
+    info = file.info()
+    size, part = info.size or 0, 1 << 16
+    with file.fs.open_input_file(file.path) as stream:
+        head = stream.read(part)
+        stream.seek(max(0, size - part))
+        digest = hashlib.sha256(head + stream.read(part)).hexdigest()[:16]
+    return {"file": file.path, "size": size, "modified_ns": info.mtime_ns, "digest": digest}
+
+
+def _forget_rejects(run: Run, files: set[str]) -> None:
+    """Takes the rejected records of files that are read anew out of the shards."""
+    for shard in run.rejected_papers.files(".parquet"):
+        rows = shard.read_table()
+        kept = rows.filter(pa.array([file not in files for file in rows["file"].to_pylist()], pa.bool_()))
+        if kept.num_rows == 0:
+            shard.remove()
+        elif kept.num_rows < rows.num_rows:
+            shard.write_table(kept)

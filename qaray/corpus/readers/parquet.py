@@ -1,0 +1,36 @@
+"""Parquet: a record a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qaray.corpus.records import Problem, Record
+from qaray.run.storage import Location, StoreFailed
+from qaray.schema import RejectReason
+
+
+def parquet_rows(file: Location, fields: Sequence[str]) -> Iterator[Record]:
+    position = 0
+    try:
+        with file.open_raw() as stream:
+            parquet = pq.ParquetFile(stream)
+            columns = [name for name in fields if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(batch_size=64, columns=columns):
+                for row in range(batch.num_rows):
+                    yield _parquet_row(batch, row, position)
+                    position += 1
+    except StoreFailed:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        detail = f"the Parquet file cannot be read: {error}"
+        yield Record(position, problem=Problem(RejectReason.UNDECODABLE, detail))
+
+
+def _parquet_row(batch: pa.RecordBatch, row: int, position: int) -> Record:
+    try:
+        return Record(position, value=batch.slice(row, 1).to_pylist()[0])
+    except (UnicodeDecodeError, pa.ArrowException) as error:
+        return Record(position, problem=Problem(RejectReason.UNDECODABLE, f"row {position} is not text: {error}"))

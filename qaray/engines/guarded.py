@@ -1,0 +1,48 @@
+"""Rows that kill their process, in an engine: what stands in for their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from qaray.run.tries import GIVEN_UP, Guard, OnRows, digest
+from qaray.schema import COMPLETION_SCHEMA, Completion, Prompt, RejectReason, complete, scored, table
+
+TOO_MANY_DEATHS = f"{RejectReason.PROCESS_KILLED}: {GIVEN_UP}"  # the error of a row that is given up
+
+
+def prompt_key(prompt: Mapping[str, Any]) -> str:
+    """Names a prompt to the notes of what was tried."""
+    return f"{prompt['doi']}\0{prompt['window']}\0{prompt['attempt']}"
+
+
+def request_key(request: Mapping[str, Any]) -> str:
+    """Names a request for scores."""
+    return digest([request["prefix"], *request["suffixes"]])
+
+
+def given_up(prompt: Prompt) -> Completion:
+    """The answer to a prompt that killed its processes."""
+    return complete(prompt, error=prompt["error"] or TOO_MANY_DEATHS)
+
+
+def guarded_answers(guard: Guard, prompts: pa.Table, answers: OnRows) -> pa.Table:
+    """Completions of ``prompts`` by ``answers``, or of those that are given up."""
+    keys = [prompt_key(row) for row in prompts.select(["doi", "window", "attempt"]).to_pylist()]
+
+    def give_up(own: pa.Table) -> pa.Table:
+        return table([given_up(prompt) for prompt in own.to_pylist()], COMPLETION_SCHEMA)
+
+    return guard.run(keys, prompts, answers, give_up)
+
+
+def guarded_scores(guard: Guard, requests: pa.Table, scores: OnRows) -> pa.Table:
+    """The same for requests for scores."""
+    keys = [request_key(row) for row in requests.select(["prefix", "suffixes"]).to_pylist()]
+
+    def give_up(own: pa.Table) -> pa.Table:
+        return scored(own, [None] * own.num_rows, [TOO_MANY_DEATHS] * own.num_rows)
+
+    return guard.run(keys, requests, scores, give_up)

@@ -1,0 +1,1 @@
+"""The engine on transformers: slots of keys and values, continuous batching, scores from shared prefixes."""

@@ -1,0 +1,225 @@
+"""A transformers causal language model behind a slot cache: prefill one sequence, decode many.
+
+Prefill runs a prompt by itself, in chunks: a paper's thousands of tokens fill the processor by themselves, so that
+batching prompts would add padding and no speed, and memory stays bounded. Decoding runs all slots in one step.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from qaray.config import ConfigError
+from qaray.engines.local.cpu import loading
+from qaray.engines.local.kv_cache import ATTENTION, SlotCache, Step
+from qaray.models.catalogue import resolve
+from qaray.models.hardware import available_memory, pick_dtype
+from qaray.models.loading import load_config, quiet_transformers
+from qaray.models.rope import scale_rope
+from qaray.models.tokenizer import HFTokenizer, eos_ids, load_tokenizer
+
+CHUNK = {"cpu": 1024, "cuda": 4096}  # tokens of one prefill step
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How an actor loads its model. Picklable."""
+
+    name: str
+    cache_dir: str
+    seq_len: int  # longest sequence, tokens
+    rope_factor: float = 1.0
+    dtype: str = "auto"
+    flash_attn: bool = True
+    gpus: float = 1.0  # share of a GPU that the actor has; 0 = CPUs
+    threads: int | None = None  # CPU threads; None: see ``actors``
+    actors: int = 1  # that may come to share a machine's cores and memory
+    batch_tokens: int | None = None  # cache budget, tokens
+    trust_remote_code: bool = False
+
+
+class CausalLM:
+    """A loaded model. Not thread-safe: one thread calls it, or one each of its ``readers``."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        """Raises ConfigError for a model that cannot be loaded or that the slot cache does not fit."""
+        with loading(settings.threads, settings.actors):
+            self._set_up(settings)
+
+    def _set_up(self, settings: ModelSettings) -> None:
+        self.device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
+        self.dtype = pick_dtype(settings.dtype, self.device)
+        self.tokenizer: HFTokenizer = load_tokenizer(settings.name, settings.cache_dir, settings.trust_remote_code)
+        self.trusts_code = settings.trust_remote_code
+        self.flash = _flash_attn(settings.flash_attn, self.device, self.dtype)
+        self.model = self._load(settings)
+        self.seq_len = settings.seq_len
+        self.chunk = CHUNK[self.device.type]
+        self.eos_ids = eos_ids(settings.name, settings.cache_dir, settings.trust_remote_code)
+        config = self.model.config.get_text_config()
+        heads = config.num_attention_heads
+        self.layers = config.num_hidden_layers
+        self.kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self._check(SlotCache(self.layers, self.kv_heads, self.head_dim, 256, self.dtype, self.device))
+        self.budget_tokens = max(settings.batch_tokens or self._free_tokens(settings), settings.seq_len)
+        self.cache = self.new_cache(self.budget_tokens)
+
+    @property
+    def attention(self) -> str:
+        """What computes attention, for the log."""
+        return "flash-attn" if self.flash is not None else "SDPA"
+
+    def new_cache(self, budget_tokens: int) -> SlotCache:
+        return SlotCache(self.layers, self.kv_heads, self.head_dim, budget_tokens, self.dtype, self.device)
+
+    @property
+    def readers(self) -> int:
+        """Threads that may prefill at once, each a ``view``: on CPUs as many as the process has.
+
+        Threads that share each product of matrices wait for one another whenever one of them is interrupted; readers
+        do not. Only one on a GPU, and where threads may not be in the layers together: a model's own code, or RoPE that
+        changes with the length, may keep state there.
+        """
+        rope = json.dumps(getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}, default=str)
+        alone = self.device.type != "cpu" or self.trusts_code or "dynamic" in rope or "longrope" in rope
+        return 1 if alone else torch.get_num_threads()
+
+    def view(self) -> CausalLM:
+        """This model for another thread, which prefills another slot of the same cache as it is divided now."""
+        view = copy.copy(self)
+        view.cache = copy.copy(self.cache)
+        return view
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, ids: Sequence[int], start: int = 0) -> torch.Tensor:
+        """Puts ``ids`` at places ``start`` … of a slot; float32 logits after the last token, [V]."""
+        for first in range(0, len(ids), self.chunk):
+            chunk = ids[first : first + self.chunk]
+            step = Step(slot=slot, start=start + first, flash=self.flash)
+            places = torch.arange(step.start, step.start + len(chunk), device=self.device)
+            kept = self._forward(torch.tensor([list(chunk)], device=self.device), places[None], step)[0, -1]
+        return kept.float()
+
+    @torch.inference_mode()
+    def prefill_tree(
+        self, slot: int, ids: Sequence[int], parents: Sequence[int], start: int, heads: Sequence[int]
+    ) -> torch.Tensor:
+        """Computes a tree of tokens that grows from place ``start`` of a slot, whose places before it are filled.
+
+        ``ids`` [T] in depth-first order; ``parents`` [T]: the index of each token's parent, −1 at the root. Float32
+        logits after the tokens ``heads`` [N]: [N, V]. What the tree leaves in the cache is of no use.
+        """
+        depths, ends = [0] * len(ids), list(range(1, len(ids) + 1))
+        for token, parent in enumerate(parents):
+            depths[token] = depths[parent] + 1 if parent >= 0 else 0
+        for token in reversed(range(len(ids))):
+            if parents[token] >= 0:
+                ends[parents[token]] = max(ends[parents[token]], ends[token])
+        depth = torch.tensor(depths, device=self.device)
+        step = Step(slot=slot, start=start, ends=torch.tensor(ends, device=self.device), depths=depth, flash=self.flash)
+        kept = torch.tensor(list(heads), device=self.device)
+        tokens = torch.tensor([list(ids)], device=self.device)
+        return self._forward(tokens, (start + depth)[None], step, kept)[0].float()
+
+    @torch.inference_mode()
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+        """One step of slots 0 … B−1: the token of each goes to place ``lengths[b]``; float32 logits [B, V]."""
+        held = torch.tensor(list(lengths), device=self.device)
+        # CPUs read whole slots: dense batches, which their kernels need not copy, for at most GROWTH places too many.
+        longest = self.cache.capacity if self.device.type == "cpu" else max(lengths) + 1
+        step = Step(lengths=held, longest=longest, flash=self.flash)
+        ids = torch.tensor(list(tokens), device=self.device)[:, None]
+        return self._forward(ids, held[:, None], step)[:, -1].float()
+
+    def _forward(self, ids: torch.Tensor, places: torch.Tensor, step: Step, kept: Any = 1) -> torch.Tensor:
+        """Logits of the last token, or of the indices ``kept``."""
+        self.cache.step = step
+        out = self.model(
+            input_ids=ids,
+            position_ids=places,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=kept,
+            slot_step=step,
+        )
+        return out.logits
+
+    def release(self) -> None:
+        """Gives freed memory back to the device."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _load(self, settings: ModelSettings) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        folder = resolve(settings.name, settings.cache_dir)
+        config = load_config(folder, settings.cache_dir, settings.trust_remote_code, settings.name)
+        scale_rope(config, settings.rope_factor)
+        try:
+            with quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=self.dtype,
+                    cache_dir=settings.cache_dir,
+                    trust_remote_code=settings.trust_remote_code,
+                    use_safetensors=True,
+                    attn_implementation="sdpa",
+                )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ConfigError(f"model {settings.name}: {str(error).strip().splitlines()[0]}") from None
+        return model.to(self.device).eval()
+
+    @torch.inference_mode()
+    def _check(self, cache: SlotCache) -> None:
+        """Compares the slot cache (two chunks, then two steps) with the model's own attention on a few tokens.
+
+        Raises ConfigError if they disagree: the model's layers are of a kind that the slots do not serve.
+        """
+        ids = [7 + (i * 37) % 200 for i in range(24)]
+        expected = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
+        self.model.set_attn_implementation(ATTENTION)
+        self.cache = cache
+        cache.shape(slots=2, capacity=32)
+        self.chunk, chunk = 16, self.chunk
+        try:
+            for slot in (0, 1):
+                self.prefill(slot, ids[:22])
+            self.decode([ids[22]] * 2, [22, 22])
+            found = self.decode([ids[23]] * 2, [23, 23])
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise ConfigError(f"the transformers engine cannot run this model: {error}") from None
+        finally:
+            self.chunk = chunk
+        alike = torch.nn.functional.cosine_similarity(found, expected[None], dim=-1).min().item()
+        if alike < 0.99:
+            raise ConfigError(
+                f"the transformers engine cannot run this model: with its cache the logits agree to {alike:.3f} only"
+            )
+
+    def _free_tokens(self, settings: ModelSettings) -> int:
+        """Tokens whose keys and values fit into this actor's share of the memory that is free."""
+        per_token = 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0] * 0.8 * min(1.0, settings.gpus)
+        else:
+            free = available_memory() * 0.25 / settings.actors
+        return int(free) // per_token
+
+
+def _flash_attn(wanted: bool, device: torch.device, dtype: torch.dtype) -> Any:
+    """The flash_attn module where it can be used, else None."""
+    if not wanted or device.type != "cuda" or dtype == torch.float32:
+        return None
+    try:
+        import flash_attn
+    except ImportError:
+        return None
+    return flash_attn

@@ -1,0 +1,165 @@
+"""The engine on transformers: an autoscaling pool of actors, each a model with continuous batching.
+
+Blocks are small, and an actor works on several at a time, so that its slots stay filled across their borders and little
+is lost when it dies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from qaray.config import EngineConfig, GenerateConfig
+from qaray.engines.attempts import attempts, next_attempt
+from qaray.engines.base import error_text
+from qaray.engines.guarded import guarded_answers, guarded_scores
+from qaray.engines.pool import Share, actor_name, actor_resources, actors_in_words, pool
+from qaray.engines.site import Site
+from qaray.models.planner import ModelPlan
+from qaray.run.stopping import StopCheck
+from qaray.run.telemetry import EngineMeter
+from qaray.run.tries import Guard, Tries
+from qaray.schema import (
+    COMPLETION_SCHEMA,
+    REQUEST_COLUMNS,
+    Completion,
+    Prompt,
+    RejectReason,
+    ScoreRequest,
+    scored,
+    table,
+)
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from qaray.engines.local.causal_lm import ModelSettings
+
+ROWS_SCORED = 8  # prefixes, papers as a rule, that are lost together if an actor dies
+MAX_BATCH = {"cpu": 16, "cuda": 64}
+AHEAD = 1.5  # prompts that an actor has, for each slot: the next one is there when one ends
+
+
+class TransformersEngine:
+    def __init__(self, config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck, tries: Tries) -> None:
+        self.config, self.plan, self.site, self.should_stop, self.tries = config, plan, site, should_stop, tries
+
+    def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
+        max_batch = self._max_batch()
+        share = Share.of(max_batch, AHEAD, self.config.pool[0], expected)
+        return share.blocks(prompts).map_batches(
+            _Generator,
+            fn_constructor_args=(self.config, self._settings(), max_batch, self.should_stop, self.tries),
+            batch_size=share.rows,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=pool(*self.config.pool, share.calls, share.in_flight),
+            **actor_resources(self.config.cpus_per_actor, self.site.gpus, self.config.labels),
+        )
+
+    def score(self, requests: Dataset) -> Dataset:
+        return requests.map_batches(
+            _Scorer,
+            fn_constructor_args=(self._settings(), self.should_stop, self.tries),
+            batch_size=ROWS_SCORED,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=pool(*self.config.pool),
+            **actor_resources(self.config.cpus_per_actor, self.site.gpus, self.config.labels),
+        )
+
+    def describe(self) -> str:
+        gpus = self.site.gpus
+        if not gpus:
+            return f"transformers, {actors_in_words(self.config.pool)} on CPUs, attention on SDPA"
+        has_flash = self.site.flash_attn and self.config.flash_attn
+        attention = "flash-attn" if has_flash else "SDPA (flash-attn is not installed or not wanted)"
+        return f"transformers, {actors_in_words(self.config.pool)} on {gpus:g} GPU each, attention on {attention}"
+
+    def _settings(self) -> ModelSettings:
+        from qaray.engines.local.causal_lm import ModelSettings
+
+        config = self.config
+        assert config.model is not None
+        return ModelSettings(
+            name=config.model,
+            cache_dir=config.cache_dir,
+            seq_len=self.plan.seq_len,
+            rope_factor=self.plan.rope_factor,
+            dtype=config.dtype,
+            flash_attn=config.flash_attn,
+            gpus=self.site.gpus,
+            threads=config.threads_per_actor,
+            actors=config.pool[1],
+            batch_tokens=config.batch_tokens,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def _max_batch(self) -> int:
+        wanted = self.config.max_batch if isinstance(self.config, GenerateConfig) else None
+        return wanted or MAX_BATCH["cuda" if self.site.gpus else "cpu"]
+
+
+class _Generator:
+    """An actor: answers blocks of prompts. Called from several threads, one a block."""
+
+    def __init__(
+        self, config: GenerateConfig, settings: ModelSettings, max_batch: int, should_stop: StopCheck, tries: Tries
+    ) -> None:
+        from qaray.engines.local.batching import ContinuousBatcher
+        from qaray.engines.local.causal_lm import CausalLM
+        from qaray.engines.local.sampling import Sampling
+
+        with tries.starting(actor_name(), "loading the model"):
+            model = CausalLM(settings)
+        self.guard = Guard(tries)
+        sampling = Sampling(config.temperature, config.top_p, config.seed, config.min_gen_len)
+        self.max_attempts = attempts(config)
+        self.should_stop = should_stop
+        self.batcher = ContinuousBatcher(model, sampling, max_batch, self._again, should_stop)
+        EngineMeter(self.batcher.figures)
+
+    def __call__(self, prompts: pa.Table) -> pa.Table:
+        return guarded_answers(self.guard, prompts, self._answers)
+
+    def _answers(self, prompts: pa.Table) -> pa.Table:
+        return table(self.batcher.complete_all(prompts.to_pylist()), COMPLETION_SCHEMA)
+
+    def _again(self, prompt: Prompt, completion: Completion) -> Prompt | None:
+        """The next attempt of a prompt that fell short, while the engine is warm."""
+        return None if self.should_stop() else next_attempt(prompt, completion, self.max_attempts)
+
+
+class _Scorer:
+    """An actor: scores blocks of choices."""
+
+    def __init__(self, settings: ModelSettings, should_stop: StopCheck, tries: Tries) -> None:
+        from qaray.engines.local.causal_lm import CausalLM
+        from qaray.engines.local.scoring import Scorer
+
+        self.should_stop = should_stop
+        with tries.starting(actor_name(), "loading the model"):
+            self.scorer = Scorer(CausalLM(settings))
+        self.guard = Guard(tries)
+
+    def __call__(self, requests: pa.Table) -> pa.Table:
+        return guarded_scores(self.guard, requests, self._scores)
+
+    def _scores(self, requests: pa.Table) -> pa.Table:
+        prefixes = requests["prefix"].to_pylist()
+        done = {}
+        for row in sorted(range(requests.num_rows), key=lambda row: prefixes[row]):  # those that begin alike together
+            if not self.should_stop():
+                done[row] = self._answer(requests.slice(row, 1).select(REQUEST_COLUMNS).to_pylist()[0])
+        rows = sorted(done)
+        return scored(requests.take(rows), [done[row][0] for row in rows], [done[row][1] for row in rows])
+
+    def _answer(self, request: ScoreRequest) -> tuple[list[list[float]] | None, str | None]:
+        """(log-probabilities, error). What one request cannot have does not concern the others."""
+        import torch
+
+        try:
+            return self.scorer.logprobs(request["prefix"], request["suffixes"], request["choices"]), None
+        except (ValueError, torch.OutOfMemoryError) as problem:
+            return None, error_text(RejectReason.ENGINE_ERROR, problem)

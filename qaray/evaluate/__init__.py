@@ -1,0 +1,1 @@
+"""Pairs → scores: coverage, similarity, RACAR, grounding."""

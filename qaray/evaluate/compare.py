@@ -1,0 +1,60 @@
+"""Two evaluated runs compared: paired differences with intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qaray.evaluate.summary import BOUNDS, PAPER_SCORES, figure, mean
+from qaray.metrics.statistics import interval_of_mean
+from qaray.run.directory import Run, RunRefused
+
+
+def compare(first: Run, second: Run) -> dict[str, Any]:
+    """Paired differences second − first, by doi, with their intervals.
+
+    Raises RunRefused if one of the runs is not evaluated, or they have no paper in common.
+    """
+    before, after = _scores_by_doi(first), _scores_by_doi(second)
+    shared = sorted(before.keys() & after.keys())
+    if not shared:
+        raise RunRefused(f"{first.root} and {second.root} have no paper in common")
+    metrics = {}
+    for name in BOUNDS:
+        pairs = [(before[doi][name], after[doi][name]) for doi in shared]
+        both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if not both:
+            continue
+        differences = [b - a for a, b in both]
+        interval = interval_of_mean(differences)
+        metrics[name] = {
+            "first": mean([a for a, _ in both]),
+            "second": mean([b for _, b in both]),
+            "difference": mean(differences),
+            "low": interval.low if interval else None,
+            "high": interval.high if interval else None,
+            "papers": len(both),
+            "missing": len(pairs) - len(both),
+        }
+    return {
+        "first": str(first.root), "second": str(second.root), "papers": len(shared),
+        "only_in_first": len(before) - len(shared), "only_in_second": len(after) - len(shared), "metrics": metrics,
+    }  # fmt: skip
+
+
+def _scores_by_doi(run: Run) -> dict[str, dict[str, Any]]:
+    if not run.manifest.exists():
+        raise RunRefused(f"{run.root} holds no finished evaluation: run qaray evaluate on it first")
+    return {row["doi"]: row for row in PAPER_SCORES.rows(run)}
+
+
+def comparison_lines(found: dict[str, Any]) -> list[str]:
+    """The comparison as a table for a terminal."""
+    lines = [
+        f"{found['papers']} papers in both; {found['only_in_first']} only in A, {found['only_in_second']} only in B"
+    ]
+    lines.append(f"{'metric':24}{'A':>9}{'B':>9}{'B − A':>9}   95 % interval     papers  missing")
+    for name, row in found["metrics"].items():
+        figures = "".join(map(figure, (row["first"], row["second"], row["difference"])))
+        interval = f"{figure(row['low'])} …{figure(row['high'])}"
+        lines.append(f"{name:24}{figures}   {interval}{row['papers']:>9}{row['missing']:>9}")
+    return lines

@@ -1,0 +1,133 @@
+"""The embedding stage: coverage, and the vectors of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from qaray.config import EvaluateConfig
+from qaray.corpus.sentences import split_sentences
+from qaray.embedding.embed import embed, papers_per_block
+from qaray.evaluate.grades import NOT_FINITE
+from qaray.evaluate.sources import keys_of
+from qaray.evaluate.tables import COVERAGE, QUESTIONS, Table
+from qaray.metrics.coverage import coverage, evidence
+from qaray.run.directory import Run
+from qaray.run.tries import Tries
+from qaray.schema import Paired
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+from qaray.evaluate.measure import ROW_KEY, Context, Stage, lightly, score_key, tables_of, write_scores
+
+
+def embedding(context: Context, config: EvaluateConfig) -> Stage:
+    """Coverage, and the vectors of questions that similarity goes by."""
+    asked = {"coverage": COVERAGE, "similarity": QUESTIONS}
+    tables = tuple(table for metric, table in asked.items() if metric in config.measures)
+
+    def flow(work: Dataset) -> Dataset:
+        texts = lightly(work, _ReadTexts(context, tables), batch_size=1)
+        blocks = texts.repartition(target_num_rows_per_block=papers_per_block(config), strict=True)
+        return lightly(embed(blocks, config, context.should_stop, Tries.of(context.run)), _WriteCoverage(context.run))
+
+    return Stage("embedding", tables, flow)
+
+
+TEXT_SCHEMA = pa.schema(
+    [
+        *ROW_KEY,
+        ("wanted", pa.list_(pa.string())),  # tables that lack the paper
+        ("queries", pa.list_(pa.string())),
+        ("documents", pa.list_(pa.string())),
+        ("questions", pa.list_(pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class _ReadTexts:
+    context: Context
+    tables: tuple[Table, ...]
+
+    def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        context = self.context
+        for shard in work["shard"].to_pylist():
+            papers = context.papers(shard)
+            keys = keys_of(papers)
+            owed = {each.name: each.owed(context.run, shard, keys) for each in self.tables}
+            rows = [
+                row
+                for paper in papers
+                if (row := _texts(paper, [name for name, dois in owed.items() if paper["doi"] in dois]))["wanted"]
+            ]
+            yield from tables_of(rows, TEXT_SCHEMA)
+
+
+def _texts(paper: Paired, wanted: list[str]) -> dict[str, Any]:
+    for_coverage, for_questions = COVERAGE.name in wanted, QUESTIONS.name in wanted
+    return {
+        **score_key(paper),
+        "shard": paper["shard"],
+        "wanted": wanted,
+        "queries": [f"{pair['Q']}\n{pair['A']}" for pair in paper["pairs"]] if for_coverage else [],
+        "documents": split_sentences(paper["txt"]) if for_coverage else [],
+        "questions": [pair["Q"] for pair in paper["pairs"]] if for_questions else [],
+    }
+
+
+@dataclass(frozen=True)
+class _WriteCoverage:
+    run: Run
+
+    def __call__(self, embedded: pa.Table) -> pa.Table:
+        papers = embedded.to_pylist()
+        write_scores(self.run, COVERAGE, papers, _coverage_rows)
+        write_scores(self.run, QUESTIONS, papers, _question_rows)
+        return pa.table({"papers": [len(papers)]})
+
+
+def _coverage_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [_coverage_row(row)] if COVERAGE.name in row["wanted"] else []
+
+
+def _question_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
+    if QUESTIONS.name not in row["wanted"]:
+        return []
+    return [{**score_key(row), "questions": row["questions"], "vectors": row["vectors"]}]
+
+
+def _coverage_row(row: dict[str, Any]) -> dict[str, Any]:
+    matrix, sentences = np.asarray(row["matrix"], dtype=np.float32), row["documents"]
+    result = {
+        **score_key(row),
+        "sentences": sentences,
+        "matrix": row["matrix"],
+        "pair_tokens_lost": row["query_tokens_lost"],
+        "sentence_tokens_lost": row["document_tokens_lost"],
+        "evidence": [],
+    }
+    if row["error"]:
+        return {**result, "problem": row["error"]}
+    if not row["queries"]:
+        return {**result, "problem": "no_pairs"}
+    if not np.isfinite(matrix).all():
+        return {**result, "problem": NOT_FINITE}
+    found = coverage(matrix)
+    return {
+        **result,
+        "overall": found.overall,
+        "individual": found.individual,
+        "null": found.null,
+        "lift": found.lift,
+        "sentence_std": found.sentence_std,
+        "evidence": [
+            [{"sentence": j, "text": sentences[j].strip(), "score": float(matrix[i, j])} for j in best]
+            for i, best in enumerate(evidence(matrix))
+        ],
+        "problem": None,
+    }

@@ -1,0 +1,91 @@
+"""Questions of different papers that are nearly the same, by approximate nearest-neighbour search (faiss, HNSW)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from qaray.config import EvaluateConfig
+from qaray.evaluate.measure import Context
+from qaray.evaluate.tables import QUESTIONS
+
+SCHEMA = pa.schema(
+    [
+        ("doi", pa.string()), ("qa", pa.int32()), ("question", pa.string()),
+        ("other_doi", pa.string()), ("other_qa", pa.int32()), ("other_question", pa.string()), ("cosine", pa.float32()),
+    ]
+)  # fmt: skip
+NEIGHBOURS = 8  # looked at of each question, itself counted
+MOST = 1_000_000  # questions that are compared: some 5 GB of memory at 384 dimensions
+EXACT_UP_TO = 20_000  # questions that are all compared with one another
+LINKS = 32  # of a question in the graph
+
+
+def find_duplicates(context: Context, config: EvaluateConfig) -> dict[str, Any] | None:
+    """The counts of ``near_duplicates``; None where questions were not asked for. Ray must be connected."""
+    import ray
+
+    if "similarity" not in config.measures:
+        return None
+    task = ray.remote(near_duplicates).options(num_cpus=1)
+    return ray.get(task.remote(context, config.duplicate_cosine))
+
+
+def near_duplicates(context: Context, threshold: float) -> dict[str, Any]:
+    """Writes near_duplicates.parquet, a row for each two questions of different papers whose cosine is at least
+    ``threshold``; returns the counts. Runs as one task."""
+    dois: list[str] = []
+    numbers: list[int] = []
+    questions: list[str] = []
+    vectors: list[np.ndarray] = []
+    for shard in context.source.shards():
+        if len(dois) >= MOST:
+            break
+        rows = QUESTIONS.read(context.run, shard, context.source.keys(shard))
+        for doi in sorted(rows):
+            for qa, (question, vector) in enumerate(
+                zip(rows[doi][0]["questions"], rows[doi][0]["vectors"], strict=True)
+            ):
+                if question.strip() and np.isfinite(vector).all() and len(dois) < MOST:
+                    dois.append(doi)
+                    numbers.append(qa)
+                    questions.append(question)
+                    vectors.append(np.asarray(vector, dtype=np.float32))
+    pairs = _near(np.stack(vectors), dois, threshold) if vectors else []
+    columns = [
+        [dois[a] for a, _, _ in pairs], [numbers[a] for a, _, _ in pairs], [questions[a] for a, _, _ in pairs],
+        [dois[b] for _, b, _ in pairs], [numbers[b] for _, b, _ in pairs], [questions[b] for _, b, _ in pairs],
+        [cosine for _, _, cosine in pairs],
+    ]  # fmt: skip
+    found = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    (context.run.root / "near_duplicates.parquet").write_table(found)
+    touched = {place for a, b, _ in pairs for place in (a, b)}
+    return {
+        "threshold": threshold,
+        "questions": len(dois),
+        "pairs": len(pairs),
+        "share_of_questions": len(touched) / len(dois) if dois else None,
+        "search": "exact" if len(dois) <= EXACT_UP_TO else "HNSW",
+    }
+
+
+def _near(vectors: np.ndarray, dois: list[str], threshold: float) -> list[tuple[int, int, float]]:
+    """(a, b, cosine) with a < b, of different papers, the nearest first. ``vectors`` [N, D] at length 1."""
+    import faiss
+
+    dimensions = vectors.shape[1]
+    if len(vectors) <= EXACT_UP_TO:
+        index: Any = faiss.IndexFlatIP(dimensions)
+    else:
+        index = faiss.IndexHNSWFlat(dimensions, LINKS, faiss.METRIC_INNER_PRODUCT)
+    index.add(vectors)
+    found: dict[tuple[int, int], float] = {}
+    for first in range(0, len(vectors), 4096):
+        cosines, others = index.search(vectors[first : first + 4096], min(NEIGHBOURS, len(vectors)))
+        for place, (own, near) in enumerate(zip(cosines, others, strict=True), first):
+            for cosine, other in zip(own, near, strict=True):
+                if other >= 0 and cosine >= threshold and dois[other] != dois[place]:
+                    found[min(place, int(other)), max(place, int(other))] = float(cosine)
+    return sorted(((a, b, cosine) for (a, b), cosine in found.items()), key=lambda pair: (-pair[2], pair[0], pair[1]))

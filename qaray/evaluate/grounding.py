@@ -1,0 +1,64 @@
+"""The grounding stage: numbers, self-containedness, words shared with the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from qaray.evaluate.measure import Context, Stage, lightly, score_key
+from qaray.evaluate.sources import keys_of
+from qaray.evaluate.tables import COVERAGE, GROUNDING
+from qaray.metrics.grounding import leans_on, mentions, overlap, quantities, stands_in
+from qaray.schema import Paired
+
+
+def grounding(context: Context) -> Stage:
+    """Numbers, self-containedness, and words shared with the evidence where coverage was measured."""
+    return Stage("grounding", (GROUNDING,), lambda work: lightly(work, _Ground(context), batch_size=1))
+
+
+@dataclass(frozen=True)
+class _Ground:
+    context: Context
+
+    def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        context = self.context
+        for shard in work["shard"].to_pylist():
+            papers = context.papers(shard)
+            keys = keys_of(papers)
+            owed = GROUNDING.owed(context.run, shard, keys)
+            found = COVERAGE.read(context.run, shard, keys, ["evidence"])
+            rows = [
+                row
+                for paper in papers
+                if paper["doi"] in owed
+                for row in _grounding_rows(paper, found[paper["doi"]][0]["evidence"] if paper["doi"] in found else None)
+            ]
+            GROUNDING.write(context.run, shard, rows)
+            yield pa.table({"papers": [len({row["doi"] for row in rows})]})
+
+
+def _grounding_rows(paper: Paired, best: list[Any] | None) -> Iterator[dict[str, Any]]:
+    known = quantities(paper["txt"])
+    for qa, pair in enumerate(paper["pairs"]):
+        numbers = mentions(pair["A"])
+        missing = [number.text for number in numbers if not stands_in(number, known)]
+        leaning = leans_on(pair["Q"])
+        shared = None
+        if best:
+            shared = overlap(pair["A"], " ".join(one["text"] for one in best[qa]))
+        yield {
+            **score_key(paper),
+            "qa": qa,
+            "numbers": len(numbers),
+            "numbers_found": len(numbers) - len(missing),
+            "missing": missing,
+            "self_contained": leaning is None,
+            "leans_on": leaning,
+            "answer_words": len(pair["A"].split()),
+            "overlap": shared,
+            "problem": None if pair["A"].strip() else "empty_answer",
+        }

@@ -1,0 +1,135 @@
+"""The judging stage: similarity and RACAR by an engine's ``score``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from qaray.config import EvaluateConfig
+from qaray.engines import Engine, Site
+from qaray.evaluate.controls import CONTROL_PAIRS, other_answers, other_questions
+from qaray.evaluate.grades import racar_rows, similarity_row
+from qaray.evaluate.rubrics import JudgePrompts
+from qaray.evaluate.sources import keys_of
+from qaray.evaluate.tables import QUESTIONS, RACAR, SIMILARITY, Table
+from qaray.models.planner import ModelPlan
+from qaray.models.tokenizer import tokenizer_of
+from qaray.run.directory import Run
+from qaray.schema import Paired
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+from qaray.evaluate.measure import ROW_KEY, ROWS_AT_ONCE, Context, Stage, lightly, score_key, tables_of, write_scores
+
+
+@dataclass(frozen=True)
+class JudgeFactory:
+    """Makes the prompts of the judge wherever they are needed."""
+
+    config: EvaluateConfig
+    plan: ModelPlan
+
+    def __call__(self) -> JudgePrompts:
+        template, tokenizer = replace(self.plan.template, opening=""), tokenizer_of(self.config)
+        return JudgePrompts(template, tokenizer, self.plan.seq_len, self.config.judge_above)
+
+
+REQUEST_SCHEMA = pa.schema(
+    [
+        *ROW_KEY,
+        ("table", pa.string()),
+        ("about", pa.string()),
+        ("prefix", pa.string()),
+        ("suffixes", pa.list_(pa.string())),
+        ("choices", pa.list_(pa.string())),
+    ]
+)
+REQUESTS_PER_BLOCK = {"cpu": 8, "cuda": 64}  # up to half a minute of work
+
+
+def judging(
+    context: Context, config: EvaluateConfig, engine: Engine, site: Site, make_prompts: JudgeFactory, papers: int
+) -> Stage:
+    """Similarity and RACAR by the engine's ``score``. ``papers``: of the source, of which some are controls."""
+    tables = tuple(each for each in (SIMILARITY, RACAR) if each.name in config.measures)
+    share = min(1.0, config.control_papers / max(1, papers))
+
+    def flow(work: Dataset) -> Dataset:
+        requests = lightly(work, _ReadRequests(context, tables, make_prompts, share), batch_size=1)
+        size = REQUESTS_PER_BLOCK["cuda" if site.gpus else "cpu"]
+        blocks = requests.repartition(target_num_rows_per_block=size, strict=True)
+        return lightly(engine.score(blocks), _WriteJudged(context.run, tables[-1].name))
+
+    return Stage("judging", tables, flow)
+
+
+@dataclass(frozen=True)
+class _ReadRequests:
+    context: Context
+    tables: tuple[Table, ...]
+    make_prompts: JudgeFactory
+    control_share: float  # of the papers that test the judge
+
+    def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        context = self.context
+        prompts = self.make_prompts()
+        for shard in work["shard"].to_pylist():
+            papers = context.papers(shard)
+            keys = keys_of(papers)
+            owed = {each.name: each.owed(context.run, shard, keys) for each in self.tables}
+            vectors = {}
+            if owed.get(SIMILARITY.name):
+                vectors = {doi: rows[0] for doi, rows in QUESTIONS.read(context.run, shard, keys, ["vectors"]).items()}
+            pairs = [paper["pairs"] for paper in papers]
+            rows: list[dict[str, Any]] = []
+            for place, paper in enumerate(papers):
+                control = _is_chosen(paper["doi"], self.control_share)
+                if paper["doi"] in owed.get(SIMILARITY.name, ()):
+                    own = np.asarray(vectors[paper["doi"]]["vectors"], dtype=np.float32)
+                    others = other_questions(pairs, place, len(paper["pairs"])) if control else []
+                    cosines = own @ own.T if len(own) else np.zeros((0, 0))
+                    rows.append(self._row(paper, SIMILARITY, prompts.similarity(paper, cosines, others).row))
+                if paper["doi"] in owed.get(RACAR.name, ()):
+                    answers = other_answers(pairs, place, CONTROL_PAIRS) if control else []
+                    rows.append(self._row(paper, RACAR, prompts.racar(paper, answers).row))
+                if len(rows) >= ROWS_AT_ONCE:
+                    yield from tables_of(rows, REQUEST_SCHEMA)
+                    rows = []
+            yield from tables_of(rows, REQUEST_SCHEMA)
+
+    def _row(self, paper: Paired, scores: Table, request: dict[str, Any]) -> dict[str, Any]:
+        return {**score_key(paper), "shard": paper["shard"], "table": scores.name, **request}
+
+
+def _is_chosen(doi: str, share: float) -> bool:
+    digest = hashlib.sha256(doi.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+@dataclass(frozen=True)
+class _WriteJudged:
+    run: Run
+    counted: str  # the table whose rows tell how far the stage is
+
+    def __call__(self, judged: pa.Table) -> pa.Table:
+        rows = judged.to_pylist()
+        write_scores(self.run, SIMILARITY, rows, _similarity_rows)
+        write_scores(self.run, RACAR, rows, _racar_rows)
+        return pa.table({"papers": [sum(row["table"] == self.counted for row in rows)]})
+
+
+def _similarity_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
+    if row["table"] != SIMILARITY.name:
+        return []
+    return [similarity_row(score_key(row), row["about"], row["logprobs"], row["error"])]
+
+
+def _racar_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
+    if row["table"] != RACAR.name:
+        return []
+    return list(racar_rows(score_key(row), row["about"], row["logprobs"], row["error"]))

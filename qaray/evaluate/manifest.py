@@ -1,0 +1,64 @@
+"""What identifies an evaluation, and its account at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qaray.config import EvaluateConfig
+from qaray.evaluate.rubrics import INSTRUCTION, ONE_PAIR, RACAR_RUBRIC, SIMILARITY_RUBRIC, TWO_QUESTIONS
+from qaray.models.planner import ModelPlan
+from qaray.run.directory import THE_RUN, Run, utc_now
+from qaray.run.manifests import git_commit, sha256, versions
+
+
+def evaluation_identity(config: EvaluateConfig, plan: ModelPlan | None) -> dict[str, dict[str, Any]]:
+    """Metric → what may not change between two starts of an evaluation."""
+    embedding = {
+        "embedding_model": config.embedder,
+        "query_instruction": config.query_instruction,
+        "dtype": config.dtype,
+    }
+    parts: dict[str, dict[str, Any]] = {"coverage": embedding, "grounding": {}}
+    if plan is not None:
+        judging = {
+            "engine": config.engine,
+            "judge_model": config.model,
+            "template_sha256": plan.template.sha256,
+            "seq_len": plan.seq_len,
+            "rope_factor": plan.rope_factor,
+            "dtype": config.dtype,
+        }
+        parts["similarity"] = {
+            **judging,
+            **embedding,
+            "judge_above": config.judge_above,
+            "rubric_sha256": sha256(INSTRUCTION + "\0" + SIMILARITY_RUBRIC + TWO_QUESTIONS),
+        }
+        parts["racar"] = {
+            **judging,
+            "rubric_sha256": sha256(INSTRUCTION + "\0" + RACAR_RUBRIC + ONE_PAIR),
+        }
+    return {metric: parts[metric] for metric in config.measures}
+
+
+def evaluation_manifest(
+    config: EvaluateConfig,
+    why: str,
+    run: Run,
+    summary: dict[str, Any],
+    rejected: int,
+    stage_seconds: dict[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """The evaluation's account."""
+    return {
+        "run": run.identity.read_json(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "judge": {"engine": config.engine, "why": why} if config.judges else None,
+        "pairs_of": config.processed_output or THE_RUN,
+        "counts": {"papers": summary["papers"], "pairs": summary["pairs"], "rejected": rejected},
+        "problems": summary["problems"],
+        "pools": {"embed_actors": config.embed_actors, "judge_actors": config.judge_actors},
+        "last_start": {"finished": utc_now(), "seconds": round(seconds, 2), "stages": stage_seconds},
+    }

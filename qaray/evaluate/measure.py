@@ -1,0 +1,144 @@
+"""A stage of an evaluation: how it is run until no paper is owed anything, and its rows written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from logging import DEBUG, WARNING
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from qaray.evaluate.sources import Source
+from qaray.evaluate.tables import Table
+from qaray.run.cluster import LIGHT, in_order
+from qaray.run.directory import Run, RunError
+from qaray.run.events import tell
+from qaray.run.lease import Lease
+from qaray.run.stopping import StopCheck
+from qaray.schema import SCORE_KEY, Paired
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+ROWS_AT_ONCE = 64  # papers of one table on its way
+
+
+@dataclass
+class Measured:
+    """Counts of a running stage, for whoever shows them."""
+
+    stage: str
+    papers: int = 0  # of the source
+    done: int = 0  # papers that are owed nothing by this stage
+    done_before: int = 0  # of them, before this start
+    begun: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage works on. Picklable."""
+
+    run: Run  # the evaluation's folder
+    source: Source
+    should_stop: StopCheck
+
+    def papers(self, shard: str) -> list[Paired]:
+        """The papers of a shard; none once the run is to stop."""
+        return [] if self.should_stop() else self.source.read(shard)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A way from shards, a row each with their name, to rows that say how many ``papers`` are in ``tables`` then."""
+
+    name: str
+    tables: tuple[Table, ...]
+    flow: Callable[[Dataset], Dataset]
+
+
+def measure(context: Context, stage: Stage, held: Lease, report: Callable[[Measured], None]) -> Measured:
+    """Runs a stage until no paper is owed anything, or the run is told to stop. Raises RunError if it gets nowhere."""
+    papers, owed = _owed(context, stage.tables)
+    left = sum(owed.values())
+    progress = Measured(stage.name, papers, papers - left, papers - left)
+    if left:
+        context.run.manifest.remove()  # the evaluation is not finished
+    while left and not context.should_stop():
+        for done in _round(stage, sorted(owed)):
+            progress.done = min(papers, progress.done + done)
+            held.check()
+            report(progress)
+        if context.should_stop():
+            break
+        before = left
+        _, owed = _owed(context, stage.tables)
+        left = sum(owed.values())
+        progress.done = papers - left
+        if left >= before:
+            raise RunError(f"{stage.name} measured nothing, and {left} papers are left")
+    return progress
+
+
+def _round(stage: Stage, shards: list[str]) -> Iterator[int]:
+    import ray
+
+    work = ray.data.from_items([{"shard": name} for name in shards], override_num_blocks=len(shards))
+    for batch in stage.flow(work).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield sum(batch["papers"].to_pylist())
+
+
+def lightly(rows: Dataset, work: Callable[[pa.Table], Any], batch_size: int | None = None) -> Dataset:
+    return rows.map_batches(work, batch_size=batch_size, num_cpus=LIGHT, batch_format="pyarrow", zero_copy_batch=True)
+
+
+def _owed(context: Context, tables: tuple[Table, ...]) -> tuple[int, dict[str, int]]:
+    """(papers of the source, shard → papers that lack rows in one of ``tables``). Looked up in parallel."""
+    shards = context.source.shards()
+    found = list(in_order(_owed_by_shard, context, ((tables, shard) for shard in shards), ahead=64))
+    owed = {shard: lacking for shard, (_, lacking) in zip(shards, found, strict=True) if lacking}
+    return sum(papers for papers, _ in found), owed
+
+
+def count_papers(context: Context) -> int:
+    """Papers of the source."""
+    return _owed(context, ())[0]
+
+
+def papers_owed(context: Context, tables: tuple[Table, ...]) -> int:
+    """Papers of the source that lack rows in one of ``tables``."""
+    return sum(_owed(context, tables)[1].values())
+
+
+def _owed_by_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tuple[int, int]:
+    keys = context.source.keys(shard)
+    return len(keys), len(set().union(*(each.owed(context.run, shard, keys) for each in tables)))
+
+
+def score_key(row: Any) -> dict[str, Any]:
+    return {"doi": row["doi"], "digest": row["digest"]}
+
+
+ROW_KEY = [*SCORE_KEY, ("shard", pa.string())]
+
+
+def tables_of(rows: list[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    for first in range(0, max(1, len(rows)), ROWS_AT_ONCE):
+        yield pa.Table.from_pylist(rows[first : first + ROWS_AT_ONCE], schema=schema)
+
+
+def write_scores(run: Run, scores: Table, rows: list[Any], make: Callable[[Any], list[Any]]) -> None:
+    by_shard: dict[str, list[Any]] = {}
+    for row in rows:
+        made = make(row)
+        by_shard.setdefault(row["shard"], []).extend(made)
+        for scored in made:
+            problem, place = scored.get("problem"), {"qa": scored["qa"]} if "qa" in scored else {}
+            level = WARNING if problem else DEBUG
+            tell(
+                "not_measured" if problem else "measured", run, scores.name, row["doi"], level, problem=problem, **place
+            )
+    for shard, own in by_shard.items():
+        scores.write(run, shard, own)

@@ -1,0 +1,41 @@
+"""The stages of an evaluation: papers with their pairs → rows of scores, written paper by paper.
+
+    embedding   texts → coverage, vectors of questions     (a pool of embedding actors)
+    judging     pairs → similarity, RACAR                  (a pool of engine actors)
+    grounding   pairs and their evidence → grounding       (light tasks)
+
+Stages follow one another, so that two pools never wait for each other's GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from qaray.config import EvaluateConfig
+from qaray.engines import Site, build_engine
+from qaray.evaluate.coverage import embedding
+from qaray.evaluate.grounding import grounding
+from qaray.evaluate.judging import JudgeFactory, judging
+from qaray.evaluate.measure import Context, Stage
+from qaray.models.planner import ModelPlan
+from qaray.run.tries import Tries
+
+
+def stages(
+    context: Context,
+    config: EvaluateConfig,
+    plan: ModelPlan | None,
+    site: Site,
+    papers: int,
+    say: Callable[[str], None],
+) -> Iterator[Stage]:
+    """The stages that the metrics ask for, in order. ``plan``, ``site``: the judge's, ``papers``: of the source."""
+    if config.embeds:
+        say(f"embedding with {config.embedder}")
+        yield embedding(context, config)
+    if "grounding" in config.measures:
+        yield grounding(context)
+    if plan is not None:
+        engine = build_engine(config, plan, site, context.should_stop, Tries.of(context.run))
+        say(f"judging with {config.model or 'no model'}: {engine.describe()}")
+        yield judging(context, config, engine, site, JudgeFactory(config, plan), papers)

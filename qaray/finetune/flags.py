@@ -1,0 +1,84 @@
+"""The flags of transformers' TrainingArguments, as the original typed them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from qaray.config import ConfigError
+from qaray.models.hardware import cpu_has_bf16
+from qaray.models.loading import quiet_transformers
+
+# Flags that transformers has renamed since.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "warmup_ratio": "warmup_steps",  # below 1 it is a share of the steps
+}
+OF_NO_USE = {"overwrite_output_dir", "save_safetensors", "logging_dir", "group_by_length"}  # accepted from old scripts
+# What qaray decides itself, or cannot keep, and why.
+OWN = {
+    "use_cpu": "--use_gpu says what trains",
+    "no_cuda": "--use_gpu says what trains",
+    "resume_from_checkpoint": "a run resumes by itself",
+    "save_only_model": "the model is made from whole checkpoints",
+    "load_best_model_at_end": "the model is made from the last checkpoint",
+    "label_smoothing_factor": "the loss is computed on the answer's tokens only",
+}
+# The original's settings that are no flags of its command, and what the loop needs.
+DEFAULTS = {"gradient_checkpointing": "True", "remove_unused_columns": "False", "disable_tqdm": "True"}
+
+
+def normal(flags: dict[str, str]) -> dict[str, str]:
+    """The flags by the names that transformers has for them. Raises ConfigError for one that it does not know."""
+    with quiet_transformers():
+        from transformers import TrainingArguments
+
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    named = {RENAMED.get(name, name): value for name, value in flags.items() if name not in OF_NO_USE}
+    for name in named:
+        if name in OWN:
+            raise ConfigError(f"--{name} is no flag of the trainer's here: {OWN[name]}")
+        if name not in known:
+            raise ConfigError(f"no such option: --{name}")
+    return named
+
+
+def for_cpu(flags: dict[str, str]) -> dict[str, str]:
+    """The flags for training on this machine's CPU: float32 where it has no units for bfloat16."""
+    asked = flags.get("bf16", "").lower() in ("true", "1", "yes", "y", "t")
+    return {**flags, "bf16": "False"} if asked and not cpu_has_bf16() else flags
+
+
+def training_arguments(flags: dict[str, str], folder: str, deepspeed: dict[str, Any] | None, *, use_cpu: bool) -> Any:
+    """TrainingArguments of the flags. Building them with ``deepspeed`` makes models load sharded from then on.
+
+    Raises ConfigError for a value that transformers refuses.
+    """
+    with quiet_transformers():
+        from transformers import HfArgumentParser, TrainingArguments
+
+    values = {**DEFAULTS, **flags, "output_dir": folder, "use_cpu": str(use_cpu)}
+    if deepspeed is not None:
+        file = Path(folder) / "deepspeed.json"
+        file.write_text(json.dumps(deepspeed))
+        values["deepspeed"] = str(file)
+    line = [f"--{name}={value}" for name, value in values.items()]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            (parsed,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(line, look_for_args_file=False)
+    except SystemExit:
+        text = said.getvalue().strip().splitlines()[-1:]
+        raise ConfigError(re.sub(r"^.*error: ", "", text[0]) if text else "the trainer refuses its flags") from None
+    except (ValueError, ImportError) as error:
+        raise ConfigError(str(error).strip().splitlines()[0]) from None
+    if parsed.gradient_checkpointing and parsed.gradient_checkpointing_kwargs is None:
+        parsed.gradient_checkpointing_kwargs = {"use_reentrant": False}
+    return parsed

@@ -1,0 +1,86 @@
+"""Papers with their pairs to training examples, by the prompts that generation asks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qaray.asking.request import INSTRUCTION, request
+from qaray.config import ConfigError, MakeSftConfig
+from qaray.corpus.readers.dispatch import SUFFIXES, read_records
+from qaray.corpus.records import Problem, paired_fields
+from qaray.run.storage import Location, expand
+from qaray.schema import Pair
+
+SCHEMA = pa.schema([("instruction", pa.string()), ("input", pa.string()), ("output", pa.string())])
+
+
+def answer_text(pairs: list[Pair]) -> str:
+    """Pairs in the grammar that ``request`` asks for."""
+    return "\n\n".join(f"Q{i}: {pair['Q']}\nA{i}: {pair['A']}" for i, pair in enumerate(pairs, start=1))
+
+
+def example_of(paper: Any) -> dict[str, str]:
+    """{instruction, input, output} of a paper with pairs; generation's prompt of it is the same text."""
+    text = request(paper["txt"], paper["keywords"], len(paper["pairs"]))
+    return {"instruction": INSTRUCTION, "input": text, "output": answer_text(paper["pairs"])}
+
+
+def make_sft(config: MakeSftConfig) -> dict[str, int]:
+    """Writes the file; returns counts of examples and of rejected records.
+
+    Raises ConfigError for an ending that is none of .json, .jsonl, .parquet, or if no record became an example.
+    """
+    counts = {"examples": 0, "rejected": 0}
+    target = Location.of(config.output)
+    with _writer(target, config.output) as write:
+        for record in _records(config.processed_output):
+            try:
+                if record.problem:
+                    raise record.problem
+                paper = paired_fields(record.value)
+            except Problem:
+                counts["rejected"] += 1
+                continue
+            pairs = [pair for pair in paper["pairs"] if pair["Q"].strip() and pair["A"].strip()]
+            if len(pairs) < config.min_pairs:
+                counts["rejected"] += 1
+                continue
+            write(example_of({**paper, "pairs": pairs}))
+            counts["examples"] += 1
+        if not counts["examples"]:
+            raise ConfigError(f"no example could be made of {config.processed_output}: {counts['rejected']} rejected")
+    return counts
+
+
+def _records(pattern: str) -> Iterator[Any]:
+    for file in expand(pattern, SUFFIXES):
+        yield from read_records(file)
+
+
+@contextlib.contextmanager
+def _writer(target: Location, name: str) -> Iterator[Any]:
+    ending = name.rsplit(".", 1)[-1]
+    if ending not in ("json", "jsonl", "parquet"):
+        raise ConfigError(f"output {name} must end in .json, .jsonl or .parquet")
+    with target.write() as stream:
+        if ending == "parquet":
+            with pq.ParquetWriter(stream, SCHEMA, compression="zstd") as parquet:
+                yield lambda row: parquet.write_table(pa.Table.from_pylist([row], schema=SCHEMA))
+            return
+        first = True
+
+        def write(row: dict[str, str]) -> None:
+            nonlocal first
+            start = "" if ending == "jsonl" else "[\n" if first else ",\n"
+            stream.write((start + json.dumps(row, ensure_ascii=False) + ("\n" if ending == "jsonl" else "")).encode())
+            first = False
+
+        yield write
+        if ending == "json":
+            stream.write(b"\n]\n")

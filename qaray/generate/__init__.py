@@ -1,0 +1,1 @@
+"""Papers → prompts → answers → pairs."""

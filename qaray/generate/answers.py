@@ -1,0 +1,76 @@
+"""The answers of a run as its shards hold them: read, merged, and which attempt is owed next."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from qaray.engines.attempts import falls_short
+from qaray.run.directory import Run
+from qaray.run.storage import Location
+from qaray.schema import PARSED_SCHEMA, Parsed, table
+
+Key = tuple[str, int, int]  # (doi, window, attempt)
+MOST_FILES = 32  # of one paper shard's answers that stay apart: engines write a few answers a file as they go
+
+
+def next_owed(answers: list[Parsed], max_attempts: int) -> int | None:
+    """The attempt that a window is owed, None if it has its pairs, failed for good, or its attempts are spent."""
+    if any(answer["error"] is not None or not falls_short(answer) for answer in answers):
+        return None
+    attempt = max((answer["attempt"] for answer in answers), default=0) + 1
+    return attempt if attempt <= max_attempts else None
+
+
+def best_answers(answers: list[Parsed]) -> list[Parsed]:
+    """The best attempt of each window in their order: most pairs, then the earliest."""
+    best: dict[int, Parsed] = {}
+    for answer in sorted(answers, key=lambda a: (a["window"], -len(a["pairs"] or []), a["attempt"])):
+        best.setdefault(answer["window"], answer)
+    return list(best.values())
+
+
+def read_answers(fs: Any, paths: list[str], columns: list[str] | None = None) -> dict[str, list[Parsed]]:
+    """Rows of generation shards by doi, each key (doi, window, attempt) once."""
+    rows: dict[str, list[Parsed]] = defaultdict(list)
+    seen: set[Key] = set()
+    for path in paths:
+        for row in Location(fs, path).read_table(columns).to_pylist():
+            key = (row["doi"], row["window"], row["attempt"])
+            if key not in seen:
+                seen.add(key)
+                rows[row["doi"]].append(row)
+    return dict(rows)
+
+
+def merge_answers(run: Run, shard: str, paths: list[str]) -> list[str]:
+    """Makes one file of a shard's answers where there are many; returns the paths that hold them.
+
+    10⁷ papers at 4 answers a file would leave 2.5 million files. The merged file is whole before the others go, and
+    readers take each key once, so that a task that dies in between loses and doubles nothing.
+    """
+    if len(paths) <= MOST_FILES:
+        return paths
+    paths = [path for path in paths if Location(run.root.fs, path).exists()]  # a run of this task may have died here
+    rows = [row for own in read_answers(run.root.fs, paths).values() for row in own]
+    merged = run.generation_file(shard, sorted((row["doi"], row["window"], row["attempt"]) for row in rows))
+    merged.write_table(table(rows, PARSED_SCHEMA))
+    for path in paths:
+        if path != merged.path:
+            Location(run.root.fs, path).remove()
+    return [merged.path]
+
+
+def by_doi(rows: list[Parsed]) -> dict[str, list[Parsed]]:
+    """Rows of one paper together."""
+    papers: dict[str, list[Parsed]] = defaultdict(list)
+    for row in rows:
+        papers[row["doi"]].append(row)
+    return papers
+
+
+def by_window(answers: list[Parsed]) -> dict[int, list[Parsed]]:
+    windows: dict[int, list[Parsed]] = defaultdict(list)
+    for answer in answers:
+        windows[answer["window"]].append(answer)
+    return dict(windows)

@@ -1,0 +1,123 @@
+"""What identifies a generation run, and its account at the end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from qaray.asking.request import INSTRUCTION, REQUEST
+from qaray.config import GenerateConfig
+from qaray.corpus.doi_index import Ingested
+from qaray.engines import Site
+from qaray.generate.outputs import Totals
+from qaray.generate.rounds import Progress
+from qaray.models.planner import ModelPlan
+from qaray.run.directory import Run, utc_now
+from qaray.run.manifests import git_commit, sha256, versions
+
+
+def generation_identity(config: GenerateConfig, plan: ModelPlan) -> dict[str, Any]:
+    """What may not change between two starts of a run."""
+    return {
+        "engine": config.engine,
+        "base_model": config.base_model,
+        "template": plan.template.name,
+        "template_sha256": plan.template.sha256,
+        "request_sha256": sha256(INSTRUCTION + "\0" + REQUEST),
+        "context_size": plan.context_size,
+        "seq_len": plan.seq_len,
+        "rope_factor": plan.rope_factor,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_gen_len": config.max_gen_len,
+        "min_gen_len": config.min_gen_len,
+        "num_qas": config.num_qas,
+        "overlength": config.overlength,
+        "seed": config.seed,
+        "dtype": config.dtype,
+        **({"structured": True} if config.structured else {}),
+    }
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a generation run has to tell at its end."""
+
+    config: GenerateConfig
+    why: str  # the engine is this one
+    site: Site
+    papers: Ingested
+    progress: Progress
+    totals: Totals
+    seconds: float  # of this start
+
+    @property
+    def devices(self) -> float:
+        """GPUs of a worker; 1 where it has none."""
+        shared = self.config.tensor_parallel_size * self.config.pipeline_parallel_size
+        return (self.site.gpus or 1.0) * (shared if self.config.engine == "vllm" else 1)
+
+
+def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
+    """The run's account. A start that generated nothing keeps the figures of the one that did."""
+    config, totals, papers = account.config, account.totals, account.papers
+    previous = run.manifest.read_json() or {}
+    work, loading = _last_start(account)
+    if account.progress.prompts == 0 and previous:
+        work, loading = previous["last_start"], previous["ledger"]["loading_seconds_per_worker"]
+    site, devices = account.site, account.devices
+    used = totals.ledger.utilisation(site.shape, site.peaks, devices)
+    return {
+        "run": run.identity.read_json(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "engine": {
+            "name": config.engine,
+            "why": account.why,
+            "actors": config.actors,
+            "device": site.device or None,
+            "gpus_per_actor": site.gpus,
+        },
+        "inputs": papers.sources,
+        "counts": {
+            "records": papers.papers + papers.rejected,
+            "papers": totals.papers,
+            "papers_with_pairs": totals.with_pairs,
+            "rejected": sum(totals.rejected.values()),
+            "pairs": totals.pairs,
+            "prompts": totals.prompts,
+            "by_status": dict(totals.status),
+            "by_finish_reason": dict(totals.finish),
+            "by_reject_reason": dict(totals.rejected),
+            "truncated_papers": totals.truncated_papers,
+        },
+        "tokens": {
+            "papers": papers.tokens,
+            "prompts": totals.prompt_tokens,
+            "outputs": totals.output_tokens,
+            "truncated": totals.truncated_tokens,
+        },
+        "answer_seconds": round(totals.answer_seconds, 2),
+        "ledger": totals.ledger.account(devices, loading, totals.pairs, config.gpu_hour_price, used),
+        "bytes": run.size(),
+        "last_start": work,
+    }
+
+
+def _last_start(account: Account) -> tuple[dict[str, Any], float]:
+    """(figures of this start, seconds until an engine took its first prompt)."""
+    progress = account.progress
+    generation = time.monotonic() - progress.begun
+    engine_up = (progress.first_answer or progress.begun) - progress.begun
+    loading = max(0.0, (progress.first_admission or progress.began) - progress.began)
+    work = {
+        "finished": utc_now(),
+        "seconds": round(account.seconds, 2),
+        "generate_seconds": round(generation, 2),
+        "seconds_to_first_answer": round(engine_up, 2),
+        "prompts": progress.prompts,
+        "output_tokens_per_second": round(progress.output_tokens / generation, 2) if generation else 0.0,
+        "prompt_tokens_per_second": round(progress.prompt_tokens / generation, 2) if generation else 0.0,
+    }
+    return work, loading

@@ -1,0 +1,54 @@
+"""The answers of a paper to its pairs: the best attempt of each window, merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qaray.asking.parse import question_key
+from qaray.engines.base import split_error
+from qaray.generate.answers import best_answers
+from qaray.schema import FinishReason, Pair, Paper, Parsed, ParseStatus, Rejected, RejectReason
+
+
+def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], ParseStatus, Rejected | None]:
+    """The paper's pairs from the best attempt of each window, its status, and why it is rejected if it has none."""
+    best = best_answers(answers)
+    pairs = merged_pairs([answer["pairs"] or [] for answer in best])
+    wanted = sum(answer["num_qas"] for answer in best)
+    cut = any(a["finish_reason"] in (FinishReason.LENGTH, FinishReason.REPETITION) for a in best)
+    if pairs:
+        short = ParseStatus.TRUNCATED if cut else ParseStatus.SHORT
+        return pairs, ParseStatus.COMPLETE if len(pairs) >= wanted else short, None
+    failed = next((a["error"] for a in best if a["error"] is not None), None)
+    if failed is not None:
+        reason, detail = split_error(failed)
+        stage = "generate"
+    else:
+        tries = len(answers)
+        reason, stage = str(RejectReason.NO_PAIRS), "parse"
+        ended = ", ".join(sorted({str(a["finish_reason"]) for a in answers}))
+        detail = f"no question-answer pair in {tries} answer{'s' * (tries != 1)} (ended by {ended})"
+    rejected = Rejected(
+        doi=paper["doi"],
+        file=paper["file"],
+        position=paper["position"],
+        stage=stage,
+        reason=reason,
+        detail=detail,
+    )
+    return [], ParseStatus.MALFORMED, rejected
+
+
+def merged_pairs(windows: list[list[Pair]]) -> list[Pair]:
+    """The pairs of all windows of a paper; a question that came in an earlier window counts once."""
+    first: dict[str, Pair] = {}
+    for pairs in windows:
+        for pair in pairs:
+            first.setdefault(question_key(pair["Q"]), pair)
+    return list(first.values())
+
+
+def processed_record(paper: Any, pairs: list[Pair]) -> dict[str, Any]:
+    """A record of processed_output.json."""
+    record = {key: paper.get(key) for key in ("source", "doi", "abstract", "keywords", "txt", "title")}
+    return {**record, "num_Q&A": len(pairs), "Q&A": pairs}

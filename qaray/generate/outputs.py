@@ -1,0 +1,183 @@
+"""The end of a run: accounting, JSON exports, rejected.jsonl."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from qaray.asking.prompts import PromptBuilder
+from qaray.config import GenerateConfig
+from qaray.corpus.doi_index import Ingested
+from qaray.generate.answers import best_answers, read_answers
+from qaray.generate.ledger import Ledger
+from qaray.generate.merge import paper_outcome, processed_record
+from qaray.generate.rounds import MakeBuilder
+from qaray.run.cluster import in_order
+from qaray.run.directory import Run, RunError
+from qaray.run.storage import Location
+from qaray.schema import Pair, Paper, Parsed, ParseStatus, Rejected
+
+EXPORT_LIMIT = 50_000  # papers up to which the JSON exports are made by default
+
+
+@dataclass
+class Totals:
+    """Sums over papers. Addable."""
+
+    papers: int = 0
+    with_pairs: int = 0
+    pairs: int = 0
+    prompts: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    truncated_papers: int = 0
+    truncated_tokens: int = 0
+    answer_seconds: float = 0.0  # sum over answers of the seconds that they were in a batch
+    status: Counter[str] = field(default_factory=Counter)  # papers by ParseStatus
+    finish: Counter[str] = field(default_factory=Counter)  # answers by FinishReason
+    rejected: Counter[str] = field(default_factory=Counter)  # records and papers by RejectReason
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def add(self, other: Totals) -> None:
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+            elif isinstance(value, Ledger):
+                self.ledger.add(value)
+            else:
+                setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
+class Settled:
+    """A shard's papers at the end: what goes into each file."""
+
+    totals: Totals
+    rejected: list[Rejected]
+    processed: bytes = b""  # JSON objects, separated by ",\n"
+    original: bytes = b""
+
+
+def settle_shard(run: Run, shard: str, files: list[str], make_builder: MakeBuilder | None, split: bool) -> Settled:
+    """Accounts for one shard. ``make_builder``: given if the JSON exports are wanted."""
+    columns = None if make_builder else ["doi", "file", "position"]
+    papers = (run.papers / f"{shard}.parquet").read_table(columns).to_pylist()
+    answers = read_answers(run.root.fs, files)
+    ledger = Ledger.of(row for own in answers.values() for row in own)
+    settled = Settled(Totals(papers=len(papers), ledger=ledger), [])
+    builder = make_builder() if make_builder else None
+    processed: list[bytes] = []
+    original: list[bytes] = []
+    for paper in papers:
+        own = answers.get(paper["doi"], [])
+        if not own:
+            raise RunError(f"{paper['doi']} of {shard} has no answer: papers would be lost")
+        pairs, status, rejected = paper_outcome(paper, own)
+        _count(settled.totals, own, pairs, status, rejected)
+        if rejected:
+            settled.rejected.append(rejected)
+        if builder is None:
+            continue
+        if pairs:
+            processed.append(_json(processed_record(paper, pairs)))
+        original.extend(_json(record) for record in _original(builder, paper, best_answers(own), split))
+    settled.processed, settled.original = b",\n".join(processed), b",\n".join(original)
+    return settled
+
+
+def _count(
+    totals: Totals, answers: list[Parsed], pairs: list[Pair], status: ParseStatus, rejected: Rejected | None
+) -> None:
+    lost = max((answer["truncated_tokens"] for answer in answers), default=0)
+    totals.add(
+        Totals(
+            with_pairs=bool(pairs),
+            pairs=len(pairs),
+            prompts=len(answers),
+            prompt_tokens=sum(a["prompt_tokens"] for a in answers if a["error"] is None),
+            output_tokens=sum(a["output_tokens"] for a in answers),
+            truncated_papers=lost > 0,
+            truncated_tokens=lost,
+            answer_seconds=sum(a["seconds"] for a in answers),
+            status=Counter([str(status)]) if pairs else Counter(),
+            finish=Counter(a["finish_reason"] for a in answers if a["finish_reason"]),
+            rejected=Counter([rejected["reason"]]) if rejected else Counter(),
+        )
+    )
+
+
+def _original(builder: PromptBuilder, paper: Paper, best: list[Parsed], split: bool) -> Iterator[dict[str, Any]]:
+    for answer in best:
+        if answer["error"] is None:
+            text = builder.text(paper, answer["start"], answer["end"], answer["num_qas"])
+            record = {"doi": paper["doi"], "input": text, "output": answer["output"]}
+            yield {**record, "window": answer["window"]} if split else record
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, ingested: Ingested) -> Totals:
+    """Writes the exports and rejected.jsonl. Raises RunError unless papers in = papers with pairs + rejected."""
+    export = config.export_json == "always" or (config.export_json == "auto" and ingested.papers <= EXPORT_LIMIT)
+    files = run.generation_files()
+    split = config.overlength == "split"
+    totals = Totals()
+    with contextlib.ExitStack() as stack:
+        rejected = stack.enter_context((run.root / "rejected.jsonl").write())
+        processed = JsonList(stack, run.root / "processed_output.json") if export else None
+        original = JsonList(stack, run.root / "original_output.json") if export else None
+
+        count = 0
+        for row in run.rejected_records():
+            rejected.write(_json(row) + b"\n")
+            totals.rejected[row["reason"]] += 1
+            count += 1
+        builder = make_builder if export else None
+        shards = ((name, files.get(name, []), builder, split) for name in run.shard_names())
+        for settled in in_order(settle_shard, run, shards, ahead=5):
+            totals.add(settled.totals)
+            for row in settled.rejected:
+                rejected.write(_json(row) + b"\n")
+            if processed and original:
+                processed.add(settled.processed)
+                original.add(settled.original)
+        rejected_papers = sum(totals.rejected.values()) - count
+        if (count, totals.papers, totals.with_pairs + rejected_papers) != (
+            ingested.rejected,
+            ingested.papers,
+            ingested.papers,
+        ):
+            raise RunError(
+                f"the counts do not add up: {ingested.papers} papers and {ingested.rejected} rejected records in, "
+                f"{totals.with_pairs} papers with pairs, {rejected_papers} without and {count} rejected records out"
+            )
+        for each in (processed, original):
+            if each:
+                each.end()
+    if not export:
+        for name in ("processed_output.json", "original_output.json"):
+            (run.root / name).remove()
+    return totals
+
+
+class JsonList:
+    """A JSON list that is written piece by piece."""
+
+    def __init__(self, stack: contextlib.ExitStack, file: Location) -> None:
+        self.stream: IO[bytes] = stack.enter_context(file.write())
+        self.stream.write(b"[")
+        self.empty = True
+
+    def add(self, pieces: bytes) -> None:
+        if pieces:
+            self.stream.write((b"\n" if self.empty else b",\n") + pieces)
+            self.empty = False
+
+    def end(self) -> None:
+        self.stream.write(b"\n]\n")

@@ -1,0 +1,268 @@
+"""Rounds of prompts → completions → pairs, until each paper has its pairs or its attempts are spent.
+
+What a paper is still owed follows from the durable rows alone: a round reads the shards of papers and of generations,
+asks what is missing and writes it. One round does all of it unless a start before this one was cut short in the middle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from logging import DEBUG
+from typing import Any
+
+import pyarrow as pa
+
+from qaray.asking.prompts import PromptBuilder
+from qaray.config import GenerateConfig
+from qaray.corpus.doi_index import Ingested
+from qaray.engines import Engine
+from qaray.engines.base import parsed, split_error
+from qaray.generate.answers import best_answers, by_doi, by_window, merge_answers, next_owed, read_answers
+from qaray.models.planner import ModelPlan
+from qaray.models.tokenizer import tokenizer_of
+from qaray.run.cluster import LIGHT, in_order
+from qaray.run.directory import Run, RunError
+from qaray.run.events import tell
+from qaray.run.lease import Lease
+from qaray.run.stopping import StopSignal
+from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, RejectReason, table
+
+MakeBuilder = Callable[[], PromptBuilder]
+OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "error", "pairs"]
+
+
+@dataclass(frozen=True)
+class BuilderFactory:
+    """Makes the run's PromptBuilder wherever it is needed: a tokenizer is loaded once a process, not sent about."""
+
+    config: GenerateConfig
+    plan: ModelPlan
+
+    def __call__(self) -> PromptBuilder:
+        return PromptBuilder.of(self.config, self.plan.template, tokenizer_of(self.config), self.plan.seq_len)
+
+    def count_tokens(self, texts: Any) -> list[int]:
+        return tokenizer_of(self.config).count(texts) if texts else []
+
+
+@dataclass
+class Progress:
+    """Counts of a running generation, for whoever shows them."""
+
+    papers: int = 0  # papers of the run
+    settled: int = 0  # papers that are owed nothing
+    settled_before: int = 0  # of them, by earlier starts
+    rejected: int = 0  # records and papers without pairs so far
+    rejected_by: Counter[str] = field(default_factory=Counter)  # the same by reason, of this start
+    prompts: int = 0  # answers written by this start
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    pairs: int = 0
+    begun: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.time)  # the same, seconds since the epoch
+    first_answer: float | None = None  # the first is durable: seconds of the monotonic clock
+    first_admission: float | None = None  # an engine is up: seconds since the epoch
+
+
+def generate(
+    run: Run,
+    engine: Engine,
+    make_builder: MakeBuilder,
+    max_attempts: int,
+    ingested: Ingested,
+    lease: Lease,
+    report: Callable[[Progress], None],
+) -> Progress:
+    """Asks the engine until no paper is owed anything, or the run is told to stop. Raises RunError if a round gets
+    nowhere."""
+    progress = Progress(papers=ingested.papers, rejected=ingested.rejected)
+    owed = owed_prompts(run, ingested.papers, max_attempts)
+    progress.settled = progress.settled_before = ingested.papers - owed.papers
+    should_stop = StopSignal(run.stop_flag)
+    if owed.shards:
+        run.manifest.remove()  # the run is not finished any more
+        if run.measured():
+            run.evaluation.manifest.remove()  # nor measured
+    while owed.shards and not should_stop():
+        before = progress.prompts
+        expected = None if make_builder().overlength == "split" else owed.papers
+        for summary in _round(run, engine, make_builder, max_attempts, owed.shards, expected, should_stop):
+            _add(progress, summary)
+            lease.check()
+            report(progress)
+        if run.stop_flag.exists():
+            break
+        owed = owed_prompts(run, ingested.papers, max_attempts)
+        if owed.shards and progress.prompts == before:
+            raise RunError(f"the engine answered nothing, and {owed.papers} papers are left")
+    return progress
+
+
+def _round(
+    run: Run,
+    engine: Engine,
+    make_builder: MakeBuilder,
+    max_attempts: int,
+    shards: list[str],
+    expected: int | None,
+    should_stop: StopSignal,
+) -> Iterator[dict[str, Any]]:
+    """One pass over the shards that are owed something; a summary for each block that is durable."""
+    import ray
+
+    files = run.generation_files()
+    work = [{"shard": name, "answers": files.get(name, [])} for name in shards]
+    todo = ray.data.from_items(work, override_num_blocks=len(work))
+    prompts = todo.map_batches(
+        _Prompter(run, make_builder, max_attempts, should_stop),
+        batch_size=1,
+        num_cpus=LIGHT,
+        zero_copy_batch=True,
+        batch_format="pyarrow",
+    )
+    completions = engine.generate(prompts, expected)
+    written = completions.map_batches(
+        _Writer(run, max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT
+    )
+    for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+def _add(progress: Progress, summary: dict[str, Any]) -> None:
+    if progress.first_answer is None and summary["prompts"]:
+        progress.first_answer = time.monotonic()
+    if summary["first_admission"]:
+        known = progress.first_admission or summary["first_admission"]
+        progress.first_admission = min(known, summary["first_admission"])
+    progress.rejected_by.update(summary["reasons"])
+    for name in ("settled", "rejected", "prompts", "prompt_tokens", "output_tokens", "pairs"):
+        setattr(progress, name, getattr(progress, name) + summary[name])
+
+
+@dataclass(frozen=True)
+class _Prompter:
+    """A paper shard → the prompts that its papers are owed, long ones first so that neighbours are alike."""
+
+    run: Run
+    make_builder: MakeBuilder
+    max_attempts: int
+    should_stop: StopSignal
+
+    def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        for item in work.to_pylist():
+            if self.should_stop():
+                continue
+            shard = self.run.papers / f"{item['shard']}.parquet"
+            answers = read_answers(shard.fs, item["answers"], OWED_COLUMNS)
+            papers = shard.read_table()
+            build = self.make_builder()
+            rows: list[Prompt] = []
+            for paper in papers.to_pylist():
+                prompts = build.safely(paper, item["shard"])
+                rows.extend(_owed(prompts, answers.get(paper["doi"], []), self.max_attempts))
+            rows.sort(key=lambda row: (-row["prompt_tokens"], row["row"], row["window"]))
+            for first in range(0, len(rows), 64):
+                yield table(rows[first : first + 64], PROMPT_SCHEMA)
+            if not rows:
+                yield table([], PROMPT_SCHEMA)
+
+
+def _owed(prompts: list[Prompt], answers: list[Parsed], max_attempts: int) -> Iterator[Prompt]:
+    """The next attempt of each window that has no good answer yet."""
+    windows = by_window(answers)
+    for prompt in prompts:
+        attempt = next_owed(windows.get(prompt["window"], []), max_attempts)
+        if attempt is not None:
+            yield Prompt(**{**prompt, "attempt": attempt})
+
+
+SUMMARY_SCHEMA = pa.schema(
+    [(name, pa.int64()) for name in ("prompts", "settled", "rejected", "prompt_tokens", "output_tokens", "pairs")]
+    + [("reasons", pa.list_(pa.string())), ("first_admission", pa.float64())]
+)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Completions → pairs → a generation shard for each paper shard of the block; one summary row a block."""
+
+    run: Run
+    max_attempts: int
+
+    def __call__(self, completions: pa.Table) -> pa.Table:
+        rows = [parsed(completion) for completion in completions.to_pylist()]
+        by_shard: dict[str, list[Parsed]] = defaultdict(list)
+        for row in rows:
+            by_shard[row["shard"]].append(row)
+        for shard, members in by_shard.items():
+            keys = sorted((row["doi"], row["window"], row["attempt"]) for row in members)
+            self.run.generation_file(shard, keys).write_table(table(members, PARSED_SCHEMA))
+        papers = by_doi(rows)
+        firsts = {row["doi"] for row in rows if row["window"] == 0}
+        rejected = {doi: reason for doi, reason in self._tell(papers) if doi in firsts}
+        summary = {
+            "prompts": len(rows),
+            "settled": len(firsts),
+            "rejected": len(rejected),
+            "reasons": list(rejected.values()),
+            "prompt_tokens": sum(row["prompt_tokens"] for row in rows if row["error"] is None),
+            "output_tokens": sum(row["output_tokens"] for row in rows),
+            "pairs": sum(len(best["pairs"]) for own in papers.values() for best in best_answers(own)),
+            "first_admission": min((row["began"] for row in rows if row["began"]), default=0.0),
+        }
+        return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
+
+    def _tell(self, papers: dict[str, list[Parsed]]) -> Iterator[tuple[str, str]]:
+        """Logs what became of each prompt; (doi, reason) of papers that these answers leave without pairs."""
+        for doi, answers in papers.items():
+            for row in answers:
+                place = {"window": row["window"], "attempt": row["attempt"]}
+                if row["error"] is None:
+                    tell("answered", self.run, "generate", doi, DEBUG, pairs=len(row["pairs"]), **place)
+                    continue
+                reason, detail = split_error(row["error"])
+                tell("rejected", self.run, "generate", doi, reason=reason, detail=detail, **place)
+                yield doi, reason
+            spent = all(next_owed(own, self.max_attempts) is None for own in by_window(answers).values())
+            if spent and not any(row["pairs"] or row["error"] is not None for row in answers):
+                reason = str(RejectReason.NO_PAIRS)
+                tell("rejected", self.run, "generate", doi, reason=reason, attempts=len(answers))
+                yield doi, reason
+
+
+@dataclass
+class Owed:
+    """What is left to ask."""
+
+    shards: list[str]  # names of paper shards that are owed something
+    papers: int  # papers that are owed something
+
+
+def owed_prompts(run: Run, papers: int, max_attempts: int) -> Owed:
+    """Looks through the shards, in parallel, for papers that are owed a prompt. ``papers``: of the run, in all."""
+    files = run.generation_files()
+    names = run.shard_names()
+    begun = [name for name in names if name in files]
+    fresh = [name for name in names if name not in files]
+    counts = list(in_order(_owed_papers, run, ((name, files[name], max_attempts) for name in begun), ahead=64))
+    owing = [name for name, (owed, _) in zip(begun, counts, strict=True) if owed]
+    looked_at = sum(members for _, members in counts)
+    return Owed(sorted([*owing, *fresh]), sum(owed for owed, _ in counts) + papers - looked_at)
+
+
+def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> tuple[int, int]:
+    """(papers with a window that is owed a prompt, papers) of a shard. Nothing else writes to it meanwhile."""
+    papers = (run.papers / f"{shard}.parquet").read_table(["doi"])["doi"].to_pylist()
+    answers = merge_answers(run, shard, answers)
+    rows = read_answers(run.root.fs, answers, OWED_COLUMNS)
+    return sum(_paper_is_owed(rows.get(doi, []), max_attempts) for doi in papers), len(papers)
+
+
+def _paper_is_owed(answers: list[Parsed], max_attempts: int) -> bool:
+    windows = by_window(answers)
+    if not windows or len(windows) < answers[0]["windows"]:
+        return True
+    return any(next_owed(window, max_attempts) for window in windows.values())

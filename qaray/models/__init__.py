@@ -1,0 +1,1 @@
+"""Models: names, tokenizers, RoPE, the train→inference contract, hardware."""

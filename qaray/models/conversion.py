@@ -1,0 +1,43 @@
+"""A bundled model's GGUF file to a safetensors folder, once, which transformers and vLLM load like any other."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from qaray.models.loading import quiet_transformers
+
+
+def convert_once(gguf: Path, target: Path) -> None:
+    """GGUF to a safetensors folder; processes that come at the same time wait for the first."""
+    from filelock import FileLock
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if (target / "config.json").exists():
+            return
+        building = target.parent / f".{target.name}-{uuid.uuid4().hex}"
+        try:
+            _convert(gguf, building)
+            os.replace(building, target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # save_pretrained refuses a model that still counts as quantised.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,61 @@
+"""How a run uses its model: template, lengths, RoPE factor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qaray.asking.templates import LLAMA2, Template
+from qaray.config import ConfigError, EngineConfig, seq_len_message
+from qaray.models.catalogue import resolve
+from qaray.models.contract import Contract
+from qaray.models.rope import check_rope, model_context, rope_factor
+from qaray.models.templates import default_template, named_template
+from qaray.models.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """How a run uses its model: decided once by the driver, recorded in run.json."""
+
+    template: Template
+    context_size: int  # tokens
+    seq_len: int  # tokens, prompt + answer
+    rope_factor: float  # linear factor to load the model with; 1 = as trained
+
+
+def plan_model(config: EngineConfig) -> ModelPlan:
+    """Template, lengths and RoPE factor of a run. Raises ConfigError on what contradicts the model or its contract."""
+    name = config.model
+    if name is None:  # echo without a model
+        size = config.context_size or config.seq_len or 1 << 20
+        template = named_template(config.prompt_template, None) or Template("llama2", LLAMA2)
+        return ModelPlan(template, size, _seq_len(config, size), 1.0)
+    tokenizer = load_tokenizer(name, config.cache_dir, config.trust_remote_code)
+    folder = resolve(name, config.cache_dir)
+    contract = Contract.load(folder)
+    own, factor, rope_type = model_context(name, folder, config.cache_dir, config.trust_remote_code)
+    size = config.context_size or (contract.context_size if contract else int(own * factor))
+    if contract and size > contract.context_size:
+        raise ConfigError(
+            f"context_size {size} exceeds the {contract.context_size} tokens that {name} was fine-tuned with: "
+            "lower --context_size"
+        )
+    named = named_template(config.prompt_template, tokenizer)
+    template = named or (contract.template if contract else default_template(tokenizer))
+    if contract and template.sha256 != contract.template_sha256:
+        raise ConfigError(
+            f"--prompt_template {config.prompt_template} is not the template that {name} was fine-tuned with "
+            f"({contract.template_name}): leave the flag out"
+        )
+    if getattr(config, "structured", False):
+        template = replace(template, opening="")  # the answer begins with a bracket
+    wanted = max(rope_factor(size, own, factor), contract.rope_factor if contract else 0.0)
+    check_rope(wanted, own, factor, rope_type, name, f"context_size {size}", "--context_size")
+    return ModelPlan(template, size, _seq_len(config, size), wanted)
+
+
+def _seq_len(config: EngineConfig, context_size: int) -> int:
+    seq_len = config.seq_len or context_size
+    if seq_len > context_size:
+        raise ConfigError(seq_len_message(seq_len, context_size))
+    return seq_len

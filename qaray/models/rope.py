@@ -1,0 +1,55 @@
+"""Linear RoPE scaling beyond a model's own context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qaray.config import ConfigError
+from qaray.models.loading import load_config
+
+
+def rope_factor(length: int, max_position_embeddings: int, factor: float = 1.0) -> float:
+    """Linear RoPE factor for sequences of ``length`` tokens, the config's own ``factor`` counted.
+
+    f · ceil(L / (max_position_embeddings · f)) beyond the model's context, else f (LongLoRA's rule, multiplied).
+    """
+    reach = max_position_embeddings * factor
+    return factor if length <= reach else factor * -(-length // reach)
+
+
+def check_rope(wanted: float, own: int, factor: float, rope_type: str, name: str, what: str, flag: str) -> None:
+    """Raises ConfigError if ``wanted`` is another factor than the model's, and the model has another RoPE type."""
+    if wanted != factor and rope_type not in ("default", "linear"):
+        raise ConfigError(
+            f"{what} needs linear RoPE scaling beyond the {int(own * factor)} tokens of {name}, "
+            f"but the model has RoPE type {rope_type!r}, which is not overwritten: lower {flag}"
+        )
+
+
+def scale_rope(config: Any, factor: float) -> None:
+    """Sets the linear RoPE factor of a transformers config, in all; 1 leaves it as it is.
+
+    Raises ConfigError for a config with another RoPE type.
+    """
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    kind = rope.get("rope_type", "default")
+    present = float(rope.get("factor") or 1.0) if kind == "linear" else 1.0
+    if factor == present or factor <= 1:
+        return
+    if kind not in ("default", "linear"):
+        raise ConfigError(f"RoPE type {kind!r} is not overwritten by linear scaling")
+    config.rope_parameters = {**rope, "rope_type": "linear", "factor": factor}
+
+
+def model_context(name: str, folder: str, cache_dir: str, trust_remote_code: bool) -> tuple[int, float, str]:
+    """(max_position_embeddings, linear factor, RoPE type) of a model."""
+    hf = load_config(folder, cache_dir, trust_remote_code, name)
+    own = getattr(hf, "max_position_embeddings", None)
+    if not own:
+        raise ConfigError(f"model {name}: its config names no max_position_embeddings: it is no causal LM with RoPE")
+    rope = getattr(hf, "rope_parameters", None) or {}
+    rope_type = str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "unknown"
+    if rope and "rope_type" not in rope and any(isinstance(v, dict) for v in rope.values()):
+        rope_type = "per layer"
+    factor = float(rope.get("factor") or 1.0) if rope_type == "linear" else 1.0
+    return int(own), factor, rope_type

@@ -1,0 +1,37 @@
+"""The prompt template of a model: the named one, or its own chat format."""
+
+from __future__ import annotations
+
+from qaray.asking.templates import LLAMA2, Template, chat_template
+from qaray.config import ConfigError
+from qaray.models.loading import first_line
+from qaray.models.tokenizer import HFTokenizer
+from qaray.run.storage import Location
+
+
+def named_template(name: str | None, tokenizer: HFTokenizer | None) -> Template | None:
+    """The template that --prompt_template names; None without the flag. Raises ConfigError if it cannot be had."""
+    if name is None:
+        return None
+    if name == "llama2":
+        return Template("llama2", LLAMA2)
+    if name == "chat":
+        if tokenizer is None or not tokenizer.hf.chat_template:
+            raise ConfigError("--prompt_template chat: the model's tokenizer has no chat template")
+        return _chat(tokenizer)
+    try:
+        with Location.of(name).open() as stream:
+            return Template("file", stream.read().decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompt_template {name}: {first_line(error)}") from None
+
+
+def default_template(tokenizer: HFTokenizer) -> Template:
+    """``chat`` if the tokenizer has a chat template, else ``llama2``."""
+    return _chat(tokenizer) if tokenizer.hf.chat_template else Template("llama2", LLAMA2)
+
+
+def _chat(tokenizer: HFTokenizer) -> Template:
+    turn = [{"role": "user", "content": "{instruction}\n{input}"}]
+    rendered = tokenizer.hf.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return chat_template(rendered, source=str(tokenizer.hf.chat_template))

@@ -1,0 +1,74 @@
+"""A finished run's figures to the hours, the cost and the disk of a corpus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qaray.config import ConfigError, PlanConfig
+from qaray.run.directory import Run
+
+
+def plan_corpus(config: PlanConfig) -> dict[str, Any]:
+    """Extrapolates in proportion to the papers, and to their tokens where --paper_tokens says how long they are.
+
+    A device's rates are the run's own: a corpus in proportion, on the same device, with the same settings. Loading the
+    model is counted once a device. Raises RunRefused unless the run is finished, ConfigError if it measured nothing.
+    """
+    manifest = Run.at(config.output_dir).finished()
+    ledger, counts, tokens = manifest["ledger"], manifest["counts"], manifest["tokens"]
+    if not ledger["workers"]:
+        raise ConfigError(f"{config.output_dir} has no times to go by: it was written by another release")
+    devices, papers = ledger["devices_per_worker"], counts["papers"]
+    loading = ledger["loading_seconds_per_worker"]
+    own_tokens = tokens["papers"] / papers
+    longer = (config.paper_tokens or own_tokens) / own_tokens
+    # Reading grows with the paper, writing does not.
+    reading = ledger["prefill_seconds"] / max(1e-9, ledger["prefill_seconds"] + ledger["decode_seconds"])
+    working = ledger["device_seconds"] - devices * loading * ledger["workers"]
+    each = working / papers * (reading * longer + 1 - reading)
+    seconds = each * config.papers + loading * config.gpus
+    price = config.gpu_hour_price or _price(ledger)
+    pairs = round(counts["pairs"] / papers * config.papers)
+    cost = None if price is None else price * seconds / 3600
+    return {
+        "papers": config.papers,
+        "devices": config.gpus,
+        "device": manifest["engine"]["device"] or manifest["engine"]["name"],
+        "hours": seconds / config.gpus / 3600,
+        "device_hours": seconds / 3600,
+        "cost": cost,
+        "pairs": pairs,
+        "cost_per_1000_pairs": None if cost is None or not pairs else 1000 * cost / pairs,
+        "gigabytes": manifest["bytes"] / papers * config.papers * longer / 1e9,
+        "from": {
+            "papers": papers,
+            "tokens_per_paper": own_tokens,
+            "device_seconds_per_paper": working / papers,
+            "busy_share": ledger["busy_share"],
+        },
+    }
+
+
+def _price(ledger: dict[str, Any]) -> float | None:
+    """Of a device hour, as the run was told."""
+    return None if ledger["cost"] is None else ledger["cost"] / ledger["device_seconds"] * 3600
+
+
+def plan_lines(plan: dict[str, Any]) -> list[str]:
+    """The plan for a reader."""
+    base = plan["from"]
+    lines = [
+        f"{plan['papers']:,} papers on {plan['devices']:,} × {plan['device']}: {plan['hours']:,.1f} hours, "
+        f"{plan['device_hours']:,.1f} device hours",
+        f"about {plan['pairs']:,} pairs and {plan['gigabytes']:,.1f} GB in the run directory",
+    ]
+    if plan["cost"] is not None:
+        each = plan["cost_per_1000_pairs"]
+        per_pair = "" if each is None else f", {each:,.2f} per 1,000 pairs"
+        lines.append(f"cost {plan['cost']:,.2f}{per_pair}")
+    busy = base["busy_share"]
+    lines.append(
+        f"from a run of {base['papers']:,} papers of {base['tokens_per_paper']:,.0f} tokens: "
+        f"{base['device_seconds_per_paper']:,.3f} device seconds a paper, devices busy {busy or 0:.0%} of the time"
+    )
+    return lines

@@ -1,0 +1,166 @@
+"""`qaray status OUT`: how far a run is, from its files alone: no cluster, no driver is asked."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from qaray.config import StatusConfig
+from qaray.evaluate.tables import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY
+from qaray.run.directory import Run, RunRefused, logged_steps
+from qaray.run.durations import time_left
+from qaray.run.lease import Lease, sign_of_life
+from qaray.run.storage import Location, in_threads
+from qaray.schema import ParseStatus
+
+RECENT = 600.0  # seconds whose files tell the rate
+TABLES = (COVERAGE, QUESTIONS, SIMILARITY, RACAR, GROUNDING)
+
+
+@dataclass
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    state: str  # working, stopping, cut short, finished
+    done: int = 0
+    total: int = 0
+    unit: str = "papers"
+    rejected: int = 0
+    per_hour: float | None = None  # of the last minutes
+    driver: str = ""  # host, process, last sign of life
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        left = ""
+        if self.state == "working" and self.per_hour:
+            left = time_left(3600 * self.done / self.per_hour, self.done, self.total - self.done)
+        rate = f", {self.per_hour:,.0f} an hour" if self.per_hour and self.state == "working" else ""
+        rejected = f", {self.rejected:,} rejected" if self.rejected else ""
+        more = "".join(f", {name} {value}" for name, value in self.more.items())
+        who = f" ({self.driver})" if self.driver else ""
+        return (
+            f"{self.name}: {self.state}{who}, {self.done:,} of {self.total:,} {self.unit}{rejected}{more}{rate}{left}"
+        )
+
+
+def show(config: StatusConfig) -> int:
+    """Prints the state, again and again with ``watch``. Raises RunRefused if there is no run."""
+    while True:
+        stages = status(Run.at(config.output_dir))
+        if config.json_lines:
+            print(json.dumps({stage.name: asdict(stage) for stage in stages}), flush=True)
+        else:
+            print("\n".join(stage.line for stage in stages), flush=True)
+        if config.watch is None or not any(stage.state in ("working", "stopping") for stage in stages):
+            return 0
+        time.sleep(config.watch)
+
+
+def status(run: Run) -> list[Stage]:
+    """The stages of a run that have begun."""
+    identity = run.identity.read_json()
+    if identity is None and run.evaluation.identity.read_json() is None:
+        raise RunRefused(f"{run.root} holds no run (run.json is missing)")
+    stages = []
+    if identity is not None:
+        stages.append(_training(run) if "training" in identity else _generation(run))
+    if run.evaluation.identity.exists():
+        stages.append(_evaluation(run))
+    return stages
+
+
+def _state(run: Run) -> tuple[str, str]:
+    """(state, driver in words) of a run directory."""
+    holder = Lease(run).holder()
+    alive = sign_of_life(holder) if holder else ""
+    if alive and holder:
+        who = f"host {holder.get('host')}, process {holder.get('pid')}, {alive}"
+        return ("stopping" if run.stop_flag.exists() else "working"), who
+    return ("finished" if run.manifest.exists() else "cut short"), ""
+
+
+def _generation(run: Run) -> Stage:
+    state, driver = _state(run)
+    answered = failed = recent = 0
+    now = oldest = time.time()
+
+    def counts(files: list[pafs.FileInfo]) -> tuple[int, int, int, float]:
+        """Of one shard: papers answered, without pairs, answered lately, and the first time of these."""
+        dois: set[str] = set()
+        paired: set[str] = set()
+        fresh: set[str] = set()
+        first = now
+        for info in files:
+            rows = _rows(run.root.fs, info.path, ["doi", "status"])
+            dois.update(row["doi"] for row in rows)
+            paired.update(row["doi"] for row in rows if row["status"] != ParseStatus.MALFORMED)
+            written = info.mtime.timestamp() if info.mtime else 0.0
+            if written >= now - RECENT:
+                first = min(first, written)
+                fresh.update(row["doi"] for row in rows)
+        return len(dois), len(dois - paired), len(fresh), first
+
+    for each in in_threads(counts, _by_shard(run.generations)):
+        answered, failed, recent = answered + each[0], failed + each[1], recent + each[2]
+        oldest = min(oldest, each[3])
+    papers = sum(in_threads(Location.count_rows, run.paper_shards()))
+    records = sum(in_threads(Location.count_rows, run.rejected_papers.files(".parquet")))
+    seconds = time.time() - oldest
+    rate = 3600 * recent / seconds if recent and seconds > 1 else None
+    return Stage("generate", state, answered, papers, rejected=records + failed, per_hour=rate, driver=driver)
+
+
+def _evaluation(run: Run) -> Stage:
+    own = run.evaluation
+    state, driver = _state(own)
+    shards = own.paper_shards() or run.paper_shards()  # of the run's own some may have no pairs to measure
+    done = {}
+    for table in TABLES:
+        if table.folder(own).exists():
+            done[table.name] = 0
+            for files in _by_shard(table.folder(own)):
+                done[table.name] += len(
+                    {row["doi"] for info in files for row in _rows(own.root.fs, info.path, ["doi"])}
+                )
+    finished = own.manifest.read_json()
+    total = finished["counts"]["papers"] if finished else sum(in_threads(Location.count_rows, shards))
+    least = total if finished else min(done.values(), default=0)
+    rejected = sum(in_threads(Location.count_rows, own.rejected_papers.files(".parquet")))
+    return Stage("evaluate", state, least, total, rejected=rejected, driver=driver, more=done)
+
+
+def _training(run: Run) -> Stage:
+    state, driver = _state(run)
+    log = run.training_log.read_json() or {"step": 0, "steps": 0, "log": []}
+    last: dict[str, Any] = next(reversed(logged_steps(log)), {})
+    more = {"loss": round(last["loss"], 4)} if last else {}
+    rate = None
+    if last.get("tokens_per_second") and last.get("tokens"):
+        rate = 3600 * last["tokens_per_second"] / last["tokens"]
+    return Stage("fine-tune", state, log["step"], log["steps"], "steps", per_hour=rate, driver=driver, more=more)
+
+
+def _rows(fs: pafs.FileSystem, path: str, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows of a file; none if the driver has merged it into another since it was listed."""
+    try:
+        return list(Location(fs, path).read_table(columns).to_pylist())
+    except FileNotFoundError:
+        return []
+
+
+def _by_shard(folder: Location) -> Iterator[list[pafs.FileInfo]]:
+    """Files of rows by the paper shard that they belong to, so that the ids of a corpus need no memory."""
+
+    def shard(info: pafs.FileInfo) -> str:
+        return str(info.path[len(folder.path) :]).lstrip("/").split("/")[0].partition(".")[0]
+
+    for _, files in groupby(folder.infos(".parquet", recursive=True), shard):
+        yield list(files)

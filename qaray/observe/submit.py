@@ -1,0 +1,156 @@
+"""`qaray submit`: a command as a job of a Ray cluster, followed to its end and submitted again if it fails.
+
+What fails by the user's mistake (exit code 2) or was stopped is not tried again; all else goes on where it was, since a
+run knows what it is owed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qaray.config import ConfigError, SubmitConfig
+from qaray.run.directory import RunError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobInfo, JobSubmissionClient
+
+JOBS = {"generate": "generate.py", "evaluate": "evaluate.py", "fine-tune": "fine_tune.py", "run": "pipeline.py"}
+USER_MISTAKE = 2  # exit code of a command that would fail again
+AGENT_WAIT = 60.0  # seconds that a cluster's agents may take to come up
+SILENCE = 600.0  # seconds without an answer of the job server after which following ends
+POLL = 2.0  # seconds between two looks at a job's status
+STOP_WAIT = "600"  # seconds that `ray job stop` gives a job to finish what is in hand; Ray's default is 3
+EXCLUDES = [".git", ".venv", ".venv-vllm", "runs", "cache", "build"]  # of a folder that is handed to the cluster
+
+
+def submit(config: SubmitConfig) -> int:
+    """Submits, follows, and submits again; returns the command's exit code. Raises ConfigError or RunError."""
+    script = JOBS.get(config.command)
+    if script is None:
+        raise ConfigError(f"{config.command!r} is no job: choose from {', '.join(JOBS)}")
+    entrypoint = shlex.join(["python", f"jobs/{script}", *flags_of(config)])
+    environment = environment_of(config)
+    client = connect(config)
+    name = config.submission_id or f"qaray-{config.command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for attempt in range(1, config.resubmit + 2):
+        job = name if attempt == 1 else f"{name}-{attempt}"
+        metadata = {"qaray_command": config.command, "output_dir": config.flags.get("output_dir", ""), "run": name}
+        hand_over(client, job, entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
+        say(f"submitted {job}; stop it with: ray job stop {job}")
+        if not config.wait:
+            return 0
+        info = follow(client, job)
+        code = info.driver_exit_code
+        if info.status.name == "SUCCEEDED":
+            return 0
+        say(f"{job}: {info.status.name.lower()}{'' if code is None else f', exit code {code}'}")
+        if info.status.name == "STOPPED" or code == USER_MISTAKE:
+            return code or 1
+        if code is None and info.message:
+            say(" ".join(info.message.split())[:500])
+    raise RunError(f"{config.command} failed {config.resubmit + 1} times: see ray job logs {job}")
+
+
+def flags_of(config: SubmitConfig) -> list[str]:
+    return [word for name, value in config.flags.items() for word in (f"--{name}", value)]
+
+
+def environment_of(config: SubmitConfig) -> dict[str, Any]:
+    """The job's runtime environment. Raises ConfigError for a folder without the jobs, or a variable that is unset."""
+    is_folder = "://" not in config.working_dir
+    if is_folder and not (Path(config.working_dir) / "jobs").is_dir():
+        raise ConfigError(f"--working_dir {config.working_dir}: there is no jobs/ in it; name a checkout of qaray")
+    environment: dict[str, Any] = {"working_dir": config.working_dir}
+    if is_folder:
+        environment["excludes"] = EXCLUDES
+    if config.pip:
+        environment["pip"] = config.pip
+    names = [name.strip() for name in (config.env or "").split(",") if name.strip()]
+    if missing := [name for name in names if name not in os.environ]:
+        raise ConfigError(f"--env {missing[0]}: that variable is not set here")
+    environment["env_vars"] = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT, **{name: os.environ[name] for name in names}}
+    return environment
+
+
+def connect(config: SubmitConfig) -> JobSubmissionClient:
+    """Raises ConfigError where no job server answers, or where it wants another token."""
+    if config.token_file:
+        if not Path(config.token_file).is_file():
+            raise ConfigError(f"--token_file {config.token_file}: no such file")
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=config.token_file)
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+    elif has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(config.address)
+    except Exception as error:  # Ray raises plain errors of many kinds here
+        words = " ".join(str(error).split())
+        raise ConfigError(f"--address {config.address or '(default)'}: {words[:300]}") from None
+
+
+def has_token() -> bool:
+    places = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return any(os.environ.get(name) for name in places) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def hand_over(client: JobSubmissionClient, job: str, **what: Any) -> None:
+    """Submits the job; waits for a cluster that has just been started. Raises RunError if it is not taken."""
+    end = time.monotonic() + AGENT_WAIT
+    while True:
+        try:
+            client.submit_job(submission_id=job, **what)
+        except RuntimeError as error:
+            words = " ".join(str(error).split())
+            if "No available agent" not in words or time.monotonic() > end:
+                raise RunError(f"the cluster did not take the job {job}: {words[:300]}") from None
+            time.sleep(POLL)
+        else:
+            return
+
+
+def follow(client: JobSubmissionClient, job: str) -> JobInfo:
+    """Prints the job's log as it comes, until the job has ended. Raises RunError once nothing has answered for long."""
+
+    import aiohttp
+
+    printed = 0  # characters: a log that is followed anew begins at its beginning
+
+    async def print_log() -> None:
+        nonlocal printed
+        passed = 0
+        async for lines in client.tail_job_logs(job):
+            print(lines[max(0, printed - passed) :], end="", flush=True)
+            passed += len(lines)
+            printed = max(printed, passed)
+
+    silent_since: float | None = None
+    while True:
+        with contextlib.suppress(aiohttp.ClientError, RuntimeError, OSError):  # a connection may break, the job goes on
+            asyncio.run(print_log())
+        try:
+            info = client.get_job_info(job)
+        except (RuntimeError, OSError) as error:
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() - silent_since > SILENCE:
+                words = " ".join(str(error).split())
+                raise RunError(
+                    f"the cluster is silent ({words[:200]}); {job} may go on: ray job status {job}"
+                ) from None
+        else:
+            silent_since = None
+            if info.status.is_terminal():
+                return info
+        time.sleep(POLL)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,132 @@
+"""Ray for a run: joins the cluster that is there or starts a local one, and keeps its chatter away from the user."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+# Light stages (reading, prompting, writing) take this share of a logical CPU, so that they never starve the engine's
+# actors of theirs, nor are starved on a cluster of two.
+LIGHT = 0.25
+
+
+def connect(address: str | None = None, local_cpus: int | None = None) -> None:
+    """Connects to ``address``, else RAY_ADDRESS or the job's cluster, else starts a local cluster.
+
+    Does nothing if the process is connected. A local cluster gets at least four logical CPUs: light stages share them.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Light stages share CPUs, so that workers outnumber these: no matter for concern. Read when Ray is imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
+    import ray
+
+    if ray.is_initialized():
+        configure()
+        return
+    # Ray's core writes errors of its own workings into the driver's terminal; set this to "info" to see them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    options: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "configure_logging": True,
+    }
+    if address or os.environ.get("RAY_ADDRESS"):
+        options["address"] = address
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
+    with no_standard_error():  # where the core says that it heeds the variable above
+        ray.init(**options)
+    configure()
+
+
+@contextlib.contextmanager
+def no_standard_error() -> Iterator[None]:
+    """Nothing written to file descriptor 2 inside the block reaches the user; Python's errors are raised as ever."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def quiet_llm() -> Iterator[None]:
+    """ray.data.llm, and vLLM with it, set up in silence: they log, and start Ray's own logging anew."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        with no_standard_error():
+            yield
+    finally:
+        configure()
+
+
+def configure() -> None:
+    """Ray Data as qaray uses it: quiet, in order, and patient with a cluster that grows slowly."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_rich_progress_bars = False
+    context.use_ray_tqdm = False
+    context.print_on_execution_start = False
+    # Nothing may end a run that waits for a machine: half an hour without progress is usual on a busy cloud.
+    context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = -1
+    context.wait_for_min_actors_s = -1
+    # A pool grows as soon as its actors work on as many blocks as they can. By default they would have to hold 1.75
+    # times as many, and engines hold one more.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    context.raise_original_map_exception = True  # a wrapped one loses its cause on its way to the driver
+    # Less work than actors is no matter for concern: pools have the size that was asked for.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
+    for name in ("ray.data", "ray", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def in_order(
+    task: Callable[..., Any],
+    shared: Any,
+    arguments: Iterable[tuple[Any, ...]],
+    ahead: int,
+    cpus: float = LIGHT,
+) -> Iterator[Any]:
+    """The results of ``task(shared, *arguments)`` in the order of the arguments, at most ``ahead`` tasks at work or
+    waiting, of so many CPUs each: no more than the cluster has now, so that none is asked for more machines.
+    ``shared`` is stored once for all of them. Without Ray one after another, here."""
+    import ray
+
+    if not ray.is_initialized():
+        yield from (task(shared, *each) for each in arguments)
+        return
+    remote, shared = ray.remote(task).options(num_cpus=cpus), ray.put(shared)
+    ahead = min(ahead, max(1, int(ray.cluster_resources().get("CPU", 0) / cpus)))
+    flying: deque[Any] = deque()
+    for each in arguments:
+        flying.append(remote.remote(shared, *each))
+        if len(flying) >= ahead:
+            yield ray.get(flying.popleft())
+    while flying:
+        yield ray.get(flying.popleft())
+
+
+def actor_gpus(wanted: float | None) -> float:
+    """GPUs that an actor takes: what is wanted, else one if the cluster has any."""
+    return (1.0 if cluster_gpus() else 0.0) if wanted is None else wanted
+
+
+def cluster_gpus() -> float:
+    """GPUs of the connected cluster, in all."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))

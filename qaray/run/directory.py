@@ -1,0 +1,201 @@
+"""The run directory: what lies where, and what identifies a run.
+
+OUT/run.json      written first         OUT/lease.json   while a driver lives
+OUT/papers/       shards of papers      OUT/stop         while a stop is asked for
+OUT/generations/  shards of answers     OUT/manifest.json  written last
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qaray.run.storage import Location
+
+SHARD = "part-{:06d}"
+THE_RUN = "the run itself"  # what the pairs of an evaluation are of, unless they were taken in from a file
+
+
+class RunError(RuntimeError):
+    """The run directory does not allow what was asked. One line for the user."""
+
+
+class RunRefused(RunError):
+    """The run belongs to another driver, or to other settings. Nothing was touched."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory. Picklable."""
+
+    root: Location
+
+    @classmethod
+    def at(cls, output_dir: str) -> Run:
+        return cls(Location.of(output_dir))
+
+    @property
+    def papers(self) -> Location:
+        return self.root / "papers"
+
+    @property
+    def rejected_papers(self) -> Location:
+        """Rejected records of the ingest. The underscore keeps Parquet readers of ``papers`` out of it."""
+        return self.papers / "_rejected"
+
+    @property
+    def sources(self) -> Location:
+        """What was read: one entry an input file that was read to its end."""
+        return self.papers / "_sources.json"
+
+    @property
+    def generations(self) -> Location:
+        return self.root / "generations"
+
+    @property
+    def manifest(self) -> Location:
+        return self.root / "manifest.json"
+
+    @property
+    def identity(self) -> Location:
+        return self.root / "run.json"
+
+    @property
+    def engine(self) -> str | None:
+        """The engine that run.json names, None where it names none yet."""
+        stored = self._stored_identity() or {}
+        parts = (stored, stored.get("similarity") or {}, stored.get("racar") or {})
+        return next((part["engine"] for part in parts if "engine" in part), None)
+
+    @property
+    def evaluation(self) -> Run:
+        """The evaluation of this run's pairs: a run directory of its own, within."""
+        return Run(self.root / "evaluation")
+
+    def measured(self) -> dict[str, Any] | None:
+        """The manifest of its evaluation; None without one, or if that is of pairs which were made elsewhere."""
+        manifest = self.evaluation.manifest.read_json()
+        return manifest if manifest and manifest["pairs_of"] == THE_RUN else None
+
+    @property
+    def summary(self) -> Location:
+        return self.root / "summary.json"
+
+    @property
+    def training_log(self) -> Location:
+        """Of a fine-tuning, written as it goes."""
+        return self.root / "training.json"
+
+    @property
+    def stop_flag(self) -> Location:
+        return self.root / "stop"
+
+    def shard_names(self) -> list[str]:
+        """Names of the paper shards, in order; generation and score shards go by them."""
+        return [shard.name.removesuffix(".parquet") for shard in self.paper_shards()]
+
+    def rejected_records(self) -> Iterator[dict[str, Any]]:
+        """Rejected rows of the ingest, a shard in memory at a time."""
+        for shard in self.rejected_papers.files(".parquet"):
+            yield from shard.read_table().to_pylist()
+
+    def paper_shards(self) -> list[Location]:
+        return self.papers.files(".parquet")
+
+    def generation_files(self) -> dict[str, list[str]]:
+        """Paths of generation shards by the paper shard that they belong to."""
+        files: dict[str, list[str]] = defaultdict(list)
+        for file in self.generations.files(".parquet"):
+            files[file.name.split(".", 1)[0]].append(file.path)
+        return dict(files)
+
+    def generation_file(self, shard: str, keys: list[tuple[str, int, int]]) -> Location:
+        """Where the answers of these (doi, window, attempt) go: the same keys give the same file, so that a task that
+        runs twice writes it twice."""
+        digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
+        return self.generations / f"{shard}.{digest}.parquet"
+
+    def size(self) -> int:
+        """Bytes of the run's shards and exports."""
+        files = [*self.papers.infos(recursive=True), *self.generations.infos(), *self.root.infos()]
+        return sum(info.size or 0 for info in files)
+
+    def identify(self, identity: dict[str, Any]) -> None:
+        """Writes run.json, or checks that it says the same. Raises RunError with the differences."""
+        stored = self._stored_identity()
+        record = {**identity, "hash": identity_hash(identity)}
+        if stored is None:
+            self.root.make_folder()
+            self.identity.write_json(record)
+            return
+        if stored.get("hash") == record["hash"]:
+            return
+        changes = differences({**stored, "hash": None}, {**record, "hash": None})
+        raise RunRefused(
+            f"{self.root} holds another run ({changes}): choose another --output_dir or the run's own settings"
+        )
+
+    def identify_parts(self, parts: dict[str, dict[str, Any]]) -> None:
+        """The same where a start may name some parts of the identity only: those of run.json must say the same, new
+        ones are added."""
+        stored = self._stored_identity() or {}
+        stored.pop("hash", None)
+        for part, wanted in parts.items():
+            known = stored.get(part, wanted)
+            changes = differences(known, wanted)
+            if changes:
+                raise RunRefused(
+                    f"{self.root} holds another {part} ({changes}): remove that folder, or choose the settings that it "
+                    "was made with"
+                )
+        merged = {**stored, **parts}
+        if merged != stored:
+            self.root.make_folder()
+            self.identity.write_json({**merged, "hash": identity_hash(merged)})
+
+    def finished(self) -> dict[str, Any]:
+        """The manifest. Raises RunRefused if there is none."""
+        manifest = self.manifest.read_json()
+        if manifest is None:
+            raise RunRefused(
+                f"{self.root} holds no finished run (manifest.json is missing): run the command that began it again"
+            )
+        return manifest
+
+    def _stored_identity(self) -> dict[str, Any] | None:
+        try:
+            return self.identity.read_json()
+        except ValueError as error:
+            raise RunError(f"{error}: remove it if the run is to start anew") from None
+
+    def clean(self) -> None:
+        """Removes what a killed writer left behind. Only the holder of the lease may."""
+        report = self.root / "report"
+        for folder in (self.root, self.papers, self.rejected_papers, self.generations, report, report / "papers"):
+            folder.remove_temporary()
+        for scores in self.root.folders(".parquet"):
+            scores.remove_temporary(recursive=True)
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What two identities say differently, in words; '' if nothing."""
+    names = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
+    return "; ".join(f"{k}: {stored.get(k)!r} in the run, {wanted.get(k)!r} asked for" for k in names)
+
+
+def logged_steps(log: dict[str, Any]) -> list[dict[str, Any]]:
+    """The optimizer steps that a training log holds."""
+    return [entry for entry in log["log"] if "loss" in entry]
+
+
+def utc_now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def identity_hash(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

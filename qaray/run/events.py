@@ -1,0 +1,49 @@
+"""What happens to single papers, for machines: a line of JSON an event in the log of the worker where it happened.
+
+Ray keeps these logs (`ray logs`, the dashboard, /tmp/ray/session_latest/logs/worker-*.err), log collectors read them:
+
+    {"time": "2026-05-01T12:00:00.123Z", "level": "WARNING", "event": "rejected", "run": "/data/runs/first",
+     "stage": "generate", "doi": "10.0/x", "reason": "over_length", "detail": "…", "process": 4711}
+
+QARAY_LOG_LEVEL says what is written: INFO (what was rejected or not measured; the default), DEBUG (also a line a paper
+that was), or OFF.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import sys
+from functools import cache
+from typing import Any
+
+from qaray.run.directory import Run
+
+LONGEST = 500  # characters of a doi that are written
+
+
+def tell(event: str, run: Run, stage: str, doi: str | None, level: int = logging.WARNING, **more: Any) -> None:
+    """Writes the event, ``more`` being fields of its own."""
+    fields = {"event": event, "run": run.root.path, "stage": stage, "doi": doi and doi[:LONGEST], **more}
+    _logger().log(level, event, extra={"fields": fields})
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        head = {"time": time.replace("+00:00", "Z"), "level": record.levelname}
+        return json.dumps({**head, **record.__dict__["fields"], "process": record.process})
+
+
+@cache
+def _logger() -> logging.Logger:
+    logger = logging.getLogger("qaray.events")
+    wanted = os.environ.get("QARAY_LOG_LEVEL", "INFO").upper()
+    logger.setLevel(logging.CRITICAL + 1 if wanted == "OFF" else wanted)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json())
+    logger.addHandler(handler)
+    logger.propagate = False
+    return logger

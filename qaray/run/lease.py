@@ -1,0 +1,112 @@
+"""Who drives a run: a lease with a heartbeat."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from qaray.run.directory import Run, RunError, RunRefused
+
+HEARTBEAT = 5.0  # seconds between two signs of life
+STALE = 30.0  # seconds without one after which a driver on another machine counts as dead
+
+
+@contextlib.contextmanager
+def lease(run: Run) -> Iterator[Lease]:
+    """Holds the run for this process. Raises RunError while another driver lives."""
+    held = Lease(run)
+    held.acquire()
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+class Lease:
+    """A file with a heartbeat that says who drives the run."""
+
+    def __init__(self, run: Run) -> None:
+        self.file = run.root / "lease.json"
+        self.id = uuid.uuid4().hex
+        self.lost = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="qaray-lease", daemon=True)
+
+    def acquire(self) -> None:
+        self.refuse_another()
+        self._write()
+        time.sleep(0.25)  # a driver that came at the same moment wrote too: the last one has the run
+        if (self.holder() or {}).get("id") != self.id:
+            raise RunRefused(f"another driver took {self.file.path.rsplit('/', 1)[0]} at the same moment")
+        self._thread.start()
+
+    def release(self) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if not self.lost.is_set():
+            self.file.remove()
+
+    def check(self) -> None:
+        """Raises RunError if another driver has taken the run."""
+        if self.lost.is_set():
+            raise RunError(f"another driver took over {self.file.path.rsplit('/', 1)[0]}; this one stops")
+
+    def refuse_another(self) -> None:
+        """Raises RunRefused while another driver lives."""
+        holder = self.holder()
+        if holder and (reason := sign_of_life(holder)):
+            raise RunRefused(
+                f"another driver works on {self.file.path.rsplit('/', 1)[0]} (host {holder.get('host')}, "
+                f"process {holder.get('pid')}, {reason}): wait for it or stop it"
+            )
+
+    def holder(self) -> dict[str, Any] | None:
+        """What the lease says of the run's driver, None without one."""
+        try:
+            return self.file.read_json()
+        except ValueError:
+            return None  # a half-written lease of a writer that is gone
+
+    def _write(self) -> None:
+        process = psutil.Process()
+        self.file.write_json(
+            {
+                "id": self.id,
+                "host": socket.gethostname(),
+                "pid": process.pid,
+                "started": process.create_time(),
+                "heartbeat": time.time(),
+            }
+        )
+
+    def _beat(self) -> None:
+        while not self._done.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):  # a store that is away for a moment: the next beat comes
+                holder = self.holder()
+                if holder and holder.get("id") != self.id:
+                    self.lost.set()
+                    return
+                self._write()
+
+
+def sign_of_life(holder: dict[str, Any]) -> str:
+    """Why the holder counts as alive, '' if it is dead."""
+    if holder.get("host") == socket.gethostname():
+        try:
+            process = psutil.Process(int(holder["pid"]))
+            same = abs(process.create_time() - float(holder["started"])) < 1
+            gone = process.status() == psutil.STATUS_ZOMBIE
+        except (psutil.Error, KeyError, ValueError, TypeError):
+            return ""
+        return "alive" if same and not gone and process.pid != os.getpid() else ""
+    age = time.time() - float(holder.get("heartbeat", 0))
+    return f"last sign of life {age:.0f} s ago" if age < STALE else ""
