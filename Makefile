@@ -6,25 +6,39 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 REPEAT ?= 1
 VLLM := .venv-vllm
 
-.PHONY: demo test test-vllm lint format bench preflight clean
+.PHONY: demo test test-all test-part-1 test-part-2 test-part-3 test-part-4 lint format bench preflight clean
 
 demo: $(VENV)/demo
 	$(BIN)/qaray demo
 
-test: $(VENV)/dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest tests
+# Twelve minutes on two cores: each behaviour once, on one Ray cluster that two pytest processes share.
+test: lint
+	$(BIN)/python -m pytest tests -m "not long and not gpu" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+# All of it: the above, and what takes long, in four parts of which .ci/run takes one.
+test-all: test test-part-1 test-part-2 test-part-3 test-part-4
 
 # The vLLM engine on vLLM's CPU build, in an environment of its own: that build asks for other versions than the rest.
-test-vllm: $(VLLM)/ready
+test-part-1: $(VLLM)/ready
 	$(VLLM)/bin/python -m pytest tests/vllm
+
+# Every stage under every fault.
+test-part-2: $(VENV)/dev
+	$(BIN)/python -m pytest tests/chaos
+
+# Autoscaling, jobs, actor pools, the demo.
+test-part-3: $(VENV)/dev
+	$(BIN)/python -m pytest tests/ray -m long
+
+# Trainings that lose their processes; fuzzing; a large run.
+test-part-4: $(VENV)/dev
+	$(BIN)/python -m pytest tests/train tests/fuzz tests/unit -m long
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
@@ -35,6 +49,7 @@ bench: $(VENV)/demo
 	$(BIN)/python benchmarks/finetune.py
 	$(BIN)/python benchmarks/evaluation.py --repeat $(REPEAT)
 	$(BIN)/python benchmarks/generation.py --plain 4 --repeat $(REPEAT)
+	$(BIN)/python benchmarks/overhead.py --repeat $(REPEAT)
 	$(BIN)/python benchmarks/endpoint.py
 	if test -e $(VLLM)/ready; then $(VLLM)/bin/python benchmarks/vllm_engine.py --plain 4 --repeat $(REPEAT); fi
 

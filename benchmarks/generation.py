@@ -249,7 +249,8 @@ def report(rounds: list[dict], apart: dict) -> None:
         if over not in rounds[0]:
             continue
         assert all(r[over]["tokens"] == r[under]["tokens"] for r in rounds), "token counts differ"
-        print(f"ratio {name} {median(r[over]['seconds'] / r[under]['seconds'] for r in rounds):.3f}")
+        found = [r[over]["seconds"] / r[under]["seconds"] for r in rounds]
+        print(f"ratio {name} {median(found):.3f} (of {len(found)}, {min(found):.3f} to {max(found):.3f})")
     if "sequential" in rounds[0]:
         floor = direct["prefill_tokens"] / prefill + direct["tokens"] / decode
         print(f"ceiling of generation_vs_sequential at these rates {rounds[0]['sequential']['seconds'] / floor:.3f}")

@@ -49,15 +49,14 @@ def raw(prompts: list[dict], tokens: int) -> dict:
     model, arguments, environment = engine_arguments()
     os.environ.update(environment)
     from vllm import LLM, SamplingParams
-    from vllm.inputs import TokensPrompt
 
     llm = LLM(model=model, disable_log_stats=False, **arguments)
     params = [
         SamplingParams(temperature=0.6, top_p=0.9, seed=i, max_tokens=tokens, min_tokens=tokens)
         for i in range(len(prompts))
     ]
-    llm.generate([TokensPrompt(prompt_token_ids=[1, 2, 3])], SamplingParams(max_tokens=2), use_tqdm=False)
-    asked = [TokensPrompt(prompt_token_ids=prompt["token_ids"]) for prompt in prompts]
+    llm.generate([{"prompt_token_ids": [1, 2, 3]}], SamplingParams(max_tokens=2), use_tqdm=False)
+    asked = [{"prompt_token_ids": prompt["token_ids"]} for prompt in prompts]
     begun = time.perf_counter()
     done = llm.generate(asked, params, use_tqdm=False)
     seconds = time.perf_counter() - begun

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -152,8 +153,11 @@ def _read_yaml(path: str) -> dict[str, Any]:
 def _run(command: Callable[[Any], int | None], config: Any) -> int:
     """Runs a command and turns what the user can mend into one line; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if getattr(config, "debug", False):
+        os.environ["QARAY_DEBUG"] = "1"
     from qaray.config import ConfigError
     from qaray.pipeline import Stopped
+    from qaray.run.cluster import debugging
     from qaray.run.directory import RunError, RunRefused
 
     try:
@@ -161,6 +165,8 @@ def _run(command: Callable[[Any], int | None], config: Any) -> int:
     except Stopped as stopped:
         return _fail(str(stopped), STOPPED)
     except Exception as error:  # Ray wraps what a task raised, a full disk among it
+        if debugging():
+            traceback.print_exc()
         cause = _cause(error, (ConfigError, RunError, OSError))
         here = cause is error  # a file that a worker misses is there for the user, who sees another machine
         if isinstance(cause, (ConfigError, RunRefused)) or (

@@ -37,6 +37,7 @@ class DriverConfig(Config):
 
     output_dir: str = Field(description="run directory to write: a path or URI (s3://, gs://)")
     no_progress: bool = Field(False, description="True: no progress lines")
+    debug: bool = Field(False, description="True: show the logs of Ray, vLLM and the workers, and full tracebacks")
     address: str | None = Field(None, description="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     local_cpus: int | None = Field(
         None, ge=1, description="logical CPUs of the local cluster (default: cores, at least 4)"
@@ -168,6 +169,7 @@ class GenerateConfig(EngineConfig):
     requests_per_second: float | None = Field(None, gt=0, description="http: most requests begun a second, in all")
     http_retries: int = Field(5, ge=0, description="http: times that a request is sent again after 429, 5xx, no answer")
     request_timeout: float = Field(1800, gt=0, description="http: seconds that one request may take")
+    echo_seconds: float = Field(0.0, ge=0, description="echo: seconds per answer, to try a pipeline at a model's pace")
     gpu_hour_price: float | None = Field(
         None, gt=0, description="price of a GPU for an hour, in any currency: the manifest says what pairs cost"
     )
@@ -468,6 +470,7 @@ class DemoConfig(Config):
     num_qas: int = Field(5, ge=1, le=100, description="pairs wanted of each paper")
     max_gen_len: int = Field(200, ge=1, description="cap on the answer, tokens")
     no_progress: bool = Field(False, description="True: no progress lines")
+    debug: bool = Field(False, description="True: show the logs of Ray, vLLM and the workers, and full tracebacks")
 
 
 def _json(text: str) -> Any:

@@ -15,7 +15,7 @@ def build_engine(config: EngineConfig, plan: ModelPlan, site: Site, should_stop:
     if config.engine == "echo":
         from qaray.engines.echo import EchoEngine
 
-        return EchoEngine(should_stop, tries)
+        return EchoEngine(should_stop, tries, getattr(config, "echo_seconds", 0.0))
     if config.engine == "vllm":
         from qaray.engines.vllm import VLLMEngine
 

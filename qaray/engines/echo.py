@@ -46,15 +46,16 @@ SHORTEST_USED = 4000  # characters of the paper that are looked at for each pair
 
 
 class EchoEngine:
-    def __init__(self, should_stop: StopCheck, tries: Tries) -> None:
-        self.should_stop, self.tries = should_stop, tries
+    def __init__(self, should_stop: StopCheck, tries: Tries, seconds: float = 0.0) -> None:
+        """``seconds``: that each answer takes."""
+        self.should_stop, self.tries, self.seconds = should_stop, tries, seconds
 
     def describe(self) -> str:
         return "echo: pairs from the papers' own sentences, no model"
 
     def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
         return prompts.repartition(target_num_rows_per_block=ROWS, strict=True).map_batches(
-            _Echo(self.should_stop, self.tries),
+            _Echo(self.should_stop, self.tries, self.seconds),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=LIGHT,
@@ -75,19 +76,21 @@ class EchoEngine:
 class _Echo:
     should_stop: StopCheck
     tries: Tries
+    seconds: float = 0.0  # of an answer
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
         return guarded_answers(Guard(self.tries), prompts, self._answers)
 
     def _answers(self, prompts: pa.Table) -> pa.Table:
-        rows = [] if self.should_stop() else [_answer(prompt) for prompt in prompts.to_pylist()]
+        rows = [] if self.should_stop() else [_answer(prompt, self.seconds) for prompt in prompts.to_pylist()]
         return table(rows, COMPLETION_SCHEMA)
 
 
-def _answer(prompt: Prompt) -> Any:
+def _answer(prompt: Prompt, seconds: float) -> Any:
     if prompt["error"] is not None:
         return complete(prompt, error=prompt["error"])
     begun, began = time.perf_counter(), time.time()
+    time.sleep(seconds)
     text = prompt["prompt"][prompt["paper_start"] : prompt["paper_end"]]
     words, finish = [], FinishReason.STOP
     output = "\n\n".join(f"Q{i}: {q}\nA{i}: {a}" for i, (q, a) in enumerate(echo_pairs(text, prompt["num_qas"]), 1))

@@ -33,7 +33,7 @@ from qaray.models.planner import ModelPlan
 from qaray.models.rope import scale_rope
 from qaray.models.shape import model_shape
 from qaray.models.tokenizer import eos_ids, load_tokenizer
-from qaray.run.cluster import LIGHT, quiet_llm
+from qaray.run.cluster import LIGHT, debugging, quiet_llm
 from qaray.run.stopping import StopCheck
 from qaray.run.tries import Guard, Tries
 from qaray.schema import REQUEST_COLUMNS, Completion, Prompt, RejectReason, ScoreRequest, complete, with_scores
@@ -148,7 +148,8 @@ class VLLMEngine:
 
     def _environment(self) -> dict[str, str]:
         """vLLM's CPU build takes its settings from the environment."""
-        variables = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "1"}
+        level = "INFO" if debugging() else "ERROR"
+        variables = {"VLLM_LOGGING_LEVEL": level, "VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "1"}
         if self.site.gpus:
             return variables
         threads = self.config.threads_per_actor or max(1, self.site.cores // self.config.pool[1])

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune import examples as ex
@@ -33,6 +33,9 @@ from qaray.run.directory import Run, RunError, identity_hash, logged_steps, utc_
 from qaray.run.lease import lease
 from qaray.run.manifests import versions
 from qaray.run.storage import Location
+
+if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
 
 LOOK_EVERY = 2.0  # seconds between two looks at the training log
 
@@ -109,6 +112,8 @@ def run_fine_tune(
 
     Raises ConfigError, FileNotFoundError or RunError with one line for the user.
     """
+    from qaray.finetune.checkpoints import forget_set_aside
+
     begun = time.monotonic()
     config = located(config)
     job = decide(config)
@@ -137,6 +142,7 @@ def run_fine_tune(
         _export(job, run)
         manifest = _manifest(job, run, prepared, log, time.monotonic() - begun)
         run.manifest.write_json(manifest)
+        forget_set_aside(job.checkpoints)
     return manifest
 
 
@@ -213,11 +219,10 @@ def _train(
     name: str,
 ) -> None:
     """Runs the training processes until they are through. Raises RunError if they fail for good."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from qaray.finetune.checkpoints import AccountKeeper, mend_account
+    from qaray.finetune.checkpoints import CheckpointPointer, resume_point
 
     config = job.config
     gpus = uses_gpus(config)
@@ -232,6 +237,7 @@ def _train(
         log=run.training_log,
         contract=contract_of(config, job.plan).model_dump(),
         identity=name,
+        resume=resume_point(job.checkpoints),
     )
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(3600 * config.wait_hours))
     resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpus else {})}
@@ -251,10 +257,9 @@ def _train(
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoints_kept),
             worker_runtime_env={"env_vars": _environment(run, gpus)},
-            callbacks=[AccountKeeper(job.checkpoints)],
+            callbacks=[CheckpointPointer(job.checkpoints)],
         ),
     )
-    mend_account(job.checkpoints)
     say(f"{config.num_workers} training processes on {'GPUs' if gpus else 'CPUs'}")
     with _followed(run.training_log, progress):
         try:
@@ -271,10 +276,15 @@ def _environment(run: Run, gpus: bool) -> dict[str, str]:
     return own if gpus else {**own, "DS_ACCELERATOR": "cpu"}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: TrainingFailedError) -> str:
     """The first thing that went wrong in a worker, in one line."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    first = next(iter(failures.values()), None) or getattr(error, "controller_failure", None) or error
+    from ray.train import ControllerError, WorkerGroupError
+
+    first: BaseException = error
+    if isinstance(error, WorkerGroupError):
+        first = next(iter(error.worker_failures.values()), error)
+    elif isinstance(error, ControllerError):
+        first = error.controller_failure
     text = str(first).strip().splitlines()
     return f"training failed: {text[-1] if text else type(first).__name__}"
 
@@ -284,11 +294,14 @@ def _followed(log: Location, progress: Callable[[dict], None]) -> Iterator[None]
     """Hands the training log on as it grows."""
     end = threading.Event()
 
+    def look() -> None:
+        with contextlib.suppress(OSError, ValueError):  # the store is away for a moment: the next look comes
+            if content := log.read_json():
+                progress(content)
+
     def follow() -> None:
         while not end.wait(LOOK_EVERY):
-            with contextlib.suppress(OSError, ValueError):  # the store is away for a moment: the next look comes
-                if content := log.read_json():
-                    progress(content)
+            look()
 
     thread = threading.Thread(target=follow, name="qaray-training-log", daemon=True)
     thread.start()
@@ -297,6 +310,7 @@ def _followed(log: Location, progress: Callable[[dict], None]) -> Iterator[None]
     finally:
         end.set()
         thread.join()
+        look()
 
 
 def _export(job: Job, run: Run) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qaray.asking.templates import Template, Tokenizer
 from qaray.config import FineTuneConfig
@@ -268,7 +269,7 @@ class Examples:
             )
             tables.append(pa.ipc.open_file(source).read_all())
         self._rows = pa.concat_tables(tables) if tables else EXAMPLE_SCHEMA.empty_table()
-        self.lengths: list[int] = pa.compute.list_value_length(self._rows["input_ids"]).to_pylist()
+        self.lengths: list[int] = pc.list_value_length(self._rows["input_ids"]).to_pylist()
 
     def __len__(self) -> int:
         return self._rows.num_rows

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from qaray.config import FineTuneConfig
 from qaray.finetune.examples import Collator, Examples
@@ -31,6 +30,8 @@ from qaray.run.storage import Location
 
 WRITE_EVERY = 3.0  # seconds between two looks of the driver at the log
 TRAINING = "qaray_training.json"  # in a checkpoint: what its exporter must know
+DEEPSPEED = "DeepSpeedEngine"  # the class that trains where DeepSpeed does
+MOST_BATCHES = 50  # whose examples are sorted by length together
 WEIGHTS = "trainable.safetensors"  # in a checkpoint without DeepSpeed: the parameters that are trained
 
 
@@ -48,6 +49,7 @@ class LoopSettings:
     log: Location  # the training log, a JSON file that rank 0 writes anew
     contract: dict[str, Any]
     identity: str  # hash of what identifies the run: its checkpoints carry it
+    resume: Location | None  # where to begin, if Ray Train knows of no checkpoint
 
 
 def train_loop(values: dict[str, Any]) -> None:
@@ -56,6 +58,8 @@ def train_loop(values: dict[str, Any]) -> None:
 
     settings: LoopSettings = values["settings"]
     checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None and settings.resume is not None:
+        checkpoint = ray.train.Checkpoint(settings.resume.path, settings.resume.fs)
     with tempfile.TemporaryDirectory(prefix="qaray-train-") as scratch:
         flags = settings.flags if settings.gpus else for_cpu(settings.flags)
         arguments = training_arguments(flags, scratch, settings.deepspeed, use_cpu=not settings.gpus)
@@ -113,7 +117,14 @@ class LengthGrouped(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+        order, lengths = torch.randperm(len(self.lengths), generator=generator).tolist(), self.lengths
+        size = max(1, min(len(order) // (4 * self.group), MOST_BATCHES)) * self.group
+        blocks = [sorted(order[i : i + size], key=lambda place: -lengths[place]) for i in range(0, len(order), size)]
+        # The longest example first: if memory runs out, it does so at once.
+        longest = max(range(len(blocks)), key=lambda block: lengths[blocks[block][0]], default=0)
+        if blocks:
+            blocks[0][0], blocks[longest][0] = blocks[longest][0], blocks[0][0]
+        return iter([place for block in blocks for place in block])
 
 
 class AnswerTrainer(Trainer):
@@ -141,14 +152,27 @@ class AnswerTrainer(Trainer):
         inputs.pop("index", None)
         return super().prediction_step(model, inputs, *rest, **more)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if "train_sampling_strategy" in self.settings.flags or not isinstance(dataset, Examples):
-            return super()._get_train_sampler(train_dataset)
-        group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self.order = LengthGrouped(dataset.lengths, group, seed)
-        return self.order
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of like length, unless the flags name another strategy."""
+        if "train_sampling_strategy" in self.settings.flags:
+            return super().get_train_dataloader()
+        args = self.args
+        group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.order = LengthGrouped(
+            self.train_dataset.lengths, group, args.seed if args.data_seed is None else args.data_seed
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=args.train_batch_size,
+            sampler=self.order,
+            collate_fn=self.data_collator,
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -172,7 +196,7 @@ class AnswerTrainer(Trainer):
             rates["memory_gib"] = round(_peak_memory() / 2**30, 2)
         return rates
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+    def save_model(self, output_dir: str | None = None, *_: Any, **__: Any) -> None:
         """What a checkpoint holds beside DeepSpeed's shards; all trained parameters where there is no DeepSpeed."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +239,7 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         assert self.trainer is not None
         self.engine = engine_facts(self.trainer)
-        if self.settings.deepspeed is not None and self.engine["name"] != "DeepSpeedEngine":
+        if self.settings.deepspeed is not None and self.engine["name"] != DEEPSPEED:
             raise RuntimeError(f"DeepSpeed was asked for, but the trainer runs {self.engine['name']}")
         self._write(args, state, at_once=True)
 
@@ -294,7 +318,7 @@ def engine_facts(trainer: Trainer) -> dict[str, Any]:
     engine = trainer.model_wrapped
     parameters = list(trainer.model.parameters())
     facts = {"name": type(engine).__name__, "parameters": len(parameters)}
-    if facts["name"] == "DeepSpeedEngine":
+    if facts["name"] == DEEPSPEED:
         facts |= {
             "zero_stage": engine.zero_optimization_stage(),
             "partitioned": sum(hasattr(parameter, "ds_id") for parameter in parameters),

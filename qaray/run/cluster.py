@@ -11,17 +11,25 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from qaray.run.directory import RunError
+
 # Light stages (reading, prompting, writing) take this share of a logical CPU, so that they never starve the engine's
 # actors of theirs, nor are starved on a cluster of two.
 LIGHT = 0.25
+DEBUG = "QARAY_DEBUG"  # environment variable
+
+
+def debugging() -> bool:
+    """Whether what Ray, vLLM and the workers log is shown: QARAY_DEBUG, or --debug True, which sets it."""
+    return os.environ.get(DEBUG, "").lower() not in ("", "0", "false")
 
 
 def connect(address: str | None = None, local_cpus: int | None = None) -> None:
     """Connects to ``address``, else RAY_ADDRESS or the job's cluster, else starts a local cluster.
 
     Does nothing if the process is connected. A local cluster gets at least four logical CPUs: light stages share them.
+    Raises RunError if the cluster does not answer, or does not start in time.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Light stages share CPUs, so that workers outnumber these: no matter for concern. Read when Ray is imported.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     import ray
@@ -29,26 +37,34 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
     if ray.is_initialized():
         configure()
         return
-    # Ray's core writes errors of its own workings into the driver's terminal; set this to "info" to see them.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    options: dict[str, Any] = {
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-        "configure_logging": True,
-    }
-    if address or os.environ.get("RAY_ADDRESS"):
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    if debugging():
+        options |= {"logging_level": logging.INFO, "log_to_driver": True, "runtime_env": {"env_vars": {DEBUG: "1"}}}
+    else:
+        # Ray's core writes errors of its own workings into the driver's terminal.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    named = address or os.environ.get("RAY_ADDRESS")
+    if named:
         options["address"] = address
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
-    with no_standard_error():  # where the core says that it heeds the variable above
-        ray.init(**options)
+    try:
+        with no_standard_error():  # where the core says that it heeds the variable above
+            ray.init(**options)
+    except Exception as error:  # Ray raises errors of many kinds here, a bare Exception where a node is late
+        which = f"the Ray cluster at {named} cannot be joined" if named else "no local Ray cluster could be started"
+        words = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise RunError(f"{which}: {words} ({DEBUG}=1 shows Ray's log)") from error
     configure()
 
 
 @contextlib.contextmanager
 def no_standard_error() -> Iterator[None]:
     """Nothing written to file descriptor 2 inside the block reaches the user; Python's errors are raised as ever."""
+    if debugging():
+        yield
+        return
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -63,7 +79,7 @@ def no_standard_error() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_llm() -> Iterator[None]:
     """ray.data.llm, and vLLM with it, set up in silence: they log, and start Ray's own logging anew."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if debugging() else "ERROR")
     try:
         with no_standard_error():
             yield
@@ -91,7 +107,7 @@ def configure() -> None:
     # Less work than actors is no matter for concern: pools have the size that was asked for.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     for name in ("ray.data", "ray", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.INFO if debugging() else logging.ERROR)
 
 
 def in_order(

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from qaray.run.directory import Run, utc_now
 from qaray.run.storage import Location
 
+CHECK_EVERY = 2.0  # seconds between two looks at the stop flag
+
 
 class Stopped(Exception):
     """The run was told to stop. What is done is durable; the same command goes on."""
 
 
 class StopSignal:
-    """Whether the run is to end after the work in hand. Looked up in the run directory, at most every two seconds."""
+    """Whether the run is to end after the work in hand: looked up in the run directory every CHECK_EVERY seconds."""
 
     def __init__(self, flag: Location) -> None:
         self.flag, self._seen, self._next = flag, False, 0.0
@@ -27,7 +29,7 @@ class StopSignal:
 
     def __call__(self) -> bool:
         if not self._seen and time.monotonic() >= self._next:
-            self._seen, self._next = self.flag.exists(), time.monotonic() + 2
+            self._seen, self._next = self.flag.exists(), time.monotonic() + CHECK_EVERY
         return self._seen
 
 

@@ -14,13 +14,14 @@ def main() -> int:
     import ray
 
     from qaray.cli import main as qaray
+    from qaray.engines import echo
     from qaray.run.cluster import no_standard_error
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {name: os.environ[name] for name in (VARIABLE, "PYTHONPATH", "HF_HUB_OFFLINE") if name in os.environ}
-    hook = (
-        {"worker_process_setup_hook": "tests.chaos.faults.install"} if json.loads(variables.get(VARIABLE, "{}")) else {}
-    )
+    plan = json.loads(variables.get(VARIABLE, "{}"))
+    hook = {"worker_process_setup_hook": "tests.chaos.faults.install"} if plan else {}
+    echo.ROWS = plan.get("rows", echo.ROWS)
     with no_standard_error():
         ray.init(
             runtime_env={"env_vars": variables, **hook},

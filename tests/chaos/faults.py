@@ -3,8 +3,12 @@
 The plan is JSON in QARAY_FAULTS. What it may name:
 
     pace          seconds that each row takes, so that there is time for faults from outside
+    rows          papers of a block of the echo engine, set in the driver
+    hold          {stage: n}: n calls of a stage go through, in all processes together; the others wait for `release`.
+                  {stage: word}: those whose texts hold the word wait. {"train": step}: a training waits at that step
+    folder        where held calls leave their tickets
     poison        {stage: word}: a row whose text holds the word kills its process, at the stages tokens, generate,
-                  embed, judge
+                  embed, judge, prompts, transformers, scorer
     every_write   every n-th write of a process fails with EIO
     full_after    after n writes of a process the disk is full
     read_only     every write is refused
@@ -29,8 +33,13 @@ VARIABLE = "QARAY_FAULTS"
 
 def install() -> None:
     """In a worker, before it does anything."""
+    from qaray.run import stopping
+
     plan = json.loads(os.environ.get(VARIABLE, "{}"))
-    _install_poison(plan.get("poison", {}), plan.get("pace", 0.0))
+    stopping.CHECK_EVERY = 0.0  # blocks are small here: all of them would be done before the flag is looked at again
+    _install_stages(plan.get("poison", {}), plan.get("pace", 0.0), plan.get("hold", {}), Path(plan.get("folder", ".")))
+    if "train" in plan.get("hold", {}):
+        _install_training(plan["hold"]["train"], Path(plan["folder"]))
     _install_writes(plan)
     if plan.get("out_of_memory"):
         _install_out_of_memory(plan["out_of_memory"], plan["mark"])
@@ -47,26 +56,71 @@ def _wrap(owner: type, name: str, before: Callable[..., None]) -> None:
     setattr(owner, name, wrapped)
 
 
-def _install_poison(poison: dict[str, str], pace: float) -> None:
+def _install_stages(poison: dict[str, str], pace: float, holds: dict[str, int | str], folder: Path) -> None:
     from qaray.corpus.papers import _TokenCounter
     from qaray.embedding.embed import _Embedding
     from qaray.engines.echo import _Echo, _EchoScores
+    from qaray.engines.local.engine import _Generator, _Scorer
+    from qaray.generate.rounds import _Prompter
 
     places = {
         "tokens": (_TokenCounter, "_counted", "txt"),
+        "prompts": (_Prompter, "__call__", "shard"),
         "generate": (_Echo, "_answers", "prompt"),
+        "transformers": (_Generator, "_answers", "token_ids"),
+        "scorer": (_Scorer, "_scores", "prefix"),
         "embed": (_Embedding, "_embedded", "documents"),
         "judge": (_EchoScores, "_scores", "prefix"),
     }
     for stage, (owner, name, column) in places.items():
         word = poison.get(stage)
 
-        def deadly(_: Any, rows: Any, word: str | None = word, column: str = column) -> None:
+        def before(_: Any, rows: Any, stage: str = stage, word: str | None = word, column: str = column) -> None:
+            texts = [str(text) for text in rows[column].to_pylist()]
+            free = holds.get(stage)
+            if isinstance(free, str):
+                free = 0 if any(free in text for text in texts) else None
+            if free is not None:
+                _hold(folder, stage, free)
             time.sleep(pace * rows.num_rows)
-            if word and any(word in str(text) for text in rows[column].to_pylist()):
+            if word and any(word in text for text in texts):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        _wrap(owner, name, deadly)
+        _wrap(owner, name, before)
+
+
+def _install_training(step: int, folder: Path) -> None:
+    from qaray.finetune.loop import RunCallback
+
+    def before(_: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == step and state.is_world_process_zero and not (folder / "train-go").exists():
+            _hold(folder, "train", 0)
+
+    _wrap(RunCallback, "on_step_end", before)
+
+
+def _hold(folder: Path, stage: str, free: int) -> None:
+    """Takes the next ticket; waits unless it is one of the first ``free``."""
+    number = 0
+    while True:
+        try:
+            with (folder / f"{stage}-{number}").open("x") as ticket:
+                ticket.write(str(os.getpid()))
+            break
+        except FileExistsError:
+            number += 1
+    while number >= free and not (folder / f"{stage}-go").exists():
+        time.sleep(0.05)
+
+
+def held(folder: Path, stage: str) -> int:
+    """Calls of a stage that have begun."""
+    return len(list(folder.glob(f"{stage}-[0-9]*")))
+
+
+def release(folder: Path, stage: str) -> None:
+    """All held calls of a stage go on, and those to come."""
+    (folder / f"{stage}-go").touch()
 
 
 def _install_writes(plan: dict[str, Any]) -> None:

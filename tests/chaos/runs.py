@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,12 +24,13 @@ from typing import Any
 import psutil
 import pyarrow.dataset as pads
 
-from tests.chaos.faults import VARIABLE
+from tests.chaos.faults import VARIABLE, held, release
+from tests.commands import PATIENCE
 from tests.conftest import make_paper, python_path, read_jsonl, save_tiny_model, with_pairs, write_jsonl
 from tests.train.conftest import SEED_FLAGS, losses, write_examples
 
-PAPERS = {"generate": 2000, "transformers": 60, "evaluate": 60}  # a run
-PACE = {"generate": 0.004, "transformers": 0.0, "evaluate": 0.02}  # seconds a row
+PAPERS = {"generate": 400, "transformers": 16, "evaluate": 24}  # a run
+ROWS = 20  # papers of a block of the echo engine
 PAIRS = 3
 STARTS = 4  # of a command, at most
 WORD = "deadlyword"
@@ -82,7 +83,6 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        os.environ.setdefault("RAY_worker_niceness", "0")
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
         self.second: Any = None
         self.renew()
@@ -161,12 +161,13 @@ class Chaos:
                 1,
                 "--engine",
                 "transformers",
-                "--papers_per_shard",
-                20,
+                "--max_batch",
+                4,
             ]
         else:
             args += ["--engine", "echo"]
-        self._until_done(outcome, draw, out, args, lambda: any((out / "generations").glob("part*")))
+        held_back = outcome.stage, draw.randint(1, 8)
+        self._until_done(outcome, draw, out, args, held_back)
         if outcome.good:
             check_generated(outcome, out, {paper["doi"] for paper in papers}, poisoned)
 
@@ -183,13 +184,13 @@ class Chaos:
             "--engine",
             "echo",
             "--papers_per_shard",
-            20,
+            4,
         ]
         args += ["--embedding_model", "echo"]
-        begun = draw.choice(["coverage", "racar", "papers"])
+        held_back = draw.choice(["embed", "judge"]), draw.randint(1, 2)
         if outcome.fault == "kill_actor":
-            begun = "papers"  # the actors of the embedding come next, and are waited for
-        self._until_done(outcome, draw, out, args, lambda: any((out / "evaluation").glob(f"{begun}*/**/*.parquet")))
+            held_back = "embed", 0
+        self._until_done(outcome, draw, out, args, held_back)
         if outcome.good:
             check_evaluated(outcome, out, {paper["doi"] for paper in papers}, poisoned)
 
@@ -197,16 +198,12 @@ class Chaos:
         if self._curve is None:
             reference = Outcome(-1, "fine-tune", "none")
             args = self._tuning(self.folder / "tuned", 1)
-            self._until_done(reference, draw, self.folder / "tuned", args, lambda: True)
+            self._until_done(reference, draw, self.folder / "tuned", args, ("train", 0))
             self._curve = losses(self.folder / "tuned")
         step = draw.randint(2, 7)
-
-        def begun() -> bool:
-            return (out / "training.json").exists() and json.loads((out / "training.json").read_text())["step"] >= step
-
         outcome.detail = f"at step {step}"
         one_a_node = 2 if outcome.fault == "kill_node" else 1
-        self._until_done(outcome, draw, out, self._tuning(out, one_a_node), begun)
+        self._until_done(outcome, draw, out, self._tuning(out, one_a_node), ("train", step))
         if outcome.good:
             check_leftovers(outcome, out)
             curve = losses(out)
@@ -246,42 +243,46 @@ class Chaos:
         outcome.detail = f"{len(chosen)} in {stage}"
         return {paper["doi"]: stage for paper in chosen}
 
-    def _plan(self, outcome: Outcome, draw: random.Random) -> dict[str, Any]:
-        pace = {"pace": PACE.get(outcome.stage, 0.0)}
+    def _plan(self, outcome: Outcome, draw: random.Random, held_back: tuple[str, int]) -> dict[str, Any]:
+        if outcome.fault in WITHOUT:  # the work waits for the fault: however fast the machine is, there is some left
+            folder = self.folder / f"held-{outcome.seed}"
+            folder.mkdir()
+            return {"rows": ROWS, "hold": dict([held_back]), "folder": str(folder)}
         if outcome.fault == "poison":
-            return {**pace, "poison": {outcome.detail.split()[-1]: WORD}}
-        mark = {"mark": str(self._mark(outcome))}
+            return {"rows": ROWS, "poison": {outcome.detail.split()[-1]: WORD}}
+        mark = {"mark": str(self._mark(outcome)), "rows": ROWS}
         if outcome.fault == "every_write":
-            return {**pace, **mark, "every_write": 10}
+            return {**mark, "every_write": 10}
         if outcome.fault == "full_disk":
-            return {**pace, **mark, "full_after": draw.randint(1, 6)}
+            return {**mark, "full_after": draw.randint(1, 6)}
         if outcome.fault == "read_only":
-            return {**pace, **mark, "read_only": True}
+            return {**mark, "read_only": True}
         if outcome.fault == "out_of_memory":
             return {**mark, "out_of_memory": draw.randint(2, 40)}
-        return pace if pace["pace"] else {}
+        return {}
 
     def _mark(self, outcome: Outcome) -> Path:
         """Made by a fault from within when it strikes."""
         return self.folder / f"struck-{outcome.seed}"
 
     def _until_done(
-        self, outcome: Outcome, draw: random.Random, out: Path, args: list[Any], begun: Callable[[], bool]
+        self, outcome: Outcome, draw: random.Random, out: Path, args: list[Any], held_back: tuple[str, int]
     ) -> None:
-        """Starts the command until it ends well; the fault from without strikes once."""
-        plan = self._plan(outcome, draw)
+        """Starts the command until it ends well. A fault from without strikes once: when of ``held_back``'s stage so
+        many calls have gone through, or a training is at that step."""
+        plan = self._plan(outcome, draw, held_back)
         log = self.folder / f"log-{outcome.seed}.txt"
         while outcome.starts < STARTS:
             outcome.starts += 1
             with log.open("a") as stream:
                 driver = self._start(args, plan, stream)
                 if outcome.starts == 1 and outcome.fault in WITHOUT:
-                    self._strike(outcome, draw, driver, begun)
+                    self._strike(outcome, draw, driver, Path(plan["folder"]), *held_back)
                 try:
-                    code = driver.wait(240)
+                    code = driver.wait(2 * PATIENCE)
                 except subprocess.TimeoutExpired:
                     os.killpg(driver.pid, signal.SIGKILL)
-                    outcome.problems.append("the command hung for four minutes")
+                    outcome.problems.append("the command hung")
                     return
             if code == 0:
                 if outcome.fault in WITHIN and outcome.fault != "poison" and not self._mark(outcome).exists():
@@ -302,20 +303,27 @@ class Chaos:
         return subprocess.Popen(line, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def _strike(
-        self, outcome: Outcome, draw: random.Random, driver: subprocess.Popen[bytes], begun: Callable[[], bool]
+        self,
+        outcome: Outcome,
+        draw: random.Random,
+        driver: subprocess.Popen[bytes],
+        folder: Path,
+        stage: str,
+        free: int,
     ) -> None:
-        """The fault from without, a moment after the work has begun."""
-        end = time.monotonic() + 120
-        while not begun() and driver.poll() is None and time.monotonic() < end:
+        """The fault from without, while calls of the stage are held."""
+        calls = 1 if stage == "train" else free + 1
+        end = time.monotonic() + PATIENCE
+        while held(folder, stage) < calls and driver.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        pause = draw.uniform(0, 1.5)
-        time.sleep(pause)
         if driver.poll() is not None:
             outcome.problems.append(NOT_STRUCK)
             return
         if outcome.fault in ("kill_driver", "stop_driver"):
             hard = outcome.fault == "kill_driver"
             (os.killpg if hard else os.kill)(driver.pid, signal.SIGKILL if hard else signal.SIGTERM)
+            while not hard and driver.poll() is None and not list(self.folder.glob(f"run-{outcome.seed}/**/stop")):
+                time.sleep(0.05)
         elif outcome.fault == "kill_node":
             self.nodes.kill()
             if outcome.stage == "fine-tune":
@@ -324,13 +332,14 @@ class Chaos:
             self.nodes.drain()
         else:
             self._kill_process(outcome, draw)
-        outcome.detail = f"{outcome.detail} after {pause:.1f} s".strip()
+        release(folder, stage)
+        outcome.detail = f"{outcome.detail} after {free} calls of {stage}".strip()
 
     def _kill_process(self, outcome: Outcome, draw: random.Random) -> None:
         """SIGKILL of a process that works for the run."""
         kind = {"kill_actor": "ray::MapWorker", "fine-tune": "RayTrainWorker"}
         wanted = kind.get(outcome.fault) or kind.get(outcome.stage) or "ray::Map"
-        end = time.monotonic() + 40
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             found = [process for process in self.nodes.workers() if wanted in title_of(process)]
             if found:

@@ -2,11 +2,13 @@
 
 import random
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.inputs import ANSWERS, FILES, PIECES, check_answer, check_file, damaged, mutated
 
+pytestmark = pytest.mark.long
 SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 TEXTS = st.one_of(
     st.text(),

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from tests.commands import check_complete, generations, qaray
 from tests.conftest import make_paper, write_jsonl
-from tests.ray.conftest import check_complete, generations, qaray
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 FLAGS = ("--context_size", "2048", "--seq_len", "2048", "--num_qas", "2", "--prompt_template", "llama2")

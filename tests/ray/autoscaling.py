@@ -16,7 +16,7 @@ from typing import Any
 from ray.autoscaler._private.fake_multi_node import node_provider
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
-from tests.ray.conftest import free_port, listens, wait_for
+from tests.commands import free_port, listens, wait_for
 
 
 @contextlib.contextmanager

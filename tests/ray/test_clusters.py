@@ -1,37 +1,21 @@
 """Clusters that change under a run: nodes that come and go, that are waited for, and that never come."""
 
-import os
-import subprocess
-import threading
-import time
-
-import psutil
 import pyarrow.dataset as pads
 import pytest
 
-from tests.chaos.runs import two_nodes
+from tests.chaos.faults import release
+from tests.commands import PATIENCE, check_complete, qaray, start, wait_for
 from tests.conftest import make_paper, with_pairs, write_jsonl
 from tests.ray.autoscaling import autoscaling_cluster
-from tests.ray.conftest import check_complete, command, generations, qaray, start, wait_for
 
 SMALL = ("--context_size", "4096", "--max_gen_len", "128", "--num_qas", "2", "--dtype", "float32", "--seq_len", "2048")
 
 
 class Nodes:
-    """Watches how many nodes with a GPU are alive."""
+    """Counts living nodes with a GPU. Public ways need the dashboard, which this cluster is without."""
 
     def __init__(self, address):
-        self.address, self.seen = address, []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._end.set()
-        self._thread.join()
+        self.address = address
 
     def now(self):
         from ray._raylet import GcsClient
@@ -39,52 +23,55 @@ class Nodes:
         nodes = GcsClient(address=self.address).get_all_node_info().values()
         return sum(node.state == 0 and node.resources_total.get("GPU", 0) > 0 for node in nodes)
 
-    def _watch(self):
-        while not self._end.wait(0.5):
-            self.seen.append(self.now())
 
-
+@pytest.mark.long
 def test_pools_grow_from_nothing_and_shrink_to_nothing(tmp_path, tiny_model):
     """0 → 2 → 0 nodes for generate, then for evaluate, and for a generation that goes on with new papers."""
-    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(100)]), tmp_path / "out"
+    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(40)]), tmp_path / "out"
     generate = ("generate", "--file_path", file, "--output_dir", out, "--base_model", tiny_model, *SMALL)
     generate += ("--engine", "transformers", "--gpus_per_actor", "1", "--max_attempts", "1")
     generate += ("--threads_per_actor", "1", "--max_batch", "4")
-    pairs = write_jsonl(tmp_path / "pairs.jsonl", [with_pairs(i) for i in range(40)])
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", [with_pairs(i) for i in range(20)])
     evaluate = ("evaluate", "--processed_output", pairs, "--output_dir", tmp_path / "scores")
     evaluate += ("--judge_model", tiny_model, "--engine", "transformers")
     evaluate += ("--metrics", "racar", "--judge_actors", "2:2", "--gpus_per_actor", "1", "--threads_per_actor", "1")
     evaluate += ("--context_size", "4096", "--seq_len", "1024", "--dtype", "float32")
     worker = {"resources": {"CPU": 1, "GPU": 1}, "labels": {"kind": "spot"}}
-    with autoscaling_cluster(tmp_path, worker, most=2, idle_seconds=4) as address, Nodes(address) as nodes:
+    with autoscaling_cluster(tmp_path, worker, most=2, idle_seconds=4) as address:
+        nodes = Nodes(address)
 
         def run(*args):
+            """Runs a command that is held until two nodes are there; none is left of it."""
             assert nodes.now() == 0
-            nodes.seen.clear()
-            driver = start(*args, local=True, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
-            output, _ = driver.communicate(timeout=280)
+            folder = tmp_path / f"faults-{len(list(tmp_path.glob('faults-*')))}"
+            folder.mkdir()
+            faults = {"hold": {"transformers": 0, "scorer": 0}, "folder": folder}
+            driver = start(*args, local=True, faults=faults, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
+            wait_for(lambda: nodes.now() == 2, driver)
+            for stage in faults["hold"]:
+                release(folder, stage)
+            output, _ = driver.communicate(timeout=PATIENCE)
             assert driver.returncode == 0, output
-            wait_for(lambda: nodes.now() == 0, 60)
-            return max(nodes.seen)
+            wait_for(lambda: nodes.now() == 0)
 
-        assert run(*generate, "--actors", "1:2", "--node_labels", "kind=spot") == 2
-        check_complete(out, {make_paper(i)["doi"] for i in range(100)})
-        assert run(*evaluate) == 2
-        assert pads.dataset(str(tmp_path / "scores" / "evaluation" / "racar.parquet")).count_rows() == 120
-        write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(140)])
-        assert run(*generate, "--actors", "2:2") == 2
-        check_complete(out, {make_paper(i)["doi"] for i in range(140)})
+        run(*generate, "--actors", "1:2", "--node_labels", "kind=spot")
+        check_complete(out, {make_paper(i)["doi"] for i in range(40)})
+        run(*evaluate)
+        assert pads.dataset(str(tmp_path / "scores" / "evaluation" / "racar.parquet")).count_rows() == 60
+        write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(60)])
+        run(*generate, "--actors", "2:2")
+        check_complete(out, {make_paper(i)["doi"] for i in range(60)})
 
 
 def test_a_node_that_never_comes_is_told_after_the_stated_wait(tmp_path, tiny_model):
     file = write_jsonl(tmp_path / "p.jsonl", [make_paper(0)])
     args = ("generate", "--file_path", file, "--output_dir", tmp_path / "out", "--base_model", tiny_model, *SMALL)
-    done = qaray(*args, "--engine", "transformers", "--gpus_per_actor", "1", "--wait_hours", "0.001")
+    done = qaray(*args, "--engine", "transformers", "--gpus_per_actor", "1", "--wait_hours", "0.0001")
     assert done.returncode == 1
-    assert "no node with 1 GPU came within 0.001 hours" in done.stderr
+    assert "no node with 1 GPU came within 0.0001 hours" in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("qaray: ")]) == 1
     assert "Traceback" not in done.stderr
-    done = qaray(*args, "--engine", "transformers", "--node_labels", "kind=none", "--wait_hours", "0.001")
+    done = qaray(*args, "--engine", "transformers", "--node_labels", "kind=none", "--wait_hours", "0.0001")
     assert "no node with a free CPU and the labels kind=none came" in done.stderr
 
 
@@ -94,7 +81,7 @@ def test_a_run_that_waits_for_its_node_can_be_stopped(tmp_path, tiny_model):
     waiting = start(*args, "--engine", "transformers", "--gpus_per_actor", "1")
     assert "waiting for a node with 1 GPU" in waiting.stdout.readline()
     waiting.terminate()
-    output, _ = waiting.communicate(timeout=60)
+    output, _ = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 143, output
     assert "stopped before there was work in hand" in output
     assert not (out / "lease.json").exists()
@@ -105,35 +92,3 @@ def test_labels_that_are_none(tmp_path, bad):
     done = qaray("generate", "--file_path", "x", "--output_dir", tmp_path, "--engine", "echo", "--node_labels", bad)
     assert done.returncode == 2
     assert "node_labels must be KEY=VALUE" in done.stderr
-
-
-def test_one_node_goes_another_comes(tmp_path):
-    """The run ends complete, and the new node did some of it."""
-    number = 6000
-    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(number)]), tmp_path / "out"
-    args = ("generate", "--file_path", file, "--output_dir", out, "--engine", "echo", "--num_qas", "3")
-    os.environ["QARAY_FAULTS"] = '{"pace": 0.01}'
-    try:
-        with two_nodes() as nodes:
-            line, environment = command(*args, "--papers_per_shard", "100", local=True)
-            environment |= {"RAY_ADDRESS": nodes.cluster.address}
-            line[1:3] = ["-m", "tests.chaos.driver"]
-            driver = subprocess.Popen(
-                line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            wait_for(lambda: out.exists() and len(list((out / "generations").glob("part*"))) >= 2)
-            nodes.kill()
-            time.sleep(2)
-            nodes.renew()
-            raylet = nodes.second.all_processes["raylet"][0].process.pid
-            on_new_node = set()
-            while driver.poll() is None:
-                on_new_node |= {child.pid for child in psutil.Process(raylet).children(recursive=True)}
-                time.sleep(0.1)
-            output = driver.communicate()[0]
-            assert driver.returncode == 0, output
-    finally:
-        del os.environ["QARAY_FAULTS"]
-    check_complete(out, {make_paper(i)["doi"] for i in range(number)})
-    workers = {int(row["worker"].rsplit(":", 1)[1]) for row in generations(out)}
-    assert workers & on_new_node

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from qaray.models.catalogue import resolve
+from tests.chaos.faults import release
+from tests.commands import PATIENCE, qaray, start, wait_for
 from tests.conftest import make_paper, read_jsonl, with_pairs, write_jsonl
-from tests.ray.conftest import qaray, start, wait_for
 from tests.unit.test_coverage import slow_chunk_rate, slow_walk
 
 ECHO = ("--engine", "echo")
@@ -108,26 +109,19 @@ def test_coverage_recomputed_from_the_stored_matrix(tmp_path):
 
 
 def test_killed_and_stopped_evaluation_goes_on(tmp_path):
-    records = [with_pairs(i) for i in range(800)]
-    file, out = write_jsonl(tmp_path / "processed.jsonl", records), tmp_path / "out"
-    args = (
-        "evaluate",
-        "--processed_output",
-        file,
-        "--output_dir",
-        out,
-        *ECHO,
-        "--papers_per_shard",
-        50,
-        "--report_papers",
-        3,
-    )
-    for table, number in (("coverage", signal.SIGKILL), ("racar", signal.SIGTERM)):
+    """SIGKILL while texts are embedded, SIGTERM while pairs are judged, and the same command each time."""
+    records, out = [with_pairs(i) for i in range(24)], tmp_path / "out"
+    file = write_jsonl(tmp_path / "processed.jsonl", records)
+    args = ("evaluate", "--processed_output", file, "--output_dir", out, *ECHO, "--papers_per_shard", 4)
+    for stage, table, number in (("embed", "coverage", signal.SIGKILL), ("judge", "racar", signal.SIGTERM)):
+        process = start(*args, faults={"hold": {stage: 2}, "folder": tmp_path})
         folder = out / "evaluation" / f"{table}.parquet"
-        process = start(*args)
-        wait_for(lambda folder=folder: len(list(folder.glob("*/*.parquet"))) > 3)
+        wait_for(lambda folder=folder: list(folder.glob("*/*.parquet")), process)
         os.killpg(process.pid, number)
-        output, _ = process.communicate(timeout=120)
+        if number == signal.SIGTERM:
+            wait_for((out / "evaluation" / "stop").exists, process)
+            release(tmp_path, stage)
+        output, _ = process.communicate(timeout=PATIENCE)
         if number == signal.SIGTERM:
             assert process.returncode == 143, output
             assert "stopped in judging" in output
@@ -176,16 +170,16 @@ def test_metrics_can_be_added_and_other_settings_are_refused(tmp_path):
 
 
 def test_a_generated_run_is_evaluated_and_two_are_compared(tmp_path):
-    file = write_jsonl(tmp_path / "papers.jsonl", [make_paper(i) for i in range(12)])
+    file = write_jsonl(tmp_path / "papers.jsonl", [make_paper(i) for i in range(6)])
     for name, count in (("a", 2), ("b", 3)):
         out = tmp_path / name
         assert qaray("generate", "--file_path", file, *ECHO, "--num_qas", count, "--output_dir", out).returncode == 0
         done = qaray("evaluate", "--output_dir", out, *ECHO)
         assert done.returncode == 0, done.stderr
-        check_scores(out, {make_paper(i)["doi"] for i in range(12)}, {make_paper(i)["doi"]: count for i in range(12)})
+        check_scores(out, {make_paper(i)["doi"] for i in range(6)}, {make_paper(i)["doi"]: count for i in range(6)})
     compared = qaray("evaluate", "--compare", tmp_path / "a", tmp_path / "b")
     assert compared.returncode == 0, compared.stderr
-    assert "12 papers in both; 0 only in A, 0 only in B" in compared.stdout
+    assert "6 papers in both; 0 only in A, 0 only in B" in compared.stdout
     line = next(line for line in compared.stdout.splitlines() if line.startswith("numbers_found"))
     assert line.split()[1:4] == ["1.000", "1.000", "0.000"]
     refused = qaray("evaluate", "--compare", tmp_path / "a", tmp_path / "nothing")
@@ -224,7 +218,7 @@ def test_an_embedder_that_gives_no_numbers(tmp_path, model_cache):
 
     model = SentenceTransformer(resolve("bundled:minilm", model_cache), device="cpu")
     word = model.tokenizer.convert_tokens_to_ids("zinc")
-    model[0].auto_model.get_input_embeddings().weight.data[word] = float("nan")
+    model.transformers_model.get_input_embeddings().weight.data[word] = float("nan")
     model.save(str(tmp_path / "model"))
     records = [with_pairs(i) for i in range(3)]
     records[1]["Q&A"][2]["Q"] = "Why does zinc melt?"
@@ -263,7 +257,7 @@ def test_real_models_and_an_answer_beyond_the_embedders_limit(tmp_path, model_ca
     file, out = write_jsonl(tmp_path / "processed.jsonl", records), tmp_path / "out"
     done = qaray(
         "evaluate", "--processed_output", file, "--output_dir", out, "--judge_model", tiny_model,
-        "--cache_dir", model_cache, "--context_size", "4096", "--embed_actors", "1:2", "--judge_actors", "1:2",
+        "--cache_dir", model_cache, "--context_size", "4096",
         "--prompt_template", "llama2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """The whole of `qaray generate` with the echo engine on real Ray."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,9 +8,11 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
+from tests.chaos.faults import release
+from tests.commands import PATIENCE, check_complete, generations, kill, qaray, shards, shell, start, wait_for
 from tests.conftest import ROOT, make_paper, read_jsonl, write_jsonl
-from tests.ray.conftest import check_complete, generations, qaray, start, wait_for
 
+HELD = "heldword"
 ECHO = ("--engine", "echo", "--num_qas", "3")
 
 
@@ -90,60 +91,71 @@ def test_limit_reads_the_first_records_only_and_can_be_lifted(tmp_path):
     check_complete(out, {make_paper(i)["doi"] for i in range(12)})
 
 
-@pytest.mark.parametrize("cpus", ["2", "6"])
-def test_killed_driver_goes_on_where_it_stopped(tmp_path, cpus):
-    """SIGKILL in the middle of a run, then the same command: also with two logical CPUs in the cluster."""
-    number = 20_000 if cpus == "2" else 5_000
-    out, file = tmp_path / "out", write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(number)])
-    args = ("generate", "--file_path", file, "--output_dir", out, *ECHO, "--local_cpus", cpus)
-    killed = start(*args, local=True)
-    wait_for(lambda: (out / "generations").exists() and len(list((out / "generations").glob("part*"))) >= 3)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+def test_killed_driver_goes_on_where_it_stopped(tmp_path):
+    """SIGKILL in the middle of a run, then the same command on a cluster of two logical CPUs."""
+    number, out = 400, tmp_path / "out"
+    file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(number)])
+    args = ("generate", "--file_path", file, "--output_dir", out, *ECHO)
+    killed = start(*args, faults={"rows": 20, "hold": {"generate": 4}, "folder": tmp_path})
+    wait_for(lambda: shards(out / "generations", 3), killed)
+    kill(killed)
     written = {f.name for f in (out / "generations").glob("part*")}
     assert not (out / "manifest.json").exists()
-    done = qaray(*args, local=True)
+    done = shell(*args, "--local_cpus", "2", local=True)
     assert done.returncode == 0, done.stderr
     manifest = check_complete(out, {make_paper(i)["doi"] for i in range(number)})
     rows = generations(out)
     assert len(rows) == len({(r["doi"], r["window"], r["attempt"]) for r in rows}) == number
-    assert 0 < manifest["last_start"]["prompts"] < number
+    assert manifest["last_start"]["prompts"] == number - 20 * len(written)
     assert written < {f.name for f in (out / "generations").glob("part*")}
 
 
 def test_killed_while_reading(tmp_path):
-    out, file = (
-        tmp_path / "out",
-        write_jsonl(tmp_path / "p.jsonl", [make_paper(i % 3990) for i in range(4000)]),
-    )
-    args = ("generate", "--file_path", file, "--output_dir", out, *ECHO, "--papers_per_shard", "200")
-    killed = start(*args)
-    wait_for(lambda: (out / "papers").exists() and len(list((out / "papers").glob("part*"))) >= 2)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    records, out = [make_paper(i % 190) for i in range(200)], tmp_path / "out"
+    records[150] = make_paper(150, txt=f"{HELD} {make_paper(150)['txt']}")
+    file = write_jsonl(tmp_path / "p.jsonl", records)
+    args = ("generate", "--file_path", file, "--output_dir", out, *ECHO, "--papers_per_shard", "20")
+    killed = start(*args, faults={"hold": {"tokens": HELD}, "folder": tmp_path})
+    wait_for(lambda: shards(out / "papers", 2), killed)
+    kill(killed)
+    assert len(list((out / "papers").glob("part*"))) < 10
     assert qaray(*args).returncode == 0
-    manifest = check_complete(out, {make_paper(i)["doi"] for i in range(3990)})
+    manifest = check_complete(out, {make_paper(i)["doi"] for i in range(190)})
     assert manifest["counts"]["by_reject_reason"] == {"duplicate_doi": 10}
 
 
 def test_sigterm_ends_in_a_resumable_run_and_a_second_driver_is_refused(tmp_path):
-    out, file = tmp_path / "out", write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(20_000)])
-    args = ("generate", "--file_path", file, "--output_dir", out, *ECHO, "--papers_per_shard", "250")
-    running = start(*args)
-    wait_for(lambda: (out / "generations").exists() and len(list((out / "generations").glob("part*"))) >= 2)
+    number, out = 400, tmp_path / "out"
+    file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(number)])
+    args = ("generate", "--file_path", file, "--output_dir", out, *ECHO)
+    running = start(*args, faults={"rows": 20, "hold": {"generate": 3}, "folder": tmp_path})
+    wait_for(lambda: shards(out / "generations", 2), running)
     second = qaray(*args)
     assert second.returncode == 2
     assert "another driver works on" in second.stderr
     assert len(second.stderr.splitlines()) == 1
     running.send_signal(signal.SIGTERM)
-    output, _ = running.communicate(timeout=120)
+    wait_for((out / "stop").exists, running)
+    release(tmp_path, "generate")
+    output, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode == 143, output
     assert "run the same command to go on" in output
     assert not (out / "lease.json").exists()
     assert not (out / "manifest.json").exists()
-    assert 0 < len(generations(out)) < 20_000
+    assert 0 < len(generations(out)) < number
     assert qaray(*args).returncode == 0
-    check_complete(out, {make_paper(i)["doi"] for i in range(20_000)})
+    check_complete(out, {make_paper(i)["doi"] for i in range(number)})
+
+
+@pytest.mark.long
+def test_many_papers_on_two_logical_cpus(tmp_path):
+    number, out = 20_000, tmp_path / "out"
+    file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(number)])
+    args = ("generate", "--file_path", file, "--output_dir", out, *ECHO, "--local_cpus", "2", "--report_papers", "0")
+    for prompts in (number, number):  # the second start finds nothing to do, and keeps the figures of the first
+        done = shell(*args, local=True)
+        assert done.returncode == 0, done.stderr
+        assert check_complete(out, {make_paper(i)["doi"] for i in range(number)})["last_start"]["prompts"] == prompts
 
 
 def test_overlong_papers(tmp_path):
@@ -218,7 +230,7 @@ def test_flags_from_a_file(tmp_path):
 
 
 def test_help_imports_nothing_heavy():
-    done = qaray("--help")
+    done = shell("--help")
     assert done.returncode == 0
     assert "generate" in done.stdout
     heavy = "{'torch', 'ray', 'transformers', 'pyarrow'} & set(sys.modules)"

@@ -8,17 +8,19 @@ import urllib.request
 
 import pytest
 
+from tests.commands import PATIENCE, check_complete, free_port, generations, kill, listens, qaray, start, wait_for
 from tests.conftest import ROOT, make_paper, write_jsonl
-from tests.ray.conftest import check_complete, free_port, generations, listens, qaray, start, wait_for
 
 
 @contextlib.contextmanager
-def endpoint(*options, port=None):
+def endpoint(*options, port=None, held=False):
+    """A server in a process of its own; ``held``: that of tests/endpoint.py."""
     port = port or free_port()
-    line = [sys.executable, "-m", "qaray.engines.echo_server", "--port", str(port), *map(str, options)]
+    module = "tests.endpoint" if held else "qaray.engines.echo_server"
+    line = [sys.executable, "-m", module, "--port", str(port), *map(str, options)]
     with subprocess.Popen(line, cwd=ROOT) as server:
         try:
-            wait_for(lambda: listens(port))
+            wait_for(lambda: server.poll() is not None or listens(port))
             yield f"http://127.0.0.1:{port}/v1", server
         finally:
             server.kill()
@@ -44,64 +46,66 @@ def dois(number):
     return {make_paper(i)["doi"] for i in range(number)}
 
 
-def test_an_endpoint_that_is_never_starved(tmp_path, tiny_model):
-    with endpoint("--slots", 8, "--base_model", tiny_model, "--decode_rate", 100) as (url, _):
-        done = qaray(*args_for(tmp_path, url, 300, tiny_model, "--requests_at_once", "16"))
+def test_requests_are_in_flight_together(tmp_path, tiny_model):
+    """The endpoint answers none of the first sixteen before all of them are there."""
+    with endpoint("--gather", 16, "--base_model", tiny_model, held=True) as (url, _):
+        done = qaray(*args_for(tmp_path, url, 40, tiny_model, "--requests_at_once", "16"))
         assert done.returncode == 0, done.stderr
         seen = stats(url)
     assert "http: echo at" in done.stderr
-    manifest = check_complete(tmp_path / "out", dois(300))
-    assert manifest["counts"]["by_status"] == {"complete": 300}
-    assert seen["served"] == manifest["counts"]["prompts"] == 300
-    assert seen["busy_share"] > 0.2  # one request at a time would be an eighth
+    manifest = check_complete(tmp_path / "out", dois(40))
+    assert manifest["counts"]["by_status"] == {"complete": 40}
+    assert seen["served"] == manifest["counts"]["prompts"] == 40
     assert manifest["ledger"]["workers"] == 1
 
 
 def test_the_agent_exports_the_run(cluster, tmp_path, tiny_model):
-    """What Prometheus would scrape while a run works, and goes on to be there between two blocks of answers."""
+    """What Prometheus would scrape while a run waits for its next answers."""
 
     def exported():
         with urllib.request.urlopen(cluster["METRICS"]) as response:
             lines = response.read().decode().splitlines()
         return {line.split("{")[0]: line for line in lines if 'run="metered"' in line}
 
-    with endpoint("--slots", 4, "--base_model", tiny_model, "--decode_rate", 30) as (url, _):
-        args = args_for(tmp_path, url, 100, tiny_model)
+    def number(name):
+        return float(exported().get(name, "- 0").rsplit(" ", 1)[1])
+
+    with endpoint("--answer", 20, "--base_model", tiny_model, held=True) as (url, _):
+        args = args_for(tmp_path, url, 60, tiny_model)
         running = start(*(tmp_path / "metered" if arg == tmp_path / "out" else arg for arg in args))
-        wait_for(lambda: "ray_qaray_papers_done" in exported())
+        wait_for(lambda: number("ray_qaray_papers_done") > 0 and number("ray_qaray_output_tokens") > 0, running)
         found = exported()
-        running.kill()
-        running.communicate()
-    assert found["ray_qaray_papers"].endswith(" 100.0")
+        kill(running)
+    assert found["ray_qaray_papers"].endswith(" 60.0")
     assert 'stage="generate"' in found["ray_qaray_papers_done"]
-    assert float(found["ray_qaray_output_tokens"].rsplit(" ", 1)[1]) > 0
 
 
 def test_an_endpoint_that_goes_away_costs_nothing_but_time(tmp_path, tiny_model):
     port = free_port()
-    args = (*args_for(tmp_path, f"http://127.0.0.1:{port}/v1", 200, tiny_model), "--http_retries", "0")
-    with endpoint("--slots", 4, "--base_model", tiny_model, port=port) as (_, server):
+    args = (*args_for(tmp_path, f"http://127.0.0.1:{port}/v1", 48, tiny_model), "--http_retries", "0")
+    args += ("--requests_at_once", "16")
+    with endpoint("--answer", 20, "--base_model", tiny_model, port=port, held=True) as (_, server):
         running = start(*args)
-        wait_for(lambda: list((tmp_path / "out/generations").glob("part*")))
+        wait_for(lambda: list((tmp_path / "out/generations").glob("part*")), running)
         server.kill()
-        output, _ = running.communicate(timeout=200)
+        output, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode == 1, output
     assert "has stopped answering" in output.splitlines()[-1], output
     before = len(generations(tmp_path / "out"))
-    assert 0 < before < 200
+    assert 0 < before <= 20
     with endpoint("--slots", 64, "--decode_rate", 1e5, "--base_model", tiny_model, port=port) as (url, _):
         done = qaray(*args)
         assert done.returncode == 0, done.stderr
-        assert stats(url)["served"] == 200 - before
-    check_complete(tmp_path / "out", dois(200))
+        assert stats(url)["served"] == 48 - before
+    check_complete(tmp_path / "out", dois(48))
 
 
 def test_what_an_endpoint_refuses_is_rejected_with_its_words(tmp_path, tiny_model):
     with endpoint("--base_model", tiny_model) as (url, _):
-        done = qaray(*args_for(tmp_path, url, 5, tiny_model, "--temperature", "3"))
+        done = qaray(*args_for(tmp_path, url, 2, tiny_model, "--temperature", "3"))
     assert done.returncode == 0, done.stderr
-    manifest = check_complete(tmp_path / "out", dois(5))
-    assert manifest["counts"]["by_reject_reason"] == {"engine_error": 5}
+    manifest = check_complete(tmp_path / "out", dois(2))
+    assert manifest["counts"]["by_reject_reason"] == {"engine_error": 2}
     rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     assert "temperature must be in [0, 2], got 3" in rejected[0]["detail"]
 

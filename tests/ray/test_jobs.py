@@ -7,11 +7,12 @@ import re
 import shlex
 import subprocess
 
+import pytest
 from transformers import TrainingArguments
 
 from qaray.cli import COMMANDS
+from tests.commands import PATIENCE, check_complete, qaray, shards, shell, start, wait_for
 from tests.conftest import ROOT, make_paper, write_jsonl
-from tests.ray.conftest import check_complete, qaray
 from tests.train.conftest import write_examples
 
 README = (ROOT / "README.md").read_text()
@@ -33,12 +34,13 @@ def submit(cluster, *args, job="generate", **env):
     environment = {**os.environ, **cluster, **env}
     environment.pop("RAY_ADDRESS")
     return subprocess.run(
-        [*line, *map(str, args)], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*line, *map(str, args)], env=environment, capture_output=True, text=True, timeout=2 * PATIENCE, check=False
     )
 
 
+@pytest.mark.long
 def test_a_submitted_job(cluster, tmp_path):
-    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(40)]), tmp_path / "out"
+    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(3)]), tmp_path / "out"
     args = ("--file_path", file, "--output_dir", out, "--engine", "echo", "--num_qas", "3")
     for token in ({"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}):
         refused = submit(cluster, *args, **token)
@@ -47,28 +49,30 @@ def test_a_submitted_job(cluster, tmp_path):
         assert not out.exists()
     done = submit(cluster, *args)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "120 pairs from 40 of 40 papers" in done.stdout + done.stderr
-    check_complete(out, {make_paper(i)["doi"] for i in range(40)})
+    assert "9 pairs from 3 of 3 papers" in done.stdout + done.stderr
+    check_complete(out, {make_paper(i)["doi"] for i in range(3)})
     measured = submit(cluster, "--output_dir", out, "--engine", "echo", job="evaluate")
     assert measured.returncode == 0, measured.stdout + measured.stderr
-    assert "120 pairs of 40 papers measured" in measured.stdout + measured.stderr
+    assert "9 pairs of 3 papers measured" in measured.stdout + measured.stderr
     failed = submit(cluster, *args, "--num_qas", "4")
     assert failed.returncode != 0
     assert "num_qas: 3 in the run, 4 asked for" in failed.stdout + failed.stderr
 
 
+@pytest.mark.long
 def test_the_whole_pipeline_as_a_job(cluster, tmp_path):
-    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(30)]), tmp_path / "out"
+    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(3)]), tmp_path / "out"
     done = submit(
         cluster, "--file_path", file, "--output_dir", out, "--engine", "echo", "--num_qas", "3", job="pipeline"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "90 pairs of 30 papers measured" in done.stdout + done.stderr
-    check_complete(out, {make_paper(i)["doi"] for i in range(30)})
+    assert "9 pairs of 3 papers measured" in done.stdout + done.stderr
+    check_complete(out, {make_paper(i)["doi"] for i in range(3)})
     assert (out / "evaluation" / "summary.json").exists()
     assert (out / "report" / "index.html").exists()
 
 
+@pytest.mark.long
 def test_a_fine_tuning_as_a_job(cluster, tmp_path, tiny_model):
     data, out = write_examples(tmp_path / "train.json", 4), tmp_path / "out"
     args = ("--model_name_or_path", tiny_model, "--data_path", data, "--output_dir", out, "--model_max_length", "768")
@@ -77,53 +81,77 @@ def test_a_fine_tuning_as_a_job(cluster, tmp_path, tiny_model):
     assert (out / "model" / "model.safetensors").exists()
 
 
-def test_submit_follows_and_tries_again(cluster, tmp_path, monkeypatch):
-    """The comfortable way: a token from a file, the log, a mistake told once, a failure tried again by a new name."""
-    for name in cluster:
-        if name.startswith("RAY_AUTH"):
-            monkeypatch.delenv(name, raising=False)
-    token = tmp_path / "token"
-    token.write_text(cluster["RAY_AUTH_TOKEN"])
-    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(20)]), tmp_path / "out"
-    front = ("--address", cluster["JOBS"], "--working_dir", ROOT, "--token_file", token)
+@pytest.fixture
+def front(cluster, tmp_path):
+    """Flags of `qaray submit`, with the token in a file."""
+    (tmp_path / "token").write_text(cluster["RAY_AUTH_TOKEN"])
+    return ("--address", cluster["JOBS"], "--working_dir", ROOT, "--token_file", tmp_path / "token")
+
+
+def test_submit_follows_a_job(front, tmp_path):
+    """The comfortable way: a token from a file, the log, a mistake told once, a refused token."""
+    file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(3)]), tmp_path / "out"
     args = ("--file_path", file, "--output_dir", out, "--engine", "echo", "--num_qas", "3")
     name = f"one-{os.getpid()}"
-    done = qaray("submit", "generate", *front, "--submission_id", name, *args, local=True)
+    done = shell("submit", "generate", *front, "--submission_id", name, *args, local=True)
     assert done.returncode == 0, done.stderr
-    assert "60 pairs from 20 of 20 papers" in done.stdout
+    assert "9 pairs from 3 of 3 papers" in done.stdout
     assert f"submitted {name}" in done.stderr
-    mistake = qaray("submit", "generate", *front, *args, "--num_qas", "4", local=True)
+    mistake = shell("submit", "generate", *front, *args, "--num_qas", "4", local=True)
     assert mistake.returncode == 2
     assert "num_qas: 3 in the run, 4 asked for" in mistake.stdout
     assert mistake.stderr.count("submitted") == 1
-    bad = write_jsonl(tmp_path / "bad.jsonl", [{"doi": "x"}])  # no paper at all: fails, and might not the next time
-    args = ("--file_path", bad, "--output_dir", tmp_path / "bad", "--engine", "echo")
-    failed = qaray("submit", "generate", *front, "--resubmit", "1", "--submission_id", f"two-{name}", *args, local=True)
-    assert failed.returncode == 1
-    assert failed.stderr.count("submitted") == 2
-    assert f"submitted two-{name}-2" in failed.stderr
-    assert "generate failed 2 times" in failed.stderr
-    token.write_text("0" * 64)
-    refused = qaray("submit", "generate", *front, *args, local=True)
+    (tmp_path / "token").write_text("0" * 64)
+    refused = shell("submit", "generate", *front, *args, local=True)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
-    assert qaray("submit", "parse", *front, local=True).returncode == 2
-    assert qaray("submit", "run", "--working_dir", tmp_path, local=True).returncode == 2
+    assert qaray("submit", "parse", "--working_dir", ROOT).returncode == 2
+    assert qaray("submit", "run", "--working_dir", tmp_path).returncode == 2
+
+
+@pytest.mark.long
+def test_submit_tries_again_by_another_name(front, tmp_path):
+    bad = write_jsonl(tmp_path / "bad.jsonl", [{"doi": "x"}])  # no paper at all: fails, and might not the next time
+    args = ("--file_path", bad, "--output_dir", tmp_path / "bad", "--engine", "echo")
+    name = f"two-{os.getpid()}"
+    failed = shell("submit", "generate", *front, "--resubmit", "1", "--submission_id", name, *args, local=True)
+    assert failed.returncode == 1
+    assert failed.stderr.count("submitted") == 2
+    assert f"submitted {name}-2" in failed.stderr
+    assert "generate failed 2 times" in failed.stderr
+
+
+@pytest.mark.long
+def test_a_stopped_job_ends_in_order(front, cluster, tmp_path):
+    """`ray job stop` gives a run the time to finish what is in hand: RAY_JOB_STOP_WAIT_TIME_S."""
+    out = tmp_path / "out"
+    file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i, txt=make_paper(i)["txt"] * 9) for i in range(3000)])
+    args = ("--file_path", file, "--output_dir", out, "--engine", "echo", "--papers_per_shard", "50")
+    name = f"stopped-{os.getpid()}"
+    following = start("submit", "generate", *front, "--submission_id", name, *args, local=True)
+    wait_for(lambda: shards(out / "papers", 1), following)
+    environment = {**os.environ, "RAY_AUTH_TOKEN": cluster["RAY_AUTH_TOKEN"], "RAY_AUTH_MODE": "token"}
+    line = ["ray", "job", "stop", "--address", cluster["JOBS"], name]
+    assert subprocess.run(line, env=environment, capture_output=True, timeout=PATIENCE, check=False).returncode == 0
+    output, _ = following.communicate(timeout=PATIENCE)
+    assert following.returncode != 0
+    assert "run the same command to go on" in output
+    assert not (out / "lease.json").exists()
 
 
 def test_status_of_runs(tmp_path):
     """Begun, cut short, finished, evaluated: from the files alone."""
-    file, out = write_jsonl(tmp_path / "p.jsonl", [*[make_paper(i) for i in range(20)], {"doi": 1}]), tmp_path / "out"
+    file, out = write_jsonl(tmp_path / "p.jsonl", [*[make_paper(i) for i in range(3)], {"doi": 1}]), tmp_path / "out"
     none = qaray("status", out)
     assert none.returncode == 2
     assert "holds no run" in none.stderr
     assert qaray("run", "--file_path", file, "--output_dir", out, "--engine", "echo", "--num_qas", "3").returncode == 0
     lines = qaray("status", out).stdout.splitlines()
-    assert lines[0] == "generate: finished, 20 of 20 papers, 1 rejected"
-    assert lines[1].startswith("evaluate: finished, 20 of 20 papers, coverage 20, questions 20")
+    assert lines[0] == "generate: finished, 3 of 3 papers, 1 rejected"
+    assert lines[1].startswith("evaluate: finished, 3 of 3 papers, coverage 3, questions 3")
     (out / "manifest.json").unlink()
     cut = json.loads(qaray("status", "--output_dir", out, "--json_lines", "True").stdout)
-    assert (cut["generate"]["state"], cut["generate"]["done"]) == ("cut short", 20)
+    assert (cut["generate"]["state"], cut["generate"]["done"]) == ("cut short", 3)
 
 
 def test_commands_of_the_readme(tmp_path, monkeypatch):

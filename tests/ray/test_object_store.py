@@ -8,8 +8,8 @@ from urllib.parse import quote
 import pyarrow.fs as pafs
 import pytest
 
+from tests.commands import free_port, listens, qaray, wait_for
 from tests.conftest import make_paper
-from tests.ray.conftest import free_port, listens, qaray, wait_for
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from tests.commands import qaray
 from tests.conftest import make_paper, write_jsonl
-from tests.ray.conftest import qaray
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

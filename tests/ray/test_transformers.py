@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections import Counter
 
-import psutil
 import pytest
 
+from tests.chaos.faults import held, release
+from tests.commands import PATIENCE, check_complete, command, generations, qaray, shards, shell, start, wait_for
 from tests.conftest import ROOT, make_paper, write_jsonl
-from tests.ray.conftest import check_complete, command, generations, qaray, start, wait_for
 
 SMALL = (
     "--context_size",
@@ -28,12 +28,8 @@ SMALL = (
 )
 
 
-def actors():
-    return [
-        p
-        for p in psutil.process_iter(["cmdline"])
-        if "MapWorker(MapBatches(_Generator" in "".join(p.info["cmdline"] or [])
-    ]
+def dois(number):
+    return {make_paper(i)["doi"] for i in range(number)}
 
 
 def args_for(tmp_path, model, number, *more):
@@ -52,10 +48,10 @@ def args_for(tmp_path, model, number, *more):
 
 
 def test_each_paper_is_asked_as_often_as_allowed(tmp_path, tiny_model):
-    done = qaray(*args_for(tmp_path, tiny_model, 9, "--max_attempts", "3", "--actors", "1:2"))
+    done = qaray(*args_for(tmp_path, tiny_model, 4, "--max_attempts", "3"))
     assert done.returncode == 0, done.stderr
     assert "attention on SDPA" in done.stderr
-    manifest = check_complete(tmp_path / "out", {make_paper(i)["doi"] for i in range(9)})
+    manifest = check_complete(tmp_path / "out", dois(4))
     rows = generations(tmp_path / "out")
     found = {(r["doi"], r["attempt"]) for r in rows if r["status"] == "malformed"}
     for doi in {r["doi"] for r in rows}:
@@ -67,39 +63,54 @@ def test_each_paper_is_asked_as_often_as_allowed(tmp_path, tiny_model):
     assert manifest["counts"]["prompts"] == len(rows)
 
 
-LONG = ("--max_gen_len", "1500", "--min_gen_len", "1500", "--max_attempts", "1")  # more time than between two starts
+SHORT = ("--max_gen_len", "16", "--max_attempts", "1", "--max_batch", "4")  # blocks of one prompt
 
 
+def workers_of(folder):
+    """Processes that hold tickets: see tests/chaos/faults.py."""
+    return {ticket.read_text() for ticket in folder.glob("transformers-[0-9]*")}
+
+
+@pytest.mark.long
 def test_few_papers_are_shared_among_the_actors(tmp_path, tiny_model):
-    """The first actor that is ready could hold them all."""
-    done = qaray(*args_for(tmp_path, tiny_model, 16, *LONG, "--actors", "2:2"))
-    assert done.returncode == 0, done.stderr
+    """The first actor that is ready could hold them all: nothing is answered before both have what they hold."""
+    args = args_for(tmp_path, tiny_model, 8, *SHORT, "--actors", "2:2")
+    running = start(*args, faults={"hold": {"transformers": 0}, "folder": tmp_path})
+    wait_for(lambda: held(tmp_path, "transformers") == 8, running)
+    release(tmp_path, "transformers")
+    output, _ = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 0, output
     by_worker = Counter(row["worker"] for row in generations(tmp_path / "out"))
-    assert sorted(by_worker.values()) == [8, 8]
+    assert sorted(by_worker.values()) == [4, 4]
 
 
+@pytest.mark.long
 def test_a_pool_grows_while_there_is_more_to_do(tmp_path, tiny_model):
-    done = qaray(*args_for(tmp_path, tiny_model, 96, *LONG, "--actors", "1:2"))
-    assert done.returncode == 0, done.stderr
-    by_worker = Counter(row["worker"] for row in generations(tmp_path / "out"))
-    assert len(by_worker) == 2
-    assert sum(by_worker.values()) == 96
+    args = args_for(tmp_path, tiny_model, 40, *SHORT, "--actors", "1:2")
+    running = start(*args, faults={"hold": {"transformers": 0}, "folder": tmp_path})
+    wait_for(lambda: len(workers_of(tmp_path)) == 2, running)
+    release(tmp_path, "transformers")
+    output, _ = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 0, output
+    check_complete(tmp_path / "out", dois(40))
 
 
 def test_a_killed_actor_loses_nothing(tmp_path, tiny_model):
-    running = start(*args_for(tmp_path, tiny_model, 120, "--max_gen_len", "256", "--max_attempts", "1"))
+    args = args_for(tmp_path, tiny_model, 12, *SHORT)
+    running = start(*args, faults={"hold": {"transformers": 3}, "folder": tmp_path})
     out = tmp_path / "out"
-    wait_for(lambda: (out / "generations").exists() and len(list((out / "generations").glob("part*"))) >= 2)
-    victims = actors()
-    assert victims
-    for victim in victims:
-        os.kill(victim.pid, signal.SIGKILL)
-    output, _ = running.communicate(timeout=240)
+    wait_for(lambda: shards(out / "generations", 1) and held(tmp_path, "transformers") > 3, running)
+    (actor,) = workers_of(tmp_path)
+    os.kill(int(actor), signal.SIGKILL)
+    release(tmp_path, "transformers")
+    output, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode == 0, output
-    check_complete(out, {make_paper(i)["doi"] for i in range(120)})
-    assert len(generations(out)) == 120
+    check_complete(out, dois(12))
+    assert len(generations(out)) == 12
+    assert len(workers_of(tmp_path)) == 2
 
 
+@pytest.mark.long
 def test_logical_gpus_carry_the_pool(tmp_path, tiny_model):
     """Two actors on a GPU each, where Ray believes in GPUs that are not there: placement is real, the work on CPUs."""
     script = (
@@ -107,19 +118,19 @@ def test_logical_gpus_carry_the_pool(tmp_path, tiny_model):
         "from qaray.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     line, environment = command(
-        *args_for(tmp_path, tiny_model, 12, "--actors", "2:2", "--max_attempts", "1"), local=True
+        *args_for(tmp_path, tiny_model, 4, "--actors", "2:2", "--max_attempts", "1"), local=True
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *line[3:]],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=2 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "2 actors on 1 GPU each" in done.stderr
-    check_complete(tmp_path / "out", {make_paper(i)["doi"] for i in range(12)})
+    check_complete(tmp_path / "out", dois(4))
 
 
 def test_a_model_without_safetensors_is_refused(tmp_path, tiny_model):
@@ -130,11 +141,11 @@ def test_a_model_without_safetensors_is_refused(tmp_path, tiny_model):
     assert "safetensors" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_demo(tmp_path, model_cache):
     """What a newcomer sees: real pairs of the bundled model for the sample papers, in a report."""
     out = tmp_path / "demo"
-    done = qaray("demo", "--output_dir", out, "--cache_dir", model_cache, timeout=580)
+    done = shell("demo", "--output_dir", out, "--cache_dir", model_cache, local=True)
     assert done.returncode == 0, done.stderr
     assert f"{out}/report/index.html" in done.stdout
     manifest = json.loads((out / "manifest.json").read_text())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import python_path
+import pytest
+
+from tests.commands import Done, qaray
 
 SEED_FLAGS = [
     "--bf16", "True", "--use_flash_attn", "True", "--low_rank_training", "False", "--per_device_train_batch_size", "1",
@@ -35,17 +34,15 @@ def write_examples(path: Path, number: int, **changes: Any) -> Path:
     return path
 
 
-def fine_tune_command(model: str, data: Path, out: Path, *more: Any) -> tuple[list[str], dict[str, str]]:
+def fine_tune_args(model: str, data: Path, out: Path, *more: Any) -> list[Any]:
     """The original's command line with the model, the data, the length and the folder replaced."""
-    line = [sys.executable, "-m", "qaray.cli", "fine-tune", "--model_name_or_path", model, "--data_path", str(data)]
-    line += ["--output_dir", str(out), "--model_max_length", "768", *SEED_FLAGS, *map(str, more)]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return line, {**environment, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"}
+    line = ["fine-tune", "--model_name_or_path", model, "--data_path", data, "--output_dir", out]
+    return [*line, "--model_max_length", "768", *SEED_FLAGS, *more]
 
 
-def fine_tune(*args: Any, timeout: int = 540) -> subprocess.CompletedProcess[str]:
-    line, environment = fine_tune_command(*args)
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+def fine_tune(*args: Any) -> Done:
+    """Runs it in this process, on the session's cluster."""
+    return qaray(*fine_tune_args(*args))
 
 
 def training_log(out: Path) -> list[dict[str, Any]]:
@@ -54,3 +51,8 @@ def training_log(out: Path) -> list[dict[str, Any]]:
 
 def losses(out: Path) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in training_log(out) if "loss" in entry]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cluster(cluster: dict[str, str]) -> None:
+    """A real Ray head that all commands join."""

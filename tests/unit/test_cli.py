@@ -7,6 +7,7 @@ from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from qaray.cli import _run
 from qaray.config import ConfigError
+from qaray.run.cluster import connect
 from qaray.run.directory import RunError, RunRefused
 from qaray.run.stopping import Stopped
 from qaray.run.storage import StoreFailed
@@ -52,3 +53,32 @@ def test_a_defect_keeps_its_traceback():
 
     with pytest.raises(ZeroDivisionError):
         _run(command, None)
+
+
+def test_debugging_shows_the_traceback_before_the_line(capsys, monkeypatch):
+    monkeypatch.setenv("QARAY_DEBUG", "1")
+
+    def command(_):
+        raise ConfigError("seed must be 0 or more")
+
+    assert _run(command, None) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback")
+    assert told.splitlines()[-1] == "qaray: seed must be 0 or more"
+
+
+def test_a_cluster_that_does_not_start_is_one_line(capsys, monkeypatch):
+    import ray
+
+    def late(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen because …")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    assert _run(lambda _: connect(), None) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("qaray: no local Ray cluster could be started: The current node timed out during startup.")
+    assert told.count("\n") == 1
+    assert _run(lambda _: connect("127.0.0.1:1"), None) == 1
+    assert "the Ray cluster at 127.0.0.1:1 cannot be joined" in capsys.readouterr().err

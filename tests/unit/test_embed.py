@@ -74,7 +74,7 @@ def test_texts_embedded_together_are_what_the_library_makes_of_each():
 def test_a_model_without_a_transformer(tmp_path):
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer
 
     folder = Path(resolve(EvaluateConfig(output_dir="-").embedder, CONFIG.cache_dir))

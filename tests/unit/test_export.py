@@ -1,12 +1,11 @@
 """Where a model may be written, and which checkpoint counts."""
 
-import json
+import asyncio
 
 import pytest
-from ray.train import Checkpoint
 
 from qaray.config import ConfigError
-from qaray.finetune.checkpoints import ACCOUNT, COPY, AccountKeeper, last_checkpoint, mend_account
+from qaray.finetune.checkpoints import CheckpointPointer, forget_set_aside, last_checkpoint, resume_point
 from qaray.finetune.export import writable
 from qaray.finetune.loop import TRAINING
 from qaray.models.contract import CONTRACT
@@ -26,36 +25,50 @@ def test_an_export_overwrites_nothing_but_models(tmp_path):
             writable(place)
 
 
-def test_the_last_whole_checkpoint_is_the_one_that_all_ranks_reported(tmp_path):
-    for name in ("checkpoint_1", "checkpoint_2"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / TRAINING).write_text("{}")
-    place = Location.of(str(tmp_path))
+@pytest.fixture
+def account(tmp_path):
+    """A run's folder as Ray Train leaves it after two checkpoints."""
+    from ray.train import Checkpoint, CheckpointConfig
+    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+    from ray.train.v2._internal.execution.storage import StorageContext
+    from ray.train.v2._internal.execution.training_report import _TrainingReport
+
+    place = Location.of(str(tmp_path / "checkpoints"))
+    storage = StorageContext(storage_path=str(tmp_path), experiment_dir_name="checkpoints", read_only=False)
+    manager = CheckpointManager(storage_context=storage, checkpoint_config=CheckpointConfig())
+
+    async def register(report):
+        manager.register_checkpoint(report)
+
+    for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"):
+        (place / name / TRAINING).write_json({})
+        checkpoint = Checkpoint(f"{place.path}/{name}")
+        if name != "checkpoint_3":  # whose folder is there, but not all ranks have reported it
+            asyncio.run(register(_TrainingReport(checkpoint=checkpoint, metrics={}, validation=False)))
+            CheckpointPointer(place).after_report(None, [], checkpoint)
+    return place, tmp_path / "checkpoints" / "checkpoint_manager_snapshot.json"
+
+
+def test_the_last_whole_checkpoint_is_the_one_that_all_ranks_reported(account, tmp_path):
+    place, _ = account
+    assert last_checkpoint(place).name == "checkpoint_2"
+    assert last_checkpoint(place / "checkpoint_3").name == "checkpoint_3"
+    assert resume_point(place) is None  # Ray Train finds it
+    with pytest.raises(ConfigError, match="no whole checkpoint"):
+        last_checkpoint(Location.of(str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize("kept", [0, 40])
+def test_a_torn_account_is_set_aside_and_the_pointer_counts(account, tmp_path, kept):
+    place, file = account
+    file.write_text(file.read_text()[:kept])
+    assert last_checkpoint(place).name == "checkpoint_2"
+    found = resume_point(place)
+    assert found == last_checkpoint(place)
+    assert found.path == f"{tmp_path}/checkpoints.set-aside/checkpoint_2"
+    assert not (tmp_path / "checkpoints").exists()
+    assert resume_point(place) == found  # killed again before another checkpoint
+    forget_set_aside(place)
+    assert resume_point(place) is None
     with pytest.raises(ConfigError, match="no whole checkpoint"):
         last_checkpoint(place)
-    account = {"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_1"}}
-    (tmp_path / ACCOUNT).write_text(json.dumps(account))
-    assert last_checkpoint(place).name == "checkpoint_1"
-    assert last_checkpoint(place / "checkpoint_2").name == "checkpoint_2"
-
-
-def test_a_torn_account_of_checkpoints_is_mended_from_its_copy(tmp_path):
-    place = Location.of(str(tmp_path))
-    whole = json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": "checkpoint_1"}})
-    (tmp_path / "checkpoint_1").mkdir()
-    (tmp_path / "checkpoint_1" / TRAINING).write_text("{}")
-    (tmp_path / ACCOUNT).write_text(whole)
-    AccountKeeper(place).after_report(None, [], Checkpoint(str(tmp_path / "checkpoint_1")))
-    (tmp_path / ACCOUNT).write_text(whole[:40])
-    AccountKeeper(place).after_report(None, [], Checkpoint(str(tmp_path / "checkpoint_1")))  # keeps the copy
-    assert last_checkpoint(place).name == "checkpoint_1"
-    mend_account(place)
-    assert json.loads((tmp_path / ACCOUNT).read_text()) == json.loads(whole)
-    mend_account(place)  # a whole one stays
-
-    (tmp_path / COPY).unlink()
-    (tmp_path / ACCOUNT).write_text("")
-    with pytest.raises(ConfigError, match="no whole checkpoint"):
-        last_checkpoint(place)
-    mend_account(place)
-    assert not (tmp_path / ACCOUNT).exists()

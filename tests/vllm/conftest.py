@@ -4,14 +4,9 @@ import importlib.util
 
 import pytest
 
-from tests.ray.conftest import cluster
-
 collect_ignore = [] if importlib.util.find_spec("vllm") else ["test_vllm.py"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cluster(cluster):
-    """A real Ray head that commands join."""
-
-
-__all__ = ["cluster"]
+    """A real Ray head that all commands join."""
