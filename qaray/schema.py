@@ -31,7 +31,7 @@ class RejectReason(Outcome):
     NOT_JSON = "not_json"  # no JSON value at that position
     OVER_LENGTH = "over_length"  # longer than the prompt budget under --overlength skip
     ENGINE_ERROR = "engine_error"  # the engine could not answer this prompt
-    PROCESS_KILLED = "process_killed"  # every process that worked on it died: see qaray.tries
+    PROCESS_KILLED = "process_killed"  # every process that worked on it died: see qaray.run.tries
     NO_PAIRS = "no_pairs"  # no attempt gave a single question-answer pair
     NO_PAPER = "no_paper"  # an output whose doi is none of the papers'
     NO_OUTPUT = "no_output"  # a paper that no output belongs to

@@ -55,7 +55,7 @@ def pool(minimum: int, maximum: int, concurrent_calls: int = 1, in_flight: int |
     )
 
 
-# Threads would have memory of their own, which goes back to the system when it is freed: see engines/cpu.py.
+# Threads would have memory of their own, which goes back to the system when it is freed: see engines/local/cpu.py.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 

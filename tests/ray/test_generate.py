@@ -1,6 +1,7 @@
 """The whole of `qaray generate` with the echo engine on real Ray."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,19 @@ def test_same_command_again_does_nothing_and_new_papers_are_added(tmp_path):
     manifest = check_complete(out, {make_paper(i)["doi"] for i in [*range(20), 90, 91, 92]})
     assert manifest["counts"]["by_reject_reason"] == {"duplicate_doi": 1}
     assert set(before) < set((out / "generations").iterdir())
+
+
+def test_a_run_of_an_earlier_release_is_completed(tmp_path):
+    """tests/data/run-of-0.1: what release 0.1's modules left when they were killed after two shards of three, and the
+    outputs that they wrote once they had resumed."""
+    folder = shutil.copytree(ROOT / "tests/data/run-of-0.1", tmp_path / "run")
+    args = ("--file_path", folder / "papers.jsonl", "--output_dir", folder / "out", "--papers_per_shard", "2", *ECHO)
+    done = qaray("generate", *args)
+    assert done.returncode == 0, done.stderr
+    manifest = check_complete(folder / "out", {make_paper(i)["doi"] for i in range(6)})
+    assert manifest["last_start"]["prompts"] == 2
+    for name in ("processed_output.json", "original_output.json"):
+        assert (folder / "out" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_another_identity_is_refused_with_the_difference(tmp_path):
