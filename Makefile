@@ -26,13 +26,13 @@ test-part-1: $(VLLM)/ready
 test-part-2: $(VENV)/dev
 	$(BIN)/python -m pytest tests/chaos
 
-# Autoscaling, jobs, actor pools, the demo.
+# Autoscaling, jobs, actor pools, a large run, the demo.
 test-part-3: $(VENV)/dev
 	$(BIN)/python -m pytest tests/ray -m long
 
-# Trainings that lose their processes; fuzzing; a large run.
+# Trainings that lose their processes; fuzzing.
 test-part-4: $(VENV)/dev
-	$(BIN)/python -m pytest tests/train tests/fuzz tests/unit -m long
+	$(BIN)/python -m pytest tests/train tests/fuzz -m long
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -2,10 +2,10 @@
 
     ratio pipeline_overhead_elsewhere   seconds of `qaray generate --engine echo --echo_seconds S` / number · S
 
-Papers of real length, one after the other. The command's start-up is that of the same command on one paper of a few
-words, and is taken off. The median of --repeat rounds, with its spread.
+Papers of real length in one block, one after the other. The command's start-up is that of the same command on one
+paper of a few words, and is taken off. The median of --repeat rounds, with its spread.
 
-    python benchmarks/overhead.py [--number 32] [--seconds 2] [--repeat 5]
+    python benchmarks/overhead.py [--number 16] [--seconds 4] [--repeat 5]
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def command(papers: list[dict], seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--number", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--number", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
     papers, alone = corpus(None, options.number), options.number * options.seconds

@@ -37,7 +37,6 @@ class DriverConfig(Config):
 
     output_dir: str = Field(description="run directory to write: a path or URI (s3://, gs://)")
     no_progress: bool = Field(False, description="True: no progress lines")
-    debug: bool = Field(False, description="True: show the logs of Ray, vLLM and the workers, and full tracebacks")
     address: str | None = Field(None, description="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     local_cpus: int | None = Field(
         None, ge=1, description="logical CPUs of the local cluster (default: cores, at least 4)"
@@ -62,6 +61,7 @@ class DriverConfig(Config):
 class RunConfig(DriverConfig):
     """What every command that works on a run directory takes."""
 
+    debug: bool = Field(False, description="True: show the logs of Ray, vLLM and the workers, and full tracebacks")
     report_papers: int = Field(1000, ge=0, description="papers that get a page of the report, the first ones")
     export_json: Literal["auto", "always", "never"] = Field(
         "auto", description="write the JSON exports: auto = up to 50,000 papers"

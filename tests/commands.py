@@ -28,8 +28,9 @@ from filelock import FileLock
 from qaray import cli
 from tests.conftest import python_path, read_jsonl
 
+STARTED: list[subprocess.Popen[str]] = []  # by the running test
 CLUSTER: dict[str, str] = {}  # environment that leads to the session's cluster
-PATIENCE = int(os.environ.get("QARAY_TEST_PATIENCE", "300"))  # seconds that a state is waited for
+PATIENCE = int(os.environ.get("QARAY_TEST_PATIENCE", "600"))  # seconds that a state is waited for
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def start(*args: Any, local: bool = False, faults: dict[str, Any] | None = None,
     if faults is not None:
         line[1:3] = ["-m", "tests.chaos.driver"]
         environment["QARAY_FAULTS"] = json.dumps(faults, default=str)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         line,
         env=environment,
         stdout=subprocess.PIPE,
@@ -79,6 +80,16 @@ def start(*args: Any, local: bool = False, faults: dict[str, Any] | None = None,
         text=True,
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
+
+
+def end_started() -> None:
+    """Kills what a test started and left."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            kill(process)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -134,8 +145,10 @@ def shared_cluster(folder: Path) -> Iterator[dict[str, str]]:
         ray.shutdown()
         with lock:
             known = json.loads(note.read_text())
-            note.write_text(json.dumps({**known, "users": known["users"] - 1}))
-            if known["users"] == 1:
+            if known["users"] > 1:
+                note.write_text(json.dumps({**known, "users": known["users"] - 1}))
+            else:
+                note.unlink()
                 end_tree(known["pid"])
 
 
@@ -143,7 +156,7 @@ def _start_head() -> dict[str, Any]:
     port, dashboard, metrics = free_port(), free_port(), free_port()
     token = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    line = ["ray", "start", "--head", "--block", "--disable-usage-stats", f"--port={port}", "--num-cpus=8"]
+    line = ["ray", "start", "--head", "--block", "--disable-usage-stats", f"--port={port}", "--num-cpus=6"]
     line += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
     line += [f"--metrics-export-port={metrics}"]
     for name in ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc"):
@@ -154,7 +167,12 @@ def _start_head() -> dict[str, Any]:
     head = subprocess.Popen(
         line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    wait_for(lambda: listens(port) and listens(dashboard))
+    try:
+        wait_for(lambda: head.poll() is not None or (listens(port) and listens(dashboard)))
+        assert head.poll() is None, "the head ended: another process took one of its ports"
+    except BaseException:
+        end_tree(head.pid)
+        raise
     addresses = {"RAY_ADDRESS": f"127.0.0.1:{port}", "JOBS": f"http://127.0.0.1:{dashboard}"}
     addresses["METRICS"] = f"http://127.0.0.1:{metrics}/metrics"
     return {"pid": head.pid, "environment": {**token, **addresses, "PATH": path}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     base = tmp_path_factory.getbasetemp()
     with shared_cluster(base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) as environment:
         yield environment
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    if "tests.commands" in sys.modules:
+        sys.modules["tests.commands"].end_started()
 
 
 @pytest.fixture(scope="session")

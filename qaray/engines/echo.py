@@ -41,7 +41,7 @@ _QUESTIONS = {
     "is": "What is {}?", "are": "What are {}?", "was": "What was {}?", "were": "What were {}?",
     "has": "What does {} have?", "have": "What do {} have?",
 }  # fmt: skip
-ROWS = 500  # prompts of a block
+ROWS, PACED_ROWS = 500, 16  # prompts of a block; of one whose answers take their time
 SHORTEST_USED = 4000  # characters of the paper that are looked at for each pair wanted, at least
 
 
@@ -54,7 +54,8 @@ class EchoEngine:
         return "echo: pairs from the papers' own sentences, no model"
 
     def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
-        return prompts.repartition(target_num_rows_per_block=ROWS, strict=True).map_batches(
+        rows = PACED_ROWS if self.seconds else ROWS
+        return prompts.repartition(target_num_rows_per_block=rows, strict=True).map_batches(
             _Echo(self.should_stop, self.tries, self.seconds),
             batch_size=None,
             batch_format="pyarrow",
@@ -82,7 +83,12 @@ class _Echo:
         return guarded_answers(Guard(self.tries), prompts, self._answers)
 
     def _answers(self, prompts: pa.Table) -> pa.Table:
-        rows = [] if self.should_stop() else [_answer(prompt, self.seconds) for prompt in prompts.to_pylist()]
+        rows: list[Any] = []
+        if not self.should_stop():
+            for prompt in prompts.to_pylist():
+                rows.append(_answer(prompt, self.seconds))
+                if self.seconds and self.should_stop():
+                    break
         return table(rows, COMPLETION_SCHEMA)
 
 

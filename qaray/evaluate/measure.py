@@ -71,7 +71,7 @@ def measure(context: Context, stage: Stage, held: Lease, report: Callable[[Measu
             progress.done = min(papers, progress.done + done)
             held.check()
             report(progress)
-        if context.should_stop():
+        if context.run.stop_flag.exists():  # should_stop() may be two seconds late, and another round find nothing done
             break
         before = left
         _, owed = _owed(context, stage.tables)

@@ -2,11 +2,11 @@
 
 Ray Train writes its account in place after each checkpoint; a kill in the middle of that leaves half of it, and Ray
 Train stops at it. The pointer is written after the account, whole or not at all. A folder with a torn account is set
-aside, and training resumes from the checkpoint that the pointer names.
+aside, and training resumes from the checkpoint that the pointer names. What was set aside is never deleted here.
 
     STORAGE/RUN_NAME/                checkpoints and Ray Train's account
     STORAGE/RUN_NAME.latest.json     the pointer
-    STORAGE/RUN_NAME.set-aside/      a folder whose account was torn
+    STORAGE/RUN_NAME.set-aside-1/    a folder whose account was torn
 """
 
 from __future__ import annotations
@@ -14,42 +14,51 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from ray.train import Checkpoint, Result, UserCallback
 
 from qaray.config import ConfigError
 from qaray.finetune.loop import TRAINING
+from qaray.run.cluster import debugging
+from qaray.run.directory import RunError
 from qaray.run.storage import Location
+
+
+class TornAccount(Exception):
+    """Ray Train's account of a folder is there and cannot be read."""
 
 
 def last_checkpoint(place: Location) -> Location:
     """``place`` if it is a checkpoint, else the last complete one of a run's folder. Raises ConfigError without one."""
     if (place / TRAINING).exists():
         return place
-    found = _reported(place) or _pointed(place)
-    if found is None:
+    with contextlib.suppress(TornAccount):
+        if (found := _reported(place)) is not None:
+            return found
+    if (found := _pointed(place)) is None:
         raise ConfigError(f"no whole checkpoint in {place}")
     return found
 
 
-def resume_point(place: Location) -> Location | None:
+def resume_point(place: Location, say: Callable[[str], None]) -> Location | None:
     """The checkpoint that training must be told to resume from; None if Ray Train finds it, or if there is none.
 
-    A folder whose account is torn is set aside: Ray Train starts a new one.
+    A folder whose account is torn is set aside, and Ray Train starts a new one. Raises RunError where folders cannot be
+    renamed.
     """
-    if _reported(place) is not None or (found := _pointed(place)) is None:
-        return None
-    if found.path.startswith(place.path + "/"):
-        forget_set_aside(place)
-        os.rename(place.path, _set_aside(place).path)  # a torn file: this is a local disk
-        return _pointed(place)
+    try:
+        return _pointed(place) if _reported(place) is None else None
+    except TornAccount as torn:
+        if not place.is_local:
+            raise RunError(f"{place}: {torn}: remove that folder, or name another --run_name") from torn
+    aside = _set_aside(place, 1 + len(_asides(place)))
+    os.rename(place.path, aside.path)
+    found = _pointed(place)
+    where = f"training resumes from {found}" if found else "no complete checkpoint is known, and training starts over"
+    say(f"Ray Train's account of checkpoints was cut short by a kill: set aside as {aside}; {where}")
     return found
-
-
-def forget_set_aside(place: Location) -> None:
-    """Removes what was set aside; the run has newer checkpoints, or is finished."""
-    _set_aside(place).remove_folder()
 
 
 class CheckpointPointer(UserCallback):
@@ -61,36 +70,50 @@ class CheckpointPointer(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
             with contextlib.suppress(OSError):  # the pointer before it will do
-                _pointer(self.place).write_json({"checkpoint": _name(checkpoint)})
+                pointer(self.place).write_json({"checkpoint": _name(checkpoint)})
+
+
+def pointer(place: Location) -> Location:
+    """The file that names the last complete checkpoint of a run's folder."""
+    return Location(place.fs, f"{place.path.rstrip('/')}.latest.json")
 
 
 def _reported(place: Location) -> Location | None:
-    """The last checkpoint by Ray Train's account, None if that is missing or torn."""
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    """The last checkpoint by Ray Train's account, None if there is no account. Raises TornAccount or OSError."""
+    if not debugging():
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         checkpoint = Result.from_path(place.path, storage_filesystem=place.fs).checkpoint
-    except Exception:  # no account, or half of one: Ray's error for that is private
-        return None
+    except (RuntimeError, FileNotFoundError):
+        return None  # no folder, or no account in it
+    except OSError:
+        raise
+    except Exception as error:  # Ray's error for an account that it cannot read is private
+        raise TornAccount(f"Ray Train cannot read its account of checkpoints ({type(error).__name__})") from error
     found = place / _name(checkpoint) if checkpoint else None
     return found if found and (found / TRAINING).exists() else None
 
 
 def _pointed(place: Location) -> Location | None:
-    """The checkpoint that the pointer names, in the run's folder or in the one set aside."""
+    """The checkpoint that the pointer names, in the run's folder or in the last one set aside that holds it."""
     try:
-        name = (_pointer(place).read_json() or {}).get("checkpoint")
+        name = (pointer(place).read_json() or {}).get("checkpoint")
     except ValueError:
         return None
-    places = [folder / name for folder in (place, _set_aside(place))] if name else []
+    places = [folder / name for folder in (place, *reversed(_asides(place)))] if name else []
     return next((each for each in places if (each / TRAINING).exists()), None)
 
 
-def _pointer(place: Location) -> Location:
-    return Location(place.fs, f"{place.path.rstrip('/')}.latest.json")
+def _asides(place: Location) -> list[Location]:
+    """The folders that were set aside, in order."""
+    found: list[Location] = []
+    while (aside := _set_aside(place, len(found) + 1)).exists():
+        found.append(aside)
+    return found
 
 
-def _set_aside(place: Location) -> Location:
-    return Location(place.fs, f"{place.path.rstrip('/')}.set-aside")
+def _set_aside(place: Location, number: int) -> Location:
+    return Location(place.fs, f"{place.path.rstrip('/')}.set-aside-{number}")
 
 
 def _name(checkpoint: Checkpoint) -> str:

@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -112,8 +113,6 @@ def run_fine_tune(
 
     Raises ConfigError, FileNotFoundError or RunError with one line for the user.
     """
-    from qaray.finetune.checkpoints import forget_set_aside
-
     begun = time.monotonic()
     config = located(config)
     job = decide(config)
@@ -142,7 +141,6 @@ def run_fine_tune(
         _export(job, run)
         manifest = _manifest(job, run, prepared, log, time.monotonic() - begun)
         run.manifest.write_json(manifest)
-        forget_set_aside(job.checkpoints)
     return manifest
 
 
@@ -237,7 +235,7 @@ def _train(
         log=run.training_log,
         contract=contract_of(config, job.plan).model_dump(),
         identity=name,
-        resume=resume_point(job.checkpoints),
+        resume=resume_point(job.checkpoints, say),
     )
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(3600 * config.wait_hours))
     resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpus else {})}
@@ -261,11 +259,22 @@ def _train(
         ),
     )
     say(f"{config.num_workers} training processes on {'GPUs' if gpus else 'CPUs'}")
-    with _followed(run.training_log, progress):
+    with _followed(run.training_log, progress), _interrupt_handler_kept():
         try:
             trainer.fit()
         except TrainingFailedError as error:
             raise RunError(_reason(error)) from None
+
+
+@contextlib.contextmanager
+def _interrupt_handler_kept() -> Iterator[None]:
+    """Ray Train puts a handler of SIGINT in and leaves it there."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _environment(run: Run, gpus: bool) -> dict[str, str]:

@@ -29,6 +29,8 @@ OWN = {
     "resume_from_checkpoint": "a run resumes by itself",
     "save_only_model": "the model is made from whole checkpoints",
     "load_best_model_at_end": "the model is made from the last checkpoint",
+    "auto_find_batch_size": "batches are grouped by length before the first step",
+    "debug": "QARAY_DEBUG=1 shows what Ray and the workers log",
     "label_smoothing_factor": "the loss is computed on the answer's tokens only",
 }
 # The original's settings that are no flags of its command, and what the loop needs.

@@ -167,6 +167,7 @@ class AnswerTrainer(Trainer):
             sampler=self.order,
             collate_fn=self.data_collator,
             drop_last=args.dataloader_drop_last,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,

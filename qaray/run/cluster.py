@@ -17,6 +17,7 @@ from qaray.run.directory import RunError
 # actors of theirs, nor are starved on a cluster of two.
 LIGHT = 0.25
 DEBUG = "QARAY_DEBUG"  # environment variable
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 
 def debugging() -> bool:
@@ -39,7 +40,9 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
         return
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if debugging():
-        options |= {"logging_level": logging.INFO, "log_to_driver": True, "runtime_env": {"env_vars": {DEBUG: "1"}}}
+        options |= {"logging_level": logging.INFO, "log_to_driver": True}
+        if JOB not in os.environ:  # a job's environment is its own, and is not merged with another
+            options["runtime_env"] = {"env_vars": {DEBUG: "1"}}
     else:
         # Ray's core writes errors of its own workings into the driver's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -4,6 +4,7 @@ The plan is JSON in QARAY_FAULTS. What it may name:
 
     pace          seconds that each row takes, so that there is time for faults from outside
     rows          papers of a block of the echo engine, set in the driver
+    first_word    seconds until the driver says what it waits for
     hold          {stage: n}: n calls of a stage go through, in all processes together; the others wait for `release`.
                   {stage: word}: those whose texts hold the word wait. {"train": step}: a training waits at that step
     folder        where held calls leave their tickets
@@ -23,6 +24,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,14 +103,15 @@ def _install_training(step: int, folder: Path) -> None:
 
 def _hold(folder: Path, stage: str, free: int) -> None:
     """Takes the next ticket; waits unless it is one of the first ``free``."""
-    number = 0
+    mine, number = folder / f"ticket-of-{os.getpid()}-{threading.get_ident()}", 0
+    mine.write_text(str(os.getpid()))
     while True:
         try:
-            with (folder / f"{stage}-{number}").open("x") as ticket:
-                ticket.write(str(os.getpid()))
+            os.link(mine, folder / f"{stage}-{number}")  # it appears with its content
             break
         except FileExistsError:
             number += 1
+    mine.unlink()
     while number >= free and not (folder / f"{stage}-go").exists():
         time.sleep(0.05)
 

@@ -29,7 +29,7 @@ from tests.commands import PATIENCE
 from tests.conftest import make_paper, python_path, read_jsonl, save_tiny_model, with_pairs, write_jsonl
 from tests.train.conftest import SEED_FLAGS, losses, write_examples
 
-PAPERS = {"generate": 400, "transformers": 16, "evaluate": 24}  # a run
+PAPERS = {"generate": 240, "transformers": 16, "evaluate": 24}  # a run
 ROWS = 20  # papers of a block of the echo engine
 PAIRS = 3
 STARTS = 4  # of a command, at most
@@ -166,7 +166,7 @@ class Chaos:
             ]
         else:
             args += ["--engine", "echo"]
-        held_back = outcome.stage, draw.randint(1, 8)
+        held_back = outcome.stage, draw.randint(1, 6)
         self._until_done(outcome, draw, out, args, held_back)
         if outcome.good:
             check_generated(outcome, out, {paper["doi"] for paper in papers}, poisoned)
@@ -252,7 +252,7 @@ class Chaos:
             return {"rows": ROWS, "poison": {outcome.detail.split()[-1]: WORD}}
         mark = {"mark": str(self._mark(outcome)), "rows": ROWS}
         if outcome.fault == "every_write":
-            return {**mark, "every_write": 10}
+            return {**mark, "every_write": 3}
         if outcome.fault == "full_disk":
             return {**mark, "full_after": draw.randint(1, 6)}
         if outcome.fault == "read_only":
@@ -316,8 +316,9 @@ class Chaos:
         end = time.monotonic() + PATIENCE
         while held(folder, stage) < calls and driver.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
-        if driver.poll() is not None:
+        if driver.poll() is not None or held(folder, stage) < calls:
             outcome.problems.append(NOT_STRUCK)
+            release(folder, stage)
             return
         if outcome.fault in ("kill_driver", "stop_driver"):
             hard = outcome.fault == "kill_driver"

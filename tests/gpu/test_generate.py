@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.commands import check_complete, generations, qaray
+from tests.commands import check_complete, generations, shell
 from tests.conftest import make_paper, write_jsonl
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -21,7 +21,7 @@ def args_for(tmp_path, name, model, number, *more):
 
 
 def test_a_run_on_the_device_accounts_for_it(tmp_path, tiny_model):
-    done = qaray(*args_for(tmp_path, "out", tiny_model, 40, "--max_gen_len", "64", "--gpu_hour_price", "2"), local=True)
+    done = shell(*args_for(tmp_path, "out", tiny_model, 40, "--max_gen_len", "64", "--gpu_hour_price", "2"), local=True)
     assert done.returncode == 0, done.stderr
     manifest = check_complete(tmp_path / "out", {make_paper(i)["doi"] for i in range(40)})
     assert manifest["engine"]["device"] == torch.cuda.get_device_name(0)
@@ -37,7 +37,7 @@ def test_two_actors_share_a_device(tmp_path, tiny_model):
     texts = {}
     for name, more in (("one", ()), ("two", ("--gpus_per_actor", "0.5", "--actors", "2"))):
         flags = ("--max_gen_len", "40", "--temperature", "0", "--dtype", "float32", *more)
-        done = qaray(*args_for(tmp_path, name, tiny_model, 24, *flags), local=True)
+        done = shell(*args_for(tmp_path, name, tiny_model, 24, *flags), local=True)
         assert done.returncode == 0, done.stderr
         texts[name] = {row["doi"]: row["output"] for row in generations(tmp_path / name)}
     assert texts["one"] == texts["two"]
@@ -46,9 +46,9 @@ def test_two_actors_share_a_device(tmp_path, tiny_model):
 def test_evaluation_runs_on_the_device(tmp_path, tiny_model):
     papers = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(3)])
     flags = ("--engine", "echo", "--output_dir", tmp_path / "out")
-    pairs = qaray("generate", "--file_path", papers, *flags, local=True)
+    pairs = shell("generate", "--file_path", papers, *flags, local=True)
     assert pairs.returncode == 0, pairs.stderr
-    done = qaray(
+    done = shell(
         "evaluate", "--processed_output", tmp_path / "out/processed_output.json", "--output_dir", tmp_path / "out",
         "--metrics", "similarity,racar", "--engine", "transformers", "--judge_model", tiny_model, "--context_size",
         "4096", "--seq_len", "4096", "--embedding_model", "echo", local=True,

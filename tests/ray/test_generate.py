@@ -107,10 +107,10 @@ def test_limit_reads_the_first_records_only_and_can_be_lifted(tmp_path):
 
 def test_killed_driver_goes_on_where_it_stopped(tmp_path):
     """SIGKILL in the middle of a run, then the same command on a cluster of two logical CPUs."""
-    number, out = 400, tmp_path / "out"
+    number, out = 240, tmp_path / "out"
     file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(number)])
     args = ("generate", "--file_path", file, "--output_dir", out, *ECHO)
-    killed = start(*args, faults={"rows": 20, "hold": {"generate": 4}, "folder": tmp_path})
+    killed = start(*args, faults={"rows": 20, "hold": {"generate": 3}, "folder": tmp_path})
     wait_for(lambda: shards(out / "generations", 3), killed)
     kill(killed)
     written = {f.name for f in (out / "generations").glob("part*")}
@@ -139,7 +139,7 @@ def test_killed_while_reading(tmp_path):
 
 
 def test_sigterm_ends_in_a_resumable_run_and_a_second_driver_is_refused(tmp_path):
-    number, out = 400, tmp_path / "out"
+    number, out = 240, tmp_path / "out"
     file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(number)])
     args = ("generate", "--file_path", file, "--output_dir", out, *ECHO)
     running = start(*args, faults={"rows": 20, "hold": {"generate": 3}, "folder": tmp_path})

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from qaray.config import ConfigError
-from qaray.finetune.checkpoints import CheckpointPointer, forget_set_aside, last_checkpoint, resume_point
+from qaray.finetune.checkpoints import CheckpointPointer, last_checkpoint, pointer, resume_point
 from qaray.finetune.export import writable
 from qaray.finetune.loop import TRAINING
 from qaray.models.contract import CONTRACT
@@ -53,7 +53,7 @@ def test_the_last_whole_checkpoint_is_the_one_that_all_ranks_reported(account, t
     place, _ = account
     assert last_checkpoint(place).name == "checkpoint_2"
     assert last_checkpoint(place / "checkpoint_3").name == "checkpoint_3"
-    assert resume_point(place) is None  # Ray Train finds it
+    assert resume_point(place, print) is None  # Ray Train finds it
     with pytest.raises(ConfigError, match="no whole checkpoint"):
         last_checkpoint(Location.of(str(tmp_path / "nothing")))
 
@@ -61,14 +61,28 @@ def test_the_last_whole_checkpoint_is_the_one_that_all_ranks_reported(account, t
 @pytest.mark.parametrize("kept", [0, 40])
 def test_a_torn_account_is_set_aside_and_the_pointer_counts(account, tmp_path, kept):
     place, file = account
-    file.write_text(file.read_text()[:kept])
+    whole, said = file.read_text(), []
+    file.write_text(whole[:kept])
     assert last_checkpoint(place).name == "checkpoint_2"
-    found = resume_point(place)
+    found = resume_point(place, said.append)
     assert found == last_checkpoint(place)
-    assert found.path == f"{tmp_path}/checkpoints.set-aside/checkpoint_2"
+    assert found.path == f"{tmp_path}/checkpoints.set-aside-1/checkpoint_2"
     assert not (tmp_path / "checkpoints").exists()
-    assert resume_point(place) == found  # killed again before another checkpoint
-    forget_set_aside(place)
-    assert resume_point(place) is None
-    with pytest.raises(ConfigError, match="no whole checkpoint"):
-        last_checkpoint(place)
+    assert resume_point(place, said.append) == found  # killed again before another checkpoint
+    file.parent.mkdir()
+    file.write_text(whole[:kept])  # and once more while the new account was written
+    assert resume_point(place, said.append) == found
+    assert (tmp_path / "checkpoints.set-aside-2").exists()
+    assert [line.partition(": ")[0] for line in said] == [
+        "Ray Train's account of checkpoints was cut short by a kill"
+    ] * 2
+
+
+def test_a_torn_account_without_a_pointer_starts_over_and_says_so(account, tmp_path):
+    place, file = account
+    file.write_text("")
+    pointer(place).remove()
+    said = []
+    assert resume_point(place, said.append) is None
+    assert "training starts over" in said[0]
+    assert (tmp_path / "checkpoints.set-aside-1" / "checkpoint_2").exists()  # nothing is deleted

@@ -8,11 +8,13 @@ from collections import Counter
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
+import pytest
 
 from tests.chaos.faults import release
 from tests.commands import PATIENCE, check_complete, cluster_processes, generations, qaray, shards, start, wait_for
 from tests.conftest import ROOT, make_paper, save_tiny_model, write_jsonl
 
+pytestmark = pytest.mark.long
 MODEL = "bundled:smollm2-135m"
 FLAGS = ("--base_model", MODEL, "--seq_len", "2048", "--num_qas", "2", "--dtype", "float32", "--max_attempts", "2")
 

@@ -61,7 +61,7 @@ class SlotCache(Cache):
     """
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, budget_tokens: int, dtype: Any, device: Any) -> None:
-        super().__init__(layers=[])  # transformers' own layers of a cache are not used
+        # transformers' own layers are not set up: a model that asks the cache for them is not served, and says so.
         self.kv_heads, self.head_dim, self.budget_tokens = kv_heads, head_dim, budget_tokens
         size = 2 * budget_tokens * kv_heads * head_dim
         # Places that are hidden by −∞ are multiplied all the same: no NaN may ever lie there.
