@@ -51,7 +51,7 @@ class Embedder:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        from qaray.engines.local.cpu import default_threads, loading
+        from qaray.engines.local.cpu import default_threads, set_up
         from qaray.models.hardware import pick_dtype
 
         self.tokenizing = tokenizing = Lock()  # threads may not share a tokenizer
@@ -65,7 +65,8 @@ class Embedder:
         apart = device.type == "cpu" and not settings.trust_remote_code
         self.at_once = (settings.threads or default_threads(settings.actors)) if apart else 1
         try:
-            with loading(1 if apart else settings.threads, settings.actors), quiet_transformers():
+            set_up(1 if apart else settings.threads, settings.actors)
+            with quiet_transformers():
                 self.model = Model(
                     resolve(settings.name, settings.cache_dir),
                     device=str(device),

@@ -53,11 +53,9 @@ def greedy(reference, ids, tokens):
 
 @pytest.mark.parametrize("chunk", [16, 1024])
 @pytest.mark.parametrize("max_batch", [1, 4, 16])
-@pytest.mark.parametrize("readers", [1, 2, 3])
-def test_greedy_equals_transformers(model, reference, chunk, max_batch, readers, monkeypatch):
-    """Chunks, slots that free up, moves of slots, growth of the cache, readers at once: none may change a token."""
+def test_greedy_equals_transformers(model, reference, chunk, max_batch, monkeypatch):
+    """Chunks, slots that free up, moves of slots, growth of the cache: none may change a token."""
     monkeypatch.setattr(model, "chunk", chunk)
-    monkeypatch.setattr(CausalLM, "readers", readers)
     batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), max_batch)
     prompts = [prompt(i, ids_of(n), max_tokens=20 + 30 * (i % 3)) for i, n in enumerate(LENGTHS)]
     for found, asked in zip(batcher.complete_all(prompts), prompts, strict=True):
@@ -107,43 +105,24 @@ def test_slots_grow_once_for_all_that_come(model, monkeypatch):
     assert held == [0]
 
 
-def test_readers_have_a_thread_each_and_a_prompt_alone_has_all(model, monkeypatch):
-    prefill, seen, both = CausalLM.prefill, [], threading.Barrier(2)
+def test_the_model_runs_on_the_threads_of_its_actor(model, monkeypatch):
+    """Also in the batcher's own thread, which has a number of threads of its own."""
+    prefill, seen = CausalLM.prefill, []
 
     def watched(self, slot, ids, start=0):
-        seen.append((self is model, torch.get_num_threads()))
-        if self is not model:
-            both.wait(20)  # breaks if one reads after the other
+        seen.append(torch.get_num_threads())
         return prefill(self, slot, ids, start)
 
     monkeypatch.setattr(CausalLM, "prefill", watched)
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(3)
     try:
         batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0, min_tokens=1000), 4)
-        batcher.complete_all([prompt(i, ids_of(9 + i), max_tokens=5) for i in range(5)])
+        batcher.complete_all([prompt(0, ids_of(9), max_tokens=5)])
         batcher.close()
     finally:
         torch.set_num_threads(threads)
-    assert sorted(seen[:4]) == [(False, 1)] * 4
-    assert seen[4:] == [(True, 2)]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "readers"),
-    [("trusts_code", False, 3), ("trusts_code", True, 1), ("rope_type", "dynamic", 1), ("rope_type", "linear", 3)],
-)
-def test_models_that_may_keep_state_are_read_by_one_thread(model, name, value, readers, monkeypatch):
-    threads = torch.get_num_threads()
-    if name == "rope_type":
-        monkeypatch.setattr(model.model.config, "rope_parameters", {"rope_type": value, "rope_theta": 1e4})
-    else:
-        monkeypatch.setattr(model, name, value)
-    torch.set_num_threads(3)
-    try:
-        assert model.readers == readers
-    finally:
-        torch.set_num_threads(threads)
+    assert seen == [3]
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(model, reference, monkeypatch):

@@ -3,8 +3,10 @@
 A new release that changes one of these fails here with a sentence, and not in a run on a cluster.
 """
 
+import ctypes
 import dataclasses
 import inspect
+import platform
 import re
 from pathlib import Path
 
@@ -129,6 +131,13 @@ def test_attention_of_slots_gets_no_mask():
     assert found is None, "transformers builds a mask for an attention that has none registered"
     assert issubclass(kv_cache.SlotCache, Cache)
     assert {"update", "get_seq_length"} <= set(vars(Cache)), "a cache is asked by other names"
+
+
+def test_the_c_library_takes_the_setting():
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc has it")
+    mmap_max = -4  # malloc.h
+    assert ctypes.CDLL("libc.so.6").mallopt(mmap_max, 65536) == 1, "glibc refuses what keeps freed tensors"
 
 
 def test_encode_tokenizes_through_preprocess(model_cache, monkeypatch):

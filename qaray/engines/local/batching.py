@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
@@ -60,8 +60,7 @@ class _Sequence:
 
 
 class ContinuousBatcher:
-    """Answers prompts that come at any time, many at once. One thread runs the model; on CPUs prompts are read by a
-    thread each while there are as many as threads.
+    """Answers prompts that come at any time, many at once. One thread runs the model.
 
     Out of memory halves the number of slots; what was in flight starts again from its own random stream, so that its
     text is the same. A prompt that does not even fit alone is answered with an error.
@@ -90,8 +89,7 @@ class ContinuousBatcher:
         self._active: list[_Sequence] = []
         self._since_shrink = 0  # answers since memory ran out
         self._longest = 0  # places that every slot may come to need
-        self._threads, self._readers = torch.get_num_threads(), model.readers
-        self._reading = ThreadPoolExecutor(self._readers, "qaray-reader", compute_on, (1,))
+        self._threads = torch.get_num_threads()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -133,7 +131,6 @@ class ContinuousBatcher:
             self._wake.notify()
         if self._thread:
             self._thread.join()
-        self._reading.shutdown()
 
     def figures(self) -> dict[str, float]:
         """What the batcher does now, and has done so far; seconds and tokens."""
@@ -198,48 +195,35 @@ class ContinuousBatcher:
             cache.shape(slots, min(self._capacity(waiting[0]), cache.budget_tokens // slots))
         if self._would_gain():
             return
-        while arrived := self._arrivals():
-            begun = time.monotonic()
-            self._read(arrived)
-            self.prefill_seconds += time.monotonic() - begun
-            for sequence in arrived:
-                assert sequence.first_logits is not None
-                self._take(sequence.first_logits[None].clone(), [sequence])
+        while sequence := self._arrival():
+            self._read(sequence)
+            assert sequence.first_logits is not None
+            self._take(sequence.first_logits[None].clone(), [sequence])
 
-    def _arrivals(self) -> list[_Sequence]:
-        """The next prompts, in their slots: as many as there are readers, if so many wait and fit, else one or none."""
+    def _arrival(self) -> _Sequence | None:
+        """The next prompt, in the next slot; None if there is none or no room for it."""
         cache = self.model.cache
         free = max(0, min(cache.slots, self.max_batch) - len(self._active))
         with self._wake:
             coming = list(takewhile(self._has_room, islice(self._queue, free)))
-            arrived = coming[: self._readers if len(coming) >= self._readers else 1]
-            for _ in arrived:
-                self._queue.popleft()
+            if not coming:
+                return None
+            self._queue.popleft()
         held = len(self._active)
-        self._active.extend(arrived)
-        if arrived:  # at once for all that come now: slots that grow later hold more, which is copied
-            self._longest = max(self._longest, *(min(each.need, cache.budget_tokens) for each in coming))
-            self._reserve(max(self._capacity(each) for each in coming), held)
-        return arrived
+        self._active.append(coming[0])
+        # At once for all that come now: slots that grow later hold more, which is copied.
+        self._longest = max(self._longest, *(min(each.need, cache.budget_tokens) for each in coming))
+        self._reserve(max(self._capacity(each) for each in coming), held)
+        return coming[0]
 
-    def _read(self, arrived: list[_Sequence]) -> None:
-        """Prefills the newest active sequences: one on all threads, several by a thread each."""
-        first = len(self._active) - len(arrived)
-
-        def read(model: CausalLM, place: int) -> None:
-            sequence = arrived[place]
-            sequence.begun = time.monotonic()
-            sequence.first_logits = model.prefill(first + place, sequence.prompt["token_ids"])
-            sequence.prefill_seconds = time.monotonic() - sequence.begun
-
-        if len(arrived) == 1:
-            read(self.model, 0)
-        else:
-            futures = [self._reading.submit(read, self.model.view(), place) for place in range(len(arrived))]
-            wait(futures)
-            for future in futures:
-                future.result()
-        self.prefilled_tokens += sum(len(sequence.prompt["token_ids"]) for sequence in arrived)
+    def _read(self, sequence: _Sequence) -> None:
+        """Prefills the newest active sequence."""
+        sequence.begun = time.monotonic()
+        ids = sequence.prompt["token_ids"]
+        sequence.first_logits = self.model.prefill(len(self._active) - 1, ids)
+        sequence.prefill_seconds = time.monotonic() - sequence.begun
+        self.prefill_seconds += sequence.prefill_seconds
+        self.prefilled_tokens += len(ids)
 
     def _has_room(self, sequence: _Sequence) -> bool:
         """Whether every slot may become as long as the sequence needs: more than all of the memory is given to none."""

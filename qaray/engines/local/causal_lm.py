@@ -6,8 +6,6 @@ batching prompts would add padding and no speed, and memory stays bounded. Decod
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from qaray.config import ConfigError
-from qaray.engines.local.cpu import loading
+from qaray.engines.local.cpu import set_up
 from qaray.engines.local.kv_cache import ATTENTION, SlotCache, Step
 from qaray.models.catalogue import resolve
 from qaray.models.hardware import available_memory, pick_dtype
@@ -45,18 +43,14 @@ class ModelSettings:
 
 
 class CausalLM:
-    """A loaded model. Not thread-safe: one thread calls it, or one each of its ``readers``."""
+    """A loaded model. Not thread-safe: one thread calls it."""
 
     def __init__(self, settings: ModelSettings) -> None:
         """Raises ConfigError for a model that cannot be loaded or that the slot cache does not fit."""
-        with loading(settings.threads, settings.actors):
-            self._set_up(settings)
-
-    def _set_up(self, settings: ModelSettings) -> None:
+        set_up(settings.threads, settings.actors)
         self.device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         self.dtype = pick_dtype(settings.dtype, self.device)
         self.tokenizer: HFTokenizer = load_tokenizer(settings.name, settings.cache_dir, settings.trust_remote_code)
-        self.trusts_code = settings.trust_remote_code
         self.flash = _flash_attn(settings.flash_attn, self.device, self.dtype)
         self.model = self._load(settings)
         self.seq_len = settings.seq_len
@@ -78,24 +72,6 @@ class CausalLM:
 
     def new_cache(self, budget_tokens: int) -> SlotCache:
         return SlotCache(self.layers, self.kv_heads, self.head_dim, budget_tokens, self.dtype, self.device)
-
-    @property
-    def readers(self) -> int:
-        """Threads that may prefill at once, each a ``view``: on CPUs as many as the process has.
-
-        Threads that share each product of matrices wait for one another whenever one of them is interrupted; readers
-        do not. Only one on a GPU, and where threads may not be in the layers together: a model's own code, or RoPE that
-        changes with the length, may keep state there.
-        """
-        rope = json.dumps(getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}, default=str)
-        alone = self.device.type != "cpu" or self.trusts_code or "dynamic" in rope or "longrope" in rope
-        return 1 if alone else torch.get_num_threads()
-
-    def view(self) -> CausalLM:
-        """This model for another thread, which prefills another slot of the same cache as it is divided now."""
-        view = copy.copy(self)
-        view.cache = copy.copy(self.cache)
-        return view
 
     @torch.inference_mode()
     def prefill(self, slot: int, ids: Sequence[int], start: int = 0) -> torch.Tensor:

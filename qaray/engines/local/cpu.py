@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from collections.abc import Iterator
 
 import torch
 
 from qaray.models.hardware import cores
 
 
-@contextlib.contextmanager
-def loading(threads: int | None, actors: int) -> Iterator[None]:
-    """Inside, a model is loaded, on one thread; afterwards the process computes on ``threads``, by default on its share
-    of the cores among ``actors`` on this machine.
-
-    OpenMP keeps a team of threads for every thread that ever computed in parallel. Once the teams together have more
-    threads than there are cores, theirs go to sleep at the end of each operation instead of waiting for the next one:
-    where a model was loaded in one thread and ran in another, decoding four prompts took 1.4 times as long.
-    """
-    torch.set_num_threads(1)
+def set_up(threads: int | None, actors: int) -> None:
+    """This thread computes on ``threads``, by default on its share of the cores among ``actors`` on this machine."""
+    torch.set_num_threads(threads or default_threads(actors))
     _keep_freed_memory()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads or default_threads(actors))
 
 
 def compute_on(threads: int) -> None:

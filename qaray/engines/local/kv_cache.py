@@ -10,10 +10,10 @@ same name, the model builds no mask of its own; what to see follows from the ste
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, Cache
@@ -119,14 +119,10 @@ class SlotCache(Cache):
 
 
 def _zeros(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros [size]; on CPUs the system makes each page of them when it is first touched, by the thread that needs it.
-
-    ``torch.zeros`` would write all of a machine's free memory at once, of which a run may need little.
-    """
-    if device.type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
-        return torch.zeros(size, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, size * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=dtype)
+    """Zeros [size]. On CPUs numpy's, which take memory as they are touched: the budget is much more than a run needs."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(size * dtype.itemsize, dtype=np.uint8)).view(dtype)
+    return torch.zeros(size, dtype=dtype, device=device)
 
 
 def slot_attention(
