@@ -119,7 +119,7 @@ class SlotCache(Cache):
 
 
 def _zeros(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros [size]. On CPUs numpy's, which take memory as they are touched: the budget is much more than a run needs."""
+    """Zeros [size]. On CPUs numpy's, taken as they are touched: the budget is more than a run needs."""
     if device.type == "cpu":
         return torch.from_numpy(np.zeros(size * dtype.itemsize, dtype=np.uint8)).view(dtype)
     return torch.zeros(size, dtype=dtype, device=device)
