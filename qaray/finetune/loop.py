@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
 from qaray.config import FineTuneConfig
 from qaray.finetune.examples import Collator, Examples
@@ -85,6 +85,7 @@ def make_trainer(settings: LoopSettings, arguments: TrainingArguments) -> Answer
     low = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
     # DeepSpeed keeps a float32 copy of 16-bit weights in its optimiser; without it the weights themselves are float32.
     dtype = low if settings.deepspeed else torch.float32
+    set_seed(arguments.seed)  # of LoRA's first weights
     model = load_model(config, settings.plan.rope_factor, dtype)
     tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
     assert tokenizer.hf.pad_token_id is not None
