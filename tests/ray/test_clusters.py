@@ -45,7 +45,7 @@ def test_pools_grow_from_nothing_and_shrink_to_nothing(tmp_path, tiny_model):
             assert nodes.now() == 0
             folder = tmp_path / f"faults-{len(list(tmp_path.glob('faults-*')))}"
             folder.mkdir()
-            faults = {"hold": {"transformers": 0, "scorer": 0}, "folder": folder}
+            faults = {"hold": {"transformers": 4, "scorer": 0}, "folder": folder}  # a pool grows after its first blocks
             driver = start(*args, local=True, faults=faults, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
             wait_for(lambda: nodes.now() == 2, driver)
             for stage in faults["hold"]:

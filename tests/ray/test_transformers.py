@@ -87,7 +87,7 @@ def test_few_papers_are_shared_among_the_actors(tmp_path, tiny_model):
 @pytest.mark.long
 def test_a_pool_grows_while_there_is_more_to_do(tmp_path, tiny_model):
     args = args_for(tmp_path, tiny_model, 40, *SHORT, "--actors", "1:2")
-    running = start(*args, faults={"hold": {"transformers": 0}, "folder": tmp_path})
+    running = start(*args, faults={"hold": {"transformers": 4}, "folder": tmp_path})
     wait_for(lambda: len(workers_of(tmp_path)) == 2, running)
     release(tmp_path, "transformers")
     output, _ = running.communicate(timeout=PATIENCE)
