@@ -17,6 +17,7 @@ from qaray.run.directory import RunError
 # actors of theirs, nor are starved on a cluster of two.
 LIGHT = 0.25
 DEBUG = "QARAY_DEBUG"  # environment variable
+CONNECTIONS = 3  # tries to join a cluster
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 
@@ -53,13 +54,27 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
     try:
-        with no_standard_error():  # where the core says that it heeds the variable above
-            ray.init(**options)
+        _init(options)
     except Exception as error:  # Ray raises errors of many kinds here, a bare Exception where a node is late
         which = f"the Ray cluster at {named} cannot be joined" if named else "no local Ray cluster could be started"
         words = " ".join((str(error) or type(error).__name__).split())[:300]
         raise RunError(f"{which}: {words} ({DEBUG}=1 shows Ray's log)") from error
     configure()
+
+
+def _init(options: dict[str, Any]) -> None:
+    """Connects; again where a busy head did not answer in the twenty seconds that Ray gives it."""
+    import ray
+
+    for left in reversed(range(CONNECTIONS)):
+        try:
+            with no_standard_error():  # where the core says that it heeds RAY_BACKEND_LOG_LEVEL
+                ray.init(**options)
+        except ConnectionError:
+            if not left:
+                raise
+        else:
+            return
 
 
 @contextlib.contextmanager

@@ -82,3 +82,19 @@ def test_a_cluster_that_does_not_start_is_one_line(capsys, monkeypatch):
     assert told.count("\n") == 1
     assert _run(lambda _: connect("127.0.0.1:1"), None) == 1
     assert "the Ray cluster at 127.0.0.1:1 cannot be joined" in capsys.readouterr().err
+
+
+def test_a_busy_head_is_asked_again(monkeypatch):
+    import ray
+
+    tries = []
+
+    def busy(**_):
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:1")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", busy)
+    connect("127.0.0.1:1")
+    assert len(tries) == 3
