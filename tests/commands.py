@@ -98,18 +98,16 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def wait_for(
-    condition: Callable[[], Any], process: subprocess.Popen[str] | None = None, seconds: int = PATIENCE
-) -> None:
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
     """Waits until ``condition()`` is true; fails at once if ``process`` ends before."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not condition():
         if process is not None and process.poll() is not None:
             if condition():
                 return
             pytest.fail(f"the process ended with {process.returncode}: {process.communicate()[0]}")
         if time.monotonic() > end:
-            pytest.fail(f"waited {seconds} s in vain")
+            pytest.fail(f"waited {PATIENCE} s in vain")
         time.sleep(0.05)
 
 
@@ -161,7 +159,7 @@ def _start_head() -> dict[str, Any]:
     line += [f"--metrics-export-port={metrics}"]
     for name in ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc"):
         line += [f"--{name}-port={free_port()}"]  # another cluster may hold the usual one
-    environment = {**os.environ, **token, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
     # Workers that idle between two tests are kept for the next one.
     environment |= {"RAY_num_workers_soft_limit": "16", "RAY_idle_worker_killing_time_threshold_ms": "600000"}
     head = subprocess.Popen(

@@ -158,28 +158,22 @@ def _staged(files: list[Location], count_tokens: CountTokens, intake: Intake, tr
     context.execution_options.preserve_order = True
     context.target_max_block_size = BLOCK_BYTES
     with ray.data.DataContext.current(context):
-        return _pipeline(files, count_tokens, intake, tries)
-
-
-def _pipeline(files: list[Location], count_tokens: CountTokens, intake: Intake, tries: Tries) -> Any:
-    import ray
-
-    dataset = ray.data.from_items([{"file": f.path} for f in files], override_num_blocks=len(files))
-    dataset = dataset.map_batches(
-        _FileReader(files[0].fs, intake, tries),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=LIGHT,
-        zero_copy_batch=True,
-    )
-    dataset = dataset.repartition(target_num_rows_per_block=intake.papers_per_shard, strict=True)
-    return dataset.map_batches(
-        _TokenCounter(count_tokens, tries),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=LIGHT,
-        zero_copy_batch=True,
-    )
+        dataset = ray.data.from_items([{"file": f.path} for f in files], override_num_blocks=len(files))
+        dataset = dataset.map_batches(
+            _FileReader(files[0].fs, intake, tries),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=LIGHT,
+            zero_copy_batch=True,
+        )
+        dataset = dataset.repartition(target_num_rows_per_block=intake.papers_per_shard, strict=True)
+        return dataset.map_batches(
+            _TokenCounter(count_tokens, tries),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=LIGHT,
+            zero_copy_batch=True,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from qaray.config import EvaluateConfig
+from qaray.embedding.embedders import EmbedderSettings, load_embedder
 from qaray.engines.guarded import TOO_MANY_DEATHS
 from qaray.engines.pool import actor_name, actor_resources, pool
 from qaray.run.cluster import actor_gpus
@@ -22,7 +23,6 @@ from qaray.run.tries import Guard, Tries
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-from qaray.embedding.embedders import EmbedderSettings, load_embedder
 
 # Papers that are embedded together, and lost together if an actor dies: some seconds of work, and twenty milliseconds
 # of the driver's.

@@ -84,11 +84,10 @@ class _Echo:
 
     def _answers(self, prompts: pa.Table) -> pa.Table:
         rows: list[Any] = []
-        if not self.should_stop():
-            for prompt in prompts.to_pylist():
-                rows.append(_answer(prompt, self.seconds))
-                if self.seconds and self.should_stop():
-                    break
+        for prompt in prompts.to_pylist():
+            if (self.seconds or not rows) and self.should_stop():  # once a block, unless answers take their time
+                break
+            rows.append(_answer(prompt, self.seconds))
         return table(rows, COMPLETION_SCHEMA)
 
 

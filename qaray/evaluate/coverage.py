@@ -13,6 +13,7 @@ from qaray.config import EvaluateConfig
 from qaray.corpus.sentences import split_sentences
 from qaray.embedding.embed import embed, papers_per_block
 from qaray.evaluate.grades import NOT_FINITE
+from qaray.evaluate.measure import ROW_KEY, Context, Stage, lightly, score_key, tables_of, write_scores
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import COVERAGE, QUESTIONS, Table
 from qaray.metrics.coverage import coverage, evidence
@@ -22,7 +23,6 @@ from qaray.schema import Paired
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-from qaray.evaluate.measure import ROW_KEY, Context, Stage, lightly, score_key, tables_of, write_scores
 
 
 def embedding(context: Context, config: EvaluateConfig) -> Stage:

@@ -14,6 +14,7 @@ from qaray.config import EvaluateConfig
 from qaray.engines import Engine, Site
 from qaray.evaluate.controls import CONTROL_PAIRS, other_answers, other_questions
 from qaray.evaluate.grades import racar_rows, similarity_row
+from qaray.evaluate.measure import ROW_KEY, ROWS_AT_ONCE, Context, Stage, lightly, score_key, tables_of, write_scores
 from qaray.evaluate.rubrics import JudgePrompts
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import QUESTIONS, RACAR, SIMILARITY, Table
@@ -24,7 +25,6 @@ from qaray.schema import Paired
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-from qaray.evaluate.measure import ROW_KEY, ROWS_AT_ONCE, Context, Stage, lightly, score_key, tables_of, write_scores
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 The plan is JSON in QARAY_FAULTS. What it may name:
 
-    pace          seconds that each row takes, so that there is time for faults from outside
     rows          papers of a block of the echo engine, set in the driver
     first_word    seconds until the driver says what it waits for
     hold          {stage: n}: n calls of a stage go through, in all processes together; the others wait for `release`.
@@ -39,7 +38,7 @@ def install() -> None:
 
     plan = json.loads(os.environ.get(VARIABLE, "{}"))
     stopping.CHECK_EVERY = 0.0  # blocks are small here: all of them would be done before the flag is looked at again
-    _install_stages(plan.get("poison", {}), plan.get("pace", 0.0), plan.get("hold", {}), Path(plan.get("folder", ".")))
+    _install_stages(plan.get("poison", {}), plan.get("hold", {}), Path(plan.get("folder", ".")))
     if "train" in plan.get("hold", {}):
         _install_training(plan["hold"]["train"], Path(plan["folder"]))
     _install_writes(plan)
@@ -58,7 +57,7 @@ def _wrap(owner: type, name: str, before: Callable[..., None]) -> None:
     setattr(owner, name, wrapped)
 
 
-def _install_stages(poison: dict[str, str], pace: float, holds: dict[str, int | str], folder: Path) -> None:
+def _install_stages(poison: dict[str, str], holds: dict[str, int | str], folder: Path) -> None:
     from qaray.corpus.papers import _TokenCounter
     from qaray.embedding.embed import _Embedding
     from qaray.engines.echo import _Echo, _EchoScores
@@ -84,7 +83,6 @@ def _install_stages(poison: dict[str, str], pace: float, holds: dict[str, int | 
                 free = 0 if any(free in text for text in texts) else None
             if free is not None:
                 _hold(folder, stage, free)
-            time.sleep(pace * rows.num_rows)
             if word and any(word in text for text in texts):
                 os.kill(os.getpid(), signal.SIGKILL)
 
