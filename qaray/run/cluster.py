@@ -17,7 +17,7 @@ from qaray.run.directory import RunError
 # actors of theirs, nor are starved on a cluster of two.
 LIGHT = 0.25
 DEBUG = "QARAY_DEBUG"  # environment variable
-CONNECTIONS = 3  # tries to join a cluster
+CONNECTIONS = 3  # tries to join or to start a cluster
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 
@@ -63,16 +63,21 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
 
 
 def _init(options: dict[str, Any]) -> None:
-    """Connects; again where a busy head did not answer in the twenty seconds that Ray gives it."""
+    """Connects; again where a busy machine did not answer in the seconds that Ray gives it, 20 to join and 30 to start.
+
+    Ray raises a bare Exception where a local node is late.
+    """
     import ray
 
     for left in reversed(range(CONNECTIONS)):
         try:
             with no_standard_error():  # where the core says that it heeds RAY_BACKEND_LOG_LEVEL
                 ray.init(**options)
-        except ConnectionError:
-            if not left:
+        except Exception as error:
+            late = isinstance(error, ConnectionError) or type(error) is Exception
+            if not left or not late:
                 raise
+            ray.shutdown()  # of what a late start left behind
         else:
             return
 

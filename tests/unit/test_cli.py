@@ -76,6 +76,7 @@ def test_a_cluster_that_does_not_start_is_one_line(capsys, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     assert _run(lambda _: connect(), None) == 1
     told = capsys.readouterr().err
     assert told.startswith("qaray: no local Ray cluster could be started: The current node timed out during startup.")
@@ -96,5 +97,6 @@ def test_a_busy_head_is_asked_again(monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", busy)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     connect("127.0.0.1:1")
     assert len(tries) == 3
