@@ -141,6 +141,10 @@ class GenerateConfig(EngineConfig):
     temperature: float = Field(0.6, ge=0, le=10, description="sampling temperature; 0 = greedy")
     top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling mass")
     max_gen_len: int = Field(2048, ge=1, description="cap on the answer, tokens")
+    request: str | None = Field(
+        None, description="text file that replaces the request, with the slots {paper} and {format}"
+    )
+    language: str | None = Field(None, description="language of the pairs, such as German (default: the paper's)")
     min_gen_len: int = Field(0, ge=0, description="no end of text before so many tokens (for benchmarks)")
     num_qas: int = Field(10, ge=1, le=100, description="pairs wanted of each paper")
     overlength: Literal["truncate", "skip", "split"] = Field(
@@ -357,6 +361,10 @@ class FineTuneConfig(DriverConfig):
     lora_r: int = Field(8, ge=1, description="rank of low-rank training")
     lora_alpha: int = Field(16, ge=1, description="scale of low-rank training")
     prompt_template: str = Field("llama2", description="llama2, chat or a file with {instruction} and {input}")
+    request: str | None = Field(
+        None, description="the request that the examples were made with, if not the default: make-sft's --request"
+    )
+    language: str | None = Field(None, description="the language that the examples were made with: make-sft's")
     cache_dir: str = Field("./cache", description="folder for downloaded and converted models")
     trust_remote_code: bool = Field(False, description="run the code that a model folder brings along")
     deepspeed: str | None = Field(None, description="DeepSpeed's JSON, such as ds_configs/stage3.json")
@@ -389,6 +397,10 @@ class MakeSftConfig(Config):
     processed_output: str = Field(description="pairs made anywhere: a processed output with the papers' txt")
     output: str = Field(description="file to write: .json, .jsonl or .parquet")
     min_pairs: int = Field(1, ge=1, description="papers with fewer pairs are left out")
+    request: str | None = Field(
+        None, description="text file that replaces the request, with the slots {paper} and {format}"
+    )
+    language: str | None = Field(None, description="language of the pairs, such as German (default: the paper's)")
 
 
 class ExportConfig(Config):

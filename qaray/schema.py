@@ -1,16 +1,56 @@
 """One row type a stage: Paper → Prompt → Completion → Parsed → Paired → scores.
 
-Each type is given twice: as a ``TypedDict`` for code that handles single rows, and as an Arrow schema for
-the shards on disk. Letters in shape comments: P papers, Q pairs, S sentences, T tokens.
+A row type is written once, as a ``TypedDict``; ``arrow_schema`` derives the schema of its shards and ``columns`` its
+column names. Letters in shape comments: P papers, Q pairs, S sentences, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import pyarrow as pa
+
+Int32 = Annotated[int, pa.int32()]
+Float32 = Annotated[float, pa.float32()]
+_SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def arrow_type(annotation: Any) -> pa.DataType:
+    """The Arrow type of a field: ``list[…]`` is a list, a TypedDict a struct, ``… | None`` the type itself."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return typing.get_args(annotation)[1]
+    if origin is list:
+        return pa.list_(arrow_type(*typing.get_args(annotation)))
+    if origin in (types.UnionType, typing.Union):
+        return arrow_type(next(part for part in typing.get_args(annotation) if part is not type(None)))
+    if typing.is_typeddict(annotation):
+        return pa.struct(list(arrow_schema(annotation)))
+    return _SCALARS[annotation]
+
+
+def arrow_schema(row_type: Any) -> pa.Schema:
+    """The Arrow schema of a row type."""
+    hints = typing.get_type_hints(row_type, include_extras=True)
+    return pa.schema([(name, arrow_type(annotation)) for name, annotation in hints.items()])
+
+
+@functools.cache
+def columns(row_type: Any) -> tuple[str, ...]:
+    """The column names of a row type, in order."""
+    return tuple(typing.get_type_hints(row_type))
+
+
+def table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    """Rows (TypedDicts) as an Arrow table of exactly that schema."""
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 class Outcome(str, Enum):
@@ -54,11 +94,85 @@ class ParseStatus(Outcome):
     MALFORMED = "malformed"  # no pair at all
 
 
-class Pair(TypedDict):
-    """A question and its answer, under the keys of the published data."""
+class ScoreReason(Outcome):
+    """Why a pair or a paper has no score."""
+
+    NO_PAIRS = "no_pairs"  # the paper has none
+    FEWER_THAN_TWO_PAIRS = "fewer_than_two_pairs"  # no two questions to compare
+    EMPTY_QUESTION = "empty_question"
+    EMPTY_ANSWER = "empty_answer"
+    OVER_LENGTH = "over_length"  # longer than the judge's context
+    NOT_FINITE = "not_finite"  # the model's values are NaN or infinite
+    ENGINE_ERROR = "engine_error"  # the engine could not answer
+    PROCESS_KILLED = "process_killed"  # every process that worked on it died: see qaray.run.tries
+
+
+class Failure(NamedTuple):
+    """Why a row has no result: the columns ``reason`` and ``detail``, both null where it has one."""
+
+    reason: str  # a RejectReason or a ScoreReason
+    detail: str = ""  # one sentence for the user
+
+    @classmethod
+    def of(cls, reason: Outcome, error: BaseException | str = "") -> Failure:
+        """A failure with the first line of an error's message."""
+        detail = str(error).strip().split("\n")[0][:500]
+        if not detail and isinstance(error, BaseException):
+            detail = type(error).__name__
+        return cls(str(reason), detail)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+def failure_of(row: Mapping[str, Any]) -> Failure | None:
+    """The failure that a row records, None for a row with a result."""
+    return None if row["reason"] is None else Failure(row["reason"], row["detail"] or "")
+
+
+def failed(failure: Failure | None) -> dict[str, str | None]:
+    """The columns ``reason`` and ``detail``."""
+    return {"reason": failure and failure.reason, "detail": failure and failure.detail}
+
+
+class QA(TypedDict):
+    """A question and its answer as a text holds them."""
 
     Q: str
     A: str
+
+
+class Pair(QA):
+    """A question and its answer, under the keys of the published data, and their id."""
+
+    pair_id: str
+
+
+def pair_id(
+    doi: str,
+    ordinal: int,
+    window: int | None = None,
+    attempt: int | None = None,
+    anchor: int | None = None,
+    sample: int | None = None,
+) -> str:
+    """The id of a pair: 20 hexadecimal digits of the SHA-256 of where it comes from.
+
+    Args:
+        doi: The paper.
+        ordinal: The pair's number in its answer, from 1; for data made elsewhere, its number in the paper's list.
+        window, attempt, anchor, sample: The request that the answer belongs to; None where there is none.
+    """
+    origin = json.dumps([doi, window, attempt, anchor, sample, ordinal])
+    return hashlib.sha256(origin.encode()).hexdigest()[:20]
+
+
+def identified(pairs: Sequence[QA], doi: str, window: int | None = None, attempt: int | None = None) -> list[Pair]:
+    """The pairs of one answer with their ids."""
+    return [
+        Pair(Q=pair["Q"], A=pair["A"], pair_id=pair_id(doi, ordinal, window, attempt))
+        for ordinal, pair in enumerate(pairs, start=1)
+    ]
 
 
 class Paper(TypedDict):
@@ -87,51 +201,47 @@ class Rejected(TypedDict):
     detail: str
 
 
-class Prompt(TypedDict):
-    """One request to an engine, keyed (doi, window, attempt)."""
+class PromptKey(TypedDict):
+    """What identifies a request to an engine and where it comes from; the key is (doi, window, attempt)."""
 
     doi: str
     shard: str  # name of the paper shard, which names the generation shards too
     row: int
-    window: int  # 0 but for --overlength split
-    windows: int  # of the paper, in all
-    attempt: int  # from 1
-    num_qas: int  # pairs asked of this window
+    window: Int32  # 0 but for --overlength split
+    windows: Int32  # of the paper, in all
+    attempt: Int32  # from 1
+    num_qas: Int32  # pairs asked of this window
     start: int  # first character of txt in the prompt
     end: int  # one past the last character of txt in the prompt
+    prompt_tokens: int  # tokens of the prompt, BOS included
+    truncated_tokens: int  # tokens of the paper that no window of it holds
+
+
+class Prompt(PromptKey):
+    """One request to an engine. With a failure the engine passes it through."""
+
     paper_start: int  # where txt[start:end] lies in `prompt`: characters
     paper_end: int
     prompt: str  # the rendered text, as the model reads it
-    token_ids: list[int]  # its tokens, BOS included once; empty where the engine has no tokenizer
-    opening: str  # what the answer begins with: put into the model's mouth, part of `prompt`
-    prompt_tokens: int  # tokens of the prompt, BOS included
-    truncated_tokens: int  # tokens of the paper that no window of it holds
-    max_tokens: int  # cap on the answer, in tokens
-    error: str | None  # set: the engine passes the row through; "REASON: detail"
+    token_ids: list[Int32]  # its tokens, BOS included once; empty where the engine has no tokenizer
+    opening: str  # first characters of the answer, which the prompt ends with
+    max_tokens: Int32  # cap on the answer, in tokens
+    reason: str | None
+    detail: str | None
 
 
-class Completion(TypedDict):
-    """An engine's answer to a prompt: the prompt's key and these fields."""
+class Completion(PromptKey):
+    """An engine's answer to a prompt."""
 
-    doi: str
-    shard: str
-    row: int
-    window: int
-    windows: int
-    attempt: int
-    num_qas: int
-    start: int
-    end: int
-    prompt_tokens: int
-    truncated_tokens: int
     output: str  # the answer's text, `opening` included
     output_tokens: int  # tokens written by the model, EOS not counted
-    finish_reason: str | None  # a FinishReason; null with an error
+    finish_reason: str | None  # a FinishReason; null with a failure
     seconds: float  # from admission into a batch to the last token
     prefill_seconds: float  # of them, up to the first token: the prompt is read
     began: float  # admission into a batch, seconds since the epoch
     worker: str  # which engine answered: "host:process", or an endpoint's address
-    error: str | None  # "REASON: detail" with a RejectReason
+    reason: str | None  # a RejectReason
+    detail: str | None
 
 
 class Parsed(Completion):
@@ -152,6 +262,13 @@ class Paired(TypedDict):
     pairs: list[Pair]
 
 
+class IngestedPair(Paper):
+    """A paper of a processed output, as the evaluation's folder keeps it."""
+
+    pairs: list[Pair]
+    digest: str
+
+
 class ScoreRequest(TypedDict):
     """Questions to the scorer that share a prefix: how likely is each choice after prefix + suffix?
 
@@ -164,162 +281,158 @@ class ScoreRequest(TypedDict):
 
 
 class ScoreResult(TypedDict):
+    """The scorer's answer."""
+
     logprobs: list[list[float]] | None  # natural log of P(choice | prefix, suffix), [suffixes][choices]; not normalised
-    error: str | None  # set: no logprobs; "REASON: detail"
+    reason: str | None  # set: no logprobs
+    detail: str | None
 
 
-PAIRS = pa.list_(pa.struct([("Q", pa.string()), ("A", pa.string())]))
+class ScoreKey(TypedDict):
+    """The paper that scores belong to."""
 
-PAPER_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("doi", pa.string()),
-        ("file", pa.string()),
-        ("position", pa.int64()),
-        ("tokens", pa.int64()),
-        ("source", pa.string()),
-        ("abstract", pa.string()),
-        ("keywords", pa.list_(pa.string())),
-        ("txt", pa.string()),
-        ("title", pa.string()),
-    ]
-)
-
-REJECTED_SCHEMA = pa.schema(
-    [
-        ("doi", pa.string()),
-        ("file", pa.string()),
-        ("position", pa.int64()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
-
-_KEY = [
-    ("doi", pa.string()),
-    ("shard", pa.string()),
-    ("row", pa.int64()),
-    ("window", pa.int32()),
-    ("windows", pa.int32()),
-    ("attempt", pa.int32()),
-    ("num_qas", pa.int32()),
-    ("start", pa.int64()),
-    ("end", pa.int64()),
-    ("prompt_tokens", pa.int64()),
-    ("truncated_tokens", pa.int64()),
-]
-
-PROMPT_SCHEMA = pa.schema(
-    [
-        *_KEY,
-        ("paper_start", pa.int64()),
-        ("paper_end", pa.int64()),
-        ("prompt", pa.string()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("opening", pa.string()),
-        ("max_tokens", pa.int32()),
-        ("error", pa.string()),
-    ]
-)
-
-COMPLETION_SCHEMA = pa.schema(
-    [
-        *_KEY,
-        ("output", pa.string()),
-        ("output_tokens", pa.int64()),
-        ("finish_reason", pa.string()),
-        ("seconds", pa.float64()),
-        ("prefill_seconds", pa.float64()),
-        ("began", pa.float64()),
-        ("worker", pa.string()),
-        ("error", pa.string()),
-    ]
-)
-
-PARSED_SCHEMA = pa.schema([*COMPLETION_SCHEMA, ("status", pa.string()), ("pairs", PAIRS)])
-
-REQUEST_COLUMNS = ["prefix", "suffixes", "choices"]
-LOGPROBS = pa.list_(pa.list_(pa.float64()))
+    doi: str
+    digest: str
 
 
-SCORE_KEY = [("doi", pa.string()), ("digest", pa.string())]
-EVIDENCE = pa.list_(
-    pa.list_(pa.struct([("sentence", pa.int32()), ("text", pa.string()), ("score", pa.float32())]))
-)  # [Q][at most 10], the best first
+class Evidence(TypedDict):
+    """A sentence of the paper that supports a pair."""
 
-# What the metrics give, in the run's evaluation folder. ``problem``: why a value is missing, null where none is.
-COVERAGE_SCHEMA = pa.schema(
-    [
-        *SCORE_KEY,
-        ("sentences", pa.list_(pa.string())),  # [S]; joined they are txt
-        ("matrix", pa.list_(pa.list_(pa.float32()))),  # [Q][S], cosine of pair and sentence
-        ("overall", pa.float64()),
-        ("individual", pa.float64()),
-        ("null", pa.float64()),
-        ("lift", pa.float64()),
-        ("sentence_std", pa.list_(pa.float64())),  # [S]
-        ("evidence", EVIDENCE),
-        ("pair_tokens_lost", pa.list_(pa.int32())),  # [Q], beyond the embedding model's limit
-        ("sentence_tokens_lost", pa.list_(pa.int32())),  # [S]
-        ("problem", pa.string()),
-    ]
-)
-QUESTION_SCHEMA = pa.schema(
-    [*SCORE_KEY, ("questions", pa.list_(pa.string())), ("vectors", pa.list_(pa.list_(pa.float32())))]
-)
-SIMILARITY_SCHEMA = pa.schema(
-    [
-        *SCORE_KEY,
-        (
-            "pairs",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("i", pa.int32()),
-                        ("j", pa.int32()),  # i < j
-                        ("cosine", pa.float32()),
-                        ("judge", pa.float64()),  # in [0, 1]: question i first; null where it was not asked
-                        ("judge_swapped", pa.float64()),  # question j first
-                    ]
-                )
-            ),
-        ),
-        ("control", pa.list_(pa.struct([("kind", pa.string()), ("score", pa.float64())]))),
-        ("problem", pa.string()),
-    ]
-)
-DIMENSIONS = ("relevance", "agnosticism", "completeness", "accuracy", "reasonableness")
-RACAR_SCHEMA = pa.schema(
-    [
-        *SCORE_KEY,
-        ("qa", pa.int32()),  # index of the pair
-        *((name, pa.float64()) for name in DIMENSIONS),  # expected value, 1…5
-        *((f"{name}_argmax", pa.int32()) for name in DIMENSIONS),  # the likeliest level
-        ("passes", pa.bool_()),  # the rule of SciQAG's test set
-        ("paper_tokens_lost", pa.int64()),  # of the paper's end, which the judge's context did not hold
-        ("swapped", pa.struct([(name, pa.float64()) for name in DIMENSIONS])),  # control: with another paper's answer
-        ("problem", pa.string()),
-    ]
-)
-GROUNDING_SCHEMA = pa.schema(
-    [
-        *SCORE_KEY,
-        ("qa", pa.int32()),
-        ("numbers", pa.int32()),  # in the answer
-        ("numbers_found", pa.int32()),  # of them in the paper, with their unit
-        ("missing", pa.list_(pa.string())),  # the others, as written
-        ("self_contained", pa.bool_()),
-        ("leans_on", pa.string()),  # the words by which the question needs its paper
-        ("answer_words", pa.int32()),
-        ("overlap", pa.float64()),  # of the answer's content words, those in its evidence; null without coverage
-        ("problem", pa.string()),
-    ]
-)
+    sentence: Int32  # its number
+    text: str
+    score: Float32  # cosine
+
+
+class Coverage(ScoreKey):
+    """Row of coverage.parquet, one a paper."""
+
+    pair_ids: list[str]  # [Q]
+    sentences: list[str]  # [S]; joined they are txt
+    matrix: list[list[Float32]]  # [Q][S], cosine of pair and sentence
+    overall: float | None
+    individual: float | None
+    null: float | None
+    lift: float | None
+    sentence_std: list[float]  # [S]
+    evidence: list[list[Evidence]]  # [Q][at most 10], the best first
+    pair_tokens_lost: list[Int32]  # [Q], beyond the embedding model's limit
+    sentence_tokens_lost: list[Int32]  # [S]
+    reason: str | None  # a ScoreReason
+    detail: str | None
+
+
+class Questions(ScoreKey):
+    """Row of questions.parquet, one a paper: the vectors of its questions."""
+
+    pair_ids: list[str]  # [Q]
+    questions: list[str]  # [Q]
+    vectors: list[list[Float32]]  # [Q][dimensions], unit length
+
+
+class QuestionPair(TypedDict):
+    """Two questions of a paper, i < j."""
+
+    i: Int32
+    j: Int32
+    cosine: Float32 | None
+    judge: float | None  # in [0, 1]: question i first; null where it was not asked
+    judge_swapped: float | None  # question j first
+
+
+class ControlScore(TypedDict):
+    """The judge's score of two questions whose relation is known."""
+
+    kind: str  # duplicate, paraphrase or unrelated
+    score: float
+
+
+class Similarity(ScoreKey):
+    """Row of similarity.parquet, one a paper."""
+
+    pair_ids: list[str]  # [Q]
+    pairs: list[QuestionPair]
+    control: list[ControlScore]
+    reason: str | None  # a ScoreReason
+    detail: str | None
+
+
+class Grades(TypedDict):
+    """A judge's grades of one pair: expected value, 1…5."""
+
+    relevance: float | None
+    agnosticism: float | None
+    completeness: float | None
+    accuracy: float | None
+    reasonableness: float | None
+
+
+DIMENSIONS = columns(Grades)
+
+
+class PairKey(ScoreKey):
+    """The pair that scores belong to."""
+
+    qa: Int32  # its index in the paper
+    pair_id: str
+
+
+class Racar(PairKey, Grades):
+    """Row of racar.parquet, one a pair."""
+
+    relevance_argmax: Int32 | None  # the likeliest level
+    agnosticism_argmax: Int32 | None
+    completeness_argmax: Int32 | None
+    accuracy_argmax: Int32 | None
+    reasonableness_argmax: Int32 | None
+    passes: bool | None  # the rule of SciQAG's test set
+    paper_tokens_lost: int  # of the paper's end, which the judge's context did not hold
+    swapped: Grades | None  # control: with another paper's answer
+    reason: str | None  # a ScoreReason
+    detail: str | None
+
+
+class Grounding(PairKey):
+    """Row of grounding.parquet, one a pair."""
+
+    numbers: Int32  # in the answer
+    numbers_found: Int32  # of them in the paper, with their unit
+    missing: list[str]  # the others, as written
+    self_contained: bool
+    leans_on: str | None  # the words by which the question needs its paper
+    answer_words: Int32
+    overlap: float | None  # of the answer's content words, those in its evidence; null without coverage
+    reason: str | None  # a ScoreReason
+    detail: str | None
+
+
+class Example(TypedDict):
+    """A training example as tokens."""
+
+    id: str  # file:position
+    input_ids: list[Int32]  # [T], prompt + answer + EOS, cut to the model's length
+    prompt_tokens: Int32  # the first so many carry no loss
+    truncated_tokens: Int32  # that were cut
+
+
+PAPER_SCHEMA = arrow_schema(Paper)
+REJECTED_SCHEMA = arrow_schema(Rejected)
+PROMPT_SCHEMA = arrow_schema(Prompt)
+COMPLETION_SCHEMA = arrow_schema(Completion)
+PARSED_SCHEMA = arrow_schema(Parsed)
+PAIRED_SCHEMA = arrow_schema(IngestedPair)
+EXAMPLE_SCHEMA = arrow_schema(Example)
+COVERAGE_SCHEMA = arrow_schema(Coverage)
+QUESTION_SCHEMA = arrow_schema(Questions)
+SIMILARITY_SCHEMA = arrow_schema(Similarity)
+RACAR_SCHEMA = arrow_schema(Racar)
+GROUNDING_SCHEMA = arrow_schema(Grounding)
+
+PROMPT_COLUMNS = tuple(name for name in columns(Prompt) if name not in ("prompt", "paper_start", "paper_end"))
+REQUEST_COLUMNS = columns(ScoreRequest)
 
 
 def complete(
-    prompt: Prompt,
+    prompt: Mapping[str, Any],
     output: str = "",
     *,
     output_tokens: int = 0,
@@ -328,63 +441,36 @@ def complete(
     prefill_seconds: float = 0.0,
     began: float = 0.0,
     worker: str = "",
-    error: str | None = None,
+    failure: Failure | None = None,
 ) -> Completion:
     """The Completion row that answers ``prompt``."""
-    return Completion(
-        doi=prompt["doi"],
-        shard=prompt["shard"],
-        row=prompt["row"],
-        window=prompt["window"],
-        windows=prompt["windows"],
-        attempt=prompt["attempt"],
-        num_qas=prompt["num_qas"],
-        start=prompt["start"],
-        end=prompt["end"],
-        prompt_tokens=prompt["prompt_tokens"],
-        truncated_tokens=prompt["truncated_tokens"],
-        output=output,
-        output_tokens=output_tokens,
-        finish_reason=None if finish_reason is None else str(finish_reason),
-        seconds=seconds,
-        prefill_seconds=prefill_seconds,
-        began=began,
-        worker=worker,
-        error=error,
-    )
+    answer = {
+        **{name: prompt[name] for name in columns(PromptKey)},
+        "output": output,
+        "output_tokens": output_tokens,
+        "finish_reason": None if finish_reason is None else str(finish_reason),
+        "seconds": seconds,
+        "prefill_seconds": prefill_seconds,
+        "began": began,
+        "worker": worker,
+        **failed(failure),
+    }
+    return typing.cast(Completion, answer)
 
 
-def scored(requests: pa.Table, logprobs: Sequence[list[list[float]] | None], errors: Sequence[str | None]) -> pa.Table:
+def scored(
+    requests: pa.Table, logprobs: Sequence[list[list[float]] | None], failures: Sequence[Failure | None]
+) -> pa.Table:
     """The ScoreResult rows of ScoreRequest rows: their further columns, and the answers."""
-    return with_scores(requests.drop_columns(REQUEST_COLUMNS), logprobs, errors)
+    return with_scores(requests.drop_columns(list(REQUEST_COLUMNS)), logprobs, failures)
 
 
-def with_scores(rows: pa.Table, logprobs: Sequence[list[list[float]] | None], errors: Sequence[str | None]) -> pa.Table:
+def with_scores(
+    rows: pa.Table, logprobs: Sequence[list[list[float]] | None], failures: Sequence[Failure | None]
+) -> pa.Table:
     """Rows and the ScoreResult of each."""
-    rows = rows.append_column("logprobs", pa.array(logprobs, LOGPROBS))
-    return rows.append_column("error", pa.array(errors, pa.string()))
-
-
-class Example(TypedDict):
-    """A training example as tokens."""
-
-    id: str  # file:position
-    input_ids: list[int]  # [T], prompt + answer + EOS, cut to the model's length
-    prompt_tokens: int  # the first so many carry no loss
-    truncated_tokens: int  # that were cut
-
-
-EXAMPLE_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("prompt_tokens", pa.int32()),
-        ("truncated_tokens", pa.int32()),
-    ]
-)
-REJECTED_EXAMPLE_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-
-
-def table(rows: list[Any], schema: pa.Schema) -> pa.Table:
-    """Rows (TypedDicts) as an Arrow table of exactly that schema."""
-    return pa.Table.from_pylist(rows, schema=schema)
+    results = [{"logprobs": own, **failed(failure)} for own, failure in zip(logprobs, failures, strict=True)]
+    answers = table(results, arrow_schema(ScoreResult))
+    for name in answers.column_names:
+        rows = rows.append_column(name, answers[name])
+    return rows

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qaray.asking.budget import Budget
-from qaray.asking.request import INSTRUCTION, REQUEST, request
+from qaray.asking.request import INSTRUCTION, Request, default_request
 from qaray.asking.templates import Template, Tokenizer
 from qaray.config import ConfigError, GenerateConfig
-from qaray.schema import Paper, Prompt, RejectReason
+from qaray.schema import Failure, Paper, Prompt, RejectReason
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,20 @@ class PromptBuilder:
     budget: Budget
     overlength: str = "truncate"
     structured: bool = False  # the answer is asked for as JSON
+    request: Request = field(default_factory=default_request)
 
     @classmethod
-    def of(cls, config: GenerateConfig, template: Template, tokenizer: Tokenizer, seq_len: int) -> PromptBuilder:
+    def of(
+        cls,
+        config: GenerateConfig,
+        template: Template,
+        tokenizer: Tokenizer,
+        seq_len: int,
+        request: Request | None = None,
+    ) -> PromptBuilder:
         """Raises ConfigError if not even an empty paper fits."""
         budget = Budget(seq_len, config.max_gen_len, config.num_qas)
-        builder = cls(template, tokenizer, budget, config.overlength, config.structured)
+        builder = cls(template, tokenizer, budget, config.overlength, config.structured, request or default_request())
         empty = builder._tokens("", [], config.num_qas)
         if budget.longest_prompt < empty + 64:
             raise ConfigError(
@@ -48,12 +56,12 @@ class PromptBuilder:
             return [whole]
         if self.overlength == "skip":
             detail = f"the prompt has {whole['prompt_tokens']} tokens, {self.budget.longest_prompt} fit"
-            return [_without_text(whole, f"{RejectReason.OVER_LENGTH}: {detail}")]
+            return [_without_text(whole, Failure.of(RejectReason.OVER_LENGTH, detail))]
         spans = self.tokenizer.spans(paper["txt"])
         room = self.budget.longest_prompt - self._tokens("", paper["keywords"], self.budget.num_qas)
         if room < 16:
             detail = f"the keywords leave {room} tokens for the text"
-            return [_without_text(whole, f"{RejectReason.OVER_LENGTH}: {detail}")]
+            return [_without_text(whole, Failure.of(RejectReason.OVER_LENGTH, detail))]
         if self.overlength == "truncate":
             prompt, kept = self._fit(paper, shard, 0, self.budget.num_qas, spans, 0, room)
             return [Prompt(**{**prompt, "truncated_tokens": len(spans) - kept})]
@@ -67,7 +75,7 @@ class PromptBuilder:
         except Exception as error:
             empty = Paper(**{**paper, "txt": "", "keywords": []})
             row = self._prompt(empty, shard, 0, self.budget.num_qas, (0, 0))
-            return [_without_text(row, f"{RejectReason.ENGINE_ERROR}: {type(error).__name__}: {error}")]
+            return [_without_text(row, Failure.of(RejectReason.ENGINE_ERROR, f"{type(error).__name__}: {error}"))]
 
     def _windows(self, paper: Paper, shard: str, spans: Sequence[tuple[int, int]], room: int) -> list[Prompt]:
         """Windows of nearly equal length that cover the text and share out the pairs, one at least each."""
@@ -107,11 +115,12 @@ class PromptBuilder:
 
     def _prompt(self, paper: Paper, shard: str, window: int, num_qas: int, span: tuple[int, int]) -> Prompt:
         start, end = span
-        text = self.template.render(INSTRUCTION, self._request(paper["txt"][start:end], paper["keywords"], num_qas))
+        keywords = paper["keywords"]
+        request = self.request.render(paper["txt"][start:end], keywords, num_qas, self.structured)
+        text = self.template.render(INSTRUCTION, request)
         ids = self.template.encode(text, self.tokenizer)
         prompt_tokens = len(ids) or self.tokenizer.count([text])[0]
-        # The paper's place in the prompt: after the template's head, the instruction and the request's first line.
-        paper_start = text.index(head := REQUEST[: REQUEST.index("{paper}")]) + len(head)
+        paper_start = text.index(request) + self.request.paper_start(keywords, num_qas, self.structured)
         return Prompt(
             doi=paper["doi"],
             shard=shard,
@@ -130,23 +139,25 @@ class PromptBuilder:
             prompt_tokens=prompt_tokens,
             truncated_tokens=0,
             max_tokens=max(0, self.budget.answer_cap(prompt_tokens)),
-            error=None,
+            reason=None,
+            detail=None,
         )
 
     def _tokens(self, text: str, keywords: Sequence[str], num_qas: int) -> int:
-        rendered = self.template.render(INSTRUCTION, self._request(text, keywords, num_qas))
+        rendered = self._render(text, keywords, num_qas)
         return len(self.template.encode(rendered, self.tokenizer)) or self.tokenizer.count([rendered])[0]
 
-    def _request(self, text: str, keywords: Sequence[str], num_qas: int) -> str:
-        return request(text, keywords, num_qas, self.structured)
+    def _render(self, text: str, keywords: Sequence[str], num_qas: int) -> str:
+        return self.template.render(INSTRUCTION, self.request.render(text, keywords, num_qas, self.structured))
 
     def text(self, paper: Paper, start: int, end: int, num_qas: int) -> str:
         """The rendered prompt over ``txt[start:end]`` as it was asked, without the answer's opening."""
         window = self.tokenizer.literal(paper["txt"][start:end])
         keywords = [self.tokenizer.literal(keyword) for keyword in paper["keywords"]]
-        rendered = self.template.render(INSTRUCTION, self._request(window, keywords, num_qas))
-        return rendered.removesuffix(self.template.opening)
+        return self._render(window, keywords, num_qas).removesuffix(self.template.opening)
 
 
-def _without_text(prompt: Prompt, error: str) -> Prompt:
-    return Prompt(**{**prompt, "prompt": "", "token_ids": [], "max_tokens": 0, "error": error})
+def _without_text(prompt: Prompt, failure: Failure) -> Prompt:
+    return Prompt(
+        **{**prompt, "prompt": "", "token_ids": [], "max_tokens": 0, "reason": failure.reason, "detail": failure.detail}
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from qaray.asking.grammar import OPENING
 from qaray.config import ConfigError
 
 # The seed's template, byte for byte (README of SciQAG; the blank after <</SYS>> and the blank line are its own).
@@ -23,7 +24,6 @@ not correct. If you don't know the answer to a question, please don't share fals
 {instruction}
 {input} [/INST]"""
 LLAMA2_NO_INPUT = "[INST]{instruction}[/INST]"  # LongLoRA's form of an example without input
-OPENING = "Q1:"  # begins the answer of a chat model, which keeps small models within the grammar
 
 
 class Tokenizer(Protocol):

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from qaray.schema import Pair, RejectReason
+from qaray.schema import Pair, RejectReason, pair_id
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -73,7 +73,7 @@ def paired_fields(value: Any) -> dict[str, Any]:
         raise Problem(RejectReason.MISSING_KEY, f"{PAIRS_KEY} is missing")
     if not isinstance(value[PAIRS_KEY], list):
         raise Problem(RejectReason.WRONG_TYPE, f"{PAIRS_KEY} must be a list, got {type_name(value[PAIRS_KEY])}")
-    pairs = [_pair(pair, i) for i, pair in enumerate(value[PAIRS_KEY])]
+    pairs = _with_ids([_pair(pair, i) for i, pair in enumerate(value[PAIRS_KEY])], fields["doi"])
     return {**fields, "pairs": pairs, "digest": digest(pairs, fields["txt"])}
 
 
@@ -89,12 +89,25 @@ def _pair(value: Any, number: int) -> Pair:
         if not encodable(text):
             raise Problem(RejectReason.UNDECODABLE, f"{key} of pair {number} is not valid Unicode")
         texts[key] = text
-    return Pair(Q=texts["Q"], A=texts["A"])
+    given = value.get("pair_id")
+    return Pair(Q=texts["Q"], A=texts["A"], pair_id=given if isinstance(given, str) and encodable(given) else "")
+
+
+def _with_ids(pairs: list[Pair], doi: str) -> list[Pair]:
+    """The pairs with an id each: the one that they came with, unless it is empty or came before in the paper."""
+    seen: set[str] = set()
+    found = []
+    for ordinal, pair in enumerate(pairs, start=1):
+        own = pair["pair_id"].strip()
+        own = own if own and own not in seen else pair_id(doi, ordinal)
+        seen.add(own)
+        found.append(Pair(Q=pair["Q"], A=pair["A"], pair_id=own))
+    return found
 
 
 def digest(pairs: list[Pair], txt: str = "") -> str:
     """Identifies what the scores of a paper depend on."""
-    text = json.dumps([[pair["Q"], pair["A"]] for pair in pairs] + [txt])
+    text = json.dumps([[pair["Q"], pair["A"], pair["pair_id"]] for pair in pairs] + [txt])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -33,7 +33,8 @@ EMBEDDED = [
     ("vectors", pa.list_(pa.list_(pa.float32()))),  # [Q][D], of the questions
     ("query_tokens_lost", pa.list_(pa.int32())),  # [Q]
     ("document_tokens_lost", pa.list_(pa.int32())),  # [S]
-    ("error", pa.string()),  # why there are none of these
+    ("reason", pa.string()),  # why there are none of these
+    ("detail", pa.string()),
 ]
 
 
@@ -97,7 +98,8 @@ class _Embedding:
         question_vectors, _ = self._embed(questions)
         matrices = [_listed(q @ d.T) for q, d in zip(query_vectors, document_vectors, strict=True)]
         vectors = [_listed(own) for own in question_vectors]
-        return _with_columns(papers, matrices, vectors, queries_lost, documents_lost, [None] * papers.num_rows)
+        none = [None] * papers.num_rows
+        return _with_columns(papers, matrices, vectors, queries_lost, documents_lost, none, none)
 
     def _embed(self, texts: list[list[str]], instruction: str = "") -> tuple[list[Any], list[Any]]:
         """(unit vectors, tokens lost) of each paper's texts, embedded together."""
@@ -116,9 +118,10 @@ def _with_columns(papers: pa.Table, *columns: Sequence[Any]) -> pa.Table:
 
 def _without_vectors(papers: pa.Table) -> pa.Table:
     """Papers that killed the processes which embedded them: no cosines, and vectors that are no numbers."""
-    none: list[list[Any]] = [[]] * papers.num_rows
+    count = papers.num_rows
+    none: list[list[Any]] = [[]] * count
     vectors = [[[np.nan]] * len(questions) for questions in papers["questions"].to_pylist()]
-    return _with_columns(papers, none, vectors, none, none, [TOO_MANY_DEATHS] * papers.num_rows)
+    return _with_columns(papers, none, vectors, none, none, *([part] * count for part in TOO_MANY_DEATHS))
 
 
 def _listed(matrix: np.ndarray) -> list[np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,17 @@ import pyarrow as pa
 from qaray.config import GenerateConfig
 from qaray.engines.base import parsed
 from qaray.run.stopping import StopCheck
-from qaray.schema import COMPLETION_SCHEMA, Completion, Parsed, Prompt, RejectReason, complete, table
+from qaray.schema import (
+    COMPLETION_SCHEMA,
+    Completion,
+    Failure,
+    Parsed,
+    Prompt,
+    RejectReason,
+    complete,
+    failure_of,
+    table,
+)
 
 
 def stream_seed(seed: int, doi: str, window: int, attempt: int) -> int:
@@ -24,7 +33,7 @@ def stream_seed(seed: int, doi: str, window: int, attempt: int) -> int:
 
 def next_attempt(prompt: Prompt, completion: Completion, max_attempts: int) -> Prompt | None:
     """The prompt to ask again, or None if its answer will do or its attempts are spent."""
-    if completion["error"] is not None or not falls_short(parsed(completion)) or prompt["attempt"] >= max_attempts:
+    if completion["reason"] is not None or not falls_short(parsed(completion)) or prompt["attempt"] >= max_attempts:
         return None
     return Prompt(**{**prompt, "attempt": prompt["attempt"] + 1})
 
@@ -42,12 +51,17 @@ def attempts(config: GenerateConfig) -> int:
 Once = Callable[[Prompt], Awaitable[Completion | None]]  # None: no answer was had, and the prompt is owed one
 
 
+def unanswerable(prompt: Prompt) -> Failure | None:
+    """Why an engine need not ask this prompt."""
+    if failure := failure_of(prompt):
+        return failure
+    return Failure.of(RejectReason.OVER_LENGTH, "no token is left for the answer") if prompt["max_tokens"] < 1 else None
+
+
 async def attempts_of(prompt: Prompt, once: Once, max_attempts: int, should_stop: StopCheck) -> list[Completion]:
     """The answers to a prompt, one an attempt, until it has its pairs. None once the run stops."""
-    if prompt["error"] is not None:
-        return [complete(prompt, error=prompt["error"])]
-    if prompt["max_tokens"] < 1:
-        return [complete(prompt, error=f"{RejectReason.OVER_LENGTH}: no token is left for the answer")]
+    if failure := unanswerable(prompt):
+        return [complete(prompt, failure=failure)]
     done: list[Completion] = []
     again: Prompt | None = prompt
     while again is not None and not should_stop():
@@ -65,15 +79,10 @@ async def as_they_end(tasks: Sequence[Awaitable[Any]]) -> AsyncIterator[Any]:
         yield await each
 
 
-def packed(answers: Sequence[Completion]) -> str:
-    """Answers as one value of a row."""
-    return json.dumps(list(answers))
-
-
 def unpacked(rows: pa.Table) -> pa.Table:
-    """Rows with packed ``answers`` → the completions."""
+    """Rows with a list of ``answers`` → the completions."""
     answers = rows["answers"].to_pylist() if rows.num_rows else []
-    return table([answer for packed in answers for answer in json.loads(packed)], COMPLETION_SCHEMA)
+    return table([answer for own in answers for answer in own or []], COMPLETION_SCHEMA)
 
 
 def taken(row: Mapping[str, Any], columns: Iterable[str]) -> Any:

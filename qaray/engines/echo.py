@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from qaray.asking.parse import question_key
+from qaray.asking.grammar import question_key, write_pairs
 from qaray.engines.guarded import guarded_answers, guarded_scores
 from qaray.engines.pool import worker_name
 from qaray.run.cluster import LIGHT
 from qaray.run.stopping import StopCheck
 from qaray.run.tries import Guard, Tries
-from qaray.schema import COMPLETION_SCHEMA, REQUEST_COLUMNS, FinishReason, Prompt, complete, scored, table
+from qaray.schema import (
+    COMPLETION_SCHEMA,
+    QA,
+    REQUEST_COLUMNS,
+    FinishReason,
+    Prompt,
+    complete,
+    failure_of,
+    scored,
+    table,
+)
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -92,13 +102,13 @@ class _Echo:
 
 
 def _answer(prompt: Prompt, seconds: float) -> Any:
-    if prompt["error"] is not None:
-        return complete(prompt, error=prompt["error"])
+    if failure := failure_of(prompt):
+        return complete(prompt, failure=failure)
     begun, began = time.perf_counter(), time.time()
     time.sleep(seconds)
     text = prompt["prompt"][prompt["paper_start"] : prompt["paper_end"]]
     words, finish = [], FinishReason.STOP
-    output = "\n\n".join(f"Q{i}: {q}\nA{i}: {a}" for i, (q, a) in enumerate(echo_pairs(text, prompt["num_qas"]), 1))
+    output = write_pairs(echo_pairs(text, prompt["num_qas"]))
     words = list(_WORD.finditer(output))
     if len(words) > prompt["max_tokens"]:
         finish = FinishReason.LENGTH
@@ -114,8 +124,8 @@ def _answer(prompt: Prompt, seconds: float) -> Any:
     )
 
 
-def echo_pairs(text: str, num_qas: int) -> list[tuple[str, str]]:
-    """At most ``num_qas`` (question, answer) pairs: sentences of the text, those with numbers first, and what they
+def echo_pairs(text: str, num_qas: int) -> list[QA]:
+    """At most ``num_qas`` pairs: sentences of the text, those with numbers first, and what they
     answer."""
     reach = max(num_qas * SHORTEST_USED, len(text) // 8)
     sentences = [" ".join(part.split()) for part in _SENTENCE_BREAK.split(text[:reach]) if part and part.strip()]
@@ -129,7 +139,7 @@ def echo_pairs(text: str, num_qas: int) -> list[tuple[str, str]]:
             pairs.append((i, question, sentences[i]))
             if len(pairs) == num_qas:
                 break
-    return [(question, sentence) for _, question, sentence in sorted(pairs)]
+    return [QA(Q=question, A=sentence) for _, question, sentence in sorted(pairs)]
 
 
 def _worth(sentence: str) -> int:
@@ -183,7 +193,7 @@ class _EchoScores:
     def _scores(self, requests: pa.Table) -> pa.Table:
         if self.should_stop():
             requests = requests.slice(0, 0)
-        rows = requests.select(REQUEST_COLUMNS).to_pylist()
+        rows = requests.select(list(REQUEST_COLUMNS)).to_pylist()
         answers = [[echo_logprobs(r["prefix"], suffix, r["choices"]) for suffix in r["suffixes"]] for r in rows]
         return scored(requests, answers, [None] * len(rows))
 

@@ -16,8 +16,10 @@ from typing import Any
 import click
 from aiohttp import web
 
+from qaray.asking.grammar import write_pairs
 from qaray.engines.echo import echo_pairs
 from qaray.models.tokenizer import load_tokenizer
+from qaray.schema import QA
 
 PAIRS = 5  # of an answer
 
@@ -88,8 +90,8 @@ class EchoServer:
     def _answer(self, prompt: Any, max_tokens: int) -> dict[str, Any]:
         ids = prompt if isinstance(prompt, list) else None
         text = prompt if ids is None else self.tokenizer.decode(ids) if self.tokenizer else ""
-        pairs = echo_pairs(text, PAIRS) or [("What is known about the echo?", "It repeats what it was sent.")]
-        output = "\n\n".join(f"Q{i}: {question}\nA{i}: {answer}" for i, (question, answer) in enumerate(pairs, 1))
+        pairs = echo_pairs(text, PAIRS) or [QA(Q="What is known about the echo?", A="It repeats what it was sent.")]
+        output = write_pairs(pairs)
         words = output.split(" ")
         cut = len(words) > max_tokens
         return {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qaray.asking.request import answer_is_complete
+from qaray.asking.grammar import answer_end
 from qaray.schema import FinishReason
 
 LONGEST_PERIOD = 200  # tokens of a loop that is recognised
@@ -23,20 +23,11 @@ def ending(
     ``tokens``: what was written, an end of text left out; empty where only the text is known. ``at_limit``: the limit
     was reached. ``of_itself``: the model wrote an end of text.
     """
-    if (end := answer_is_complete(text, num_qas)) is not None:
+    if (end := answer_end(text, num_qas)) is not None:
         return text[:end], FinishReason.STOP
     if not of_itself and runs_in_circles(tokens, text):
         return text, FinishReason.REPETITION
     return text, FinishReason.LENGTH if at_limit else FinishReason.STOP
-
-
-def stop_strings(num_qas: int) -> list[str]:
-    """Texts at which an answer of ``num_qas`` pairs is complete, the likely ones first: for engines that stop at fixed
-    strings only."""
-    after = num_qas + 1
-    heads = (f"\nQ{after}", f"\n**Q{after}", f"\nQuestion {after}")
-    likely = [*(head + ":" for head in heads), "\nEND\n"]
-    return [*likely, *(head + mark for head in heads for mark in ".)"), f"\n**Question {after}:"]
 
 
 def runs_in_circles(tokens: Sequence[int], text: str) -> bool:

@@ -8,9 +8,19 @@ from typing import Any
 import pyarrow as pa
 
 from qaray.run.tries import GIVEN_UP, Guard, OnRows, digest
-from qaray.schema import COMPLETION_SCHEMA, Completion, Prompt, RejectReason, complete, scored, table
+from qaray.schema import (
+    COMPLETION_SCHEMA,
+    Completion,
+    Failure,
+    Prompt,
+    RejectReason,
+    complete,
+    failure_of,
+    scored,
+    table,
+)
 
-TOO_MANY_DEATHS = f"{RejectReason.PROCESS_KILLED}: {GIVEN_UP}"  # the error of a row that is given up
+TOO_MANY_DEATHS = Failure(str(RejectReason.PROCESS_KILLED), GIVEN_UP)  # of a row that is given up
 
 
 def prompt_key(prompt: Mapping[str, Any]) -> str:
@@ -25,7 +35,7 @@ def request_key(request: Mapping[str, Any]) -> str:
 
 def given_up(prompt: Prompt) -> Completion:
     """The answer to a prompt that killed its processes."""
-    return complete(prompt, error=prompt["error"] or TOO_MANY_DEATHS)
+    return complete(prompt, failure=failure_of(prompt) or TOO_MANY_DEATHS)
 
 
 def guarded_answers(guard: Guard, prompts: pa.Table, answers: OnRows) -> pa.Table:

@@ -17,16 +17,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qaray.asking.request import pairs_schema
+from qaray.asking.grammar import json_schema, stop_strings
 from qaray.config import ConfigError, GenerateConfig
-from qaray.engines.attempts import as_they_end, attempts, attempts_of, packed, stream_seed, taken, unpacked
-from qaray.engines.base import PROMPT_COLUMNS, error_text
-from qaray.engines.endings import ending, stop_strings
+from qaray.engines.attempts import as_they_end, attempts, attempts_of, stream_seed, taken, unpacked
+from qaray.engines.endings import ending
 from qaray.engines.pool import Share
 from qaray.run.cluster import LIGHT, quiet_llm
 from qaray.run.directory import RunError
 from qaray.run.stopping import StopCheck
-from qaray.schema import Completion, Prompt, RejectReason, complete
+from qaray.schema import PROMPT_COLUMNS, Completion, Failure, Prompt, RejectReason, complete
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -170,7 +169,7 @@ class _Answers:
             began = time.time()
             return self._completion(asked, await endpoint(self._payload(asked, text)), began)
 
-        return {"answers": packed(await attempts_of(prompt, once, attempts(self.config), self.should_stop))}
+        return {"answers": await attempts_of(prompt, once, attempts(self.config), self.should_stop)}
 
     @staticmethod
     def keep(row: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +186,7 @@ class _Answers:
             "seed": stream_seed(config.seed, prompt["doi"], prompt["window"], prompt["attempt"]) % 2**31,
         }
         if config.structured:
-            schema = {"name": "pairs", "schema": pairs_schema(prompt["num_qas"])}
+            schema = {"name": "pairs", "schema": json_schema(prompt["num_qas"])}
             payload["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif config.min_gen_len:
             payload["min_tokens"] = config.min_gen_len
@@ -201,7 +200,7 @@ class _Answers:
             code, words = _refusal(response)
             if code in NOT_THE_PROMPT:
                 return None
-            return complete(prompt, error=error_text(RejectReason.ENGINE_ERROR, f"the endpoint: {words}"))
+            return complete(prompt, failure=Failure.of(RejectReason.ENGINE_ERROR, f"the endpoint: {words}"))
         text, said = choices[0].get("text") or "", choices[0].get("finish_reason")
         text, reason = ending(
             prompt["opening"] + text, [], prompt["num_qas"], at_limit=said == "length", of_itself=said == "stop"

@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from qaray.asking.request import pairs_schema
+from qaray.asking.grammar import json_schema, stop_strings
 from qaray.config import ConfigError, EngineConfig, GenerateConfig
-from qaray.engines.attempts import as_they_end, attempts, attempts_of, packed, stream_seed, taken, unpacked
-from qaray.engines.base import PROMPT_COLUMNS, error_text
+from qaray.engines.attempts import as_they_end, attempts, attempts_of, stream_seed, taken, unpacked
 from qaray.engines.choices import Asked, tokenised
-from qaray.engines.endings import LONGEST_PERIOD, LOOP_TOKENS, ending, stop_strings
+from qaray.engines.endings import LONGEST_PERIOD, LOOP_TOKENS, ending
 from qaray.engines.guarded import TOO_MANY_DEATHS, given_up, prompt_key, request_key
 from qaray.engines.pool import Share, actor_name, actors_in_words, worker_name
 from qaray.engines.site import Site
@@ -36,7 +34,19 @@ from qaray.models.tokenizer import eos_ids, load_tokenizer
 from qaray.run.cluster import LIGHT, debugging, quiet_llm
 from qaray.run.stopping import StopCheck
 from qaray.run.tries import Guard, Tries
-from qaray.schema import REQUEST_COLUMNS, Completion, Prompt, RejectReason, ScoreRequest, complete, with_scores
+from qaray.schema import (
+    PROMPT_COLUMNS,
+    REQUEST_COLUMNS,
+    Completion,
+    Failure,
+    Prompt,
+    RejectReason,
+    ScoreRequest,
+    complete,
+    failed,
+    failure_of,
+    with_scores,
+)
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -244,7 +254,7 @@ class _Answers:
             return self._completion(asked, output)
 
         done = await attempts_of(prompt, once, attempts(self.config), self.should_stop)
-        return {"answers": packed(done)}
+        return {"answers": done}
 
     @staticmethod
     def keep(row: dict[str, Any]) -> dict[str, Any]:
@@ -257,7 +267,7 @@ class _Answers:
     @staticmethod
     def give_up(row: dict[str, Any]) -> dict[str, Any]:
         prompt: Prompt = taken(row, PROMPT_COLUMNS)
-        return {"answers": packed([given_up(prompt)])}
+        return {"answers": [given_up(prompt)]}
 
     def _parameters(self, prompt: Prompt) -> dict[str, Any]:
         from vllm.sampling_params import RepetitionDetectionParams
@@ -272,7 +282,7 @@ class _Answers:
             "min_tokens": config.min_gen_len,
         }
         if config.structured:
-            parameters["structured_outputs"] = {"json": pairs_schema(prompt["num_qas"])}
+            parameters["structured_outputs"] = {"json": json_schema(prompt["num_qas"])}
         elif not config.min_gen_len:
             parameters["stop"] = stop_strings(prompt["num_qas"])
             parameters["repetition_detection"] = RepetitionDetectionParams(
@@ -282,7 +292,7 @@ class _Answers:
 
     def _completion(self, prompt: Prompt, output: dict[str, Any]) -> Completion:
         if problem := output["__inference_error__"]:
-            return complete(prompt, error=error_text(RejectReason.ENGINE_ERROR, problem))
+            return complete(prompt, failure=Failure.of(RejectReason.ENGINE_ERROR, problem))
         ids = list(output["generated_tokens"])
         of_itself = bool(ids) and ids[-1] in self.eos_ids
         at_limit = len(ids) >= prompt["max_tokens"] and not of_itself
@@ -313,13 +323,12 @@ class _Scores:
 
     async def __call__(self, row: dict[str, Any], engine: Any) -> dict[str, Any]:
         if self.should_stop():
-            return {"result": ""}
+            return _result(None, None)
         request: ScoreRequest = taken(row, REQUEST_COLUMNS)
         try:
-            return {"result": json.dumps({"logprobs": await self._logprobs(request, engine), "error": None})}
+            return _result(await self._logprobs(request, engine), None)
         except ValueError as problem:
-            error = error_text(RejectReason.ENGINE_ERROR, problem)
-            return {"result": json.dumps({"logprobs": None, "error": error})}
+            return _result(None, Failure.of(RejectReason.ENGINE_ERROR, problem))
 
     @staticmethod
     def key(row: dict[str, Any]) -> str:
@@ -327,7 +336,7 @@ class _Scores:
 
     @staticmethod
     def give_up(row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": json.dumps({"logprobs": None, "error": TOO_MANY_DEATHS})}
+        return _result(None, TOO_MANY_DEATHS)
 
     @staticmethod
     def keep(row: dict[str, Any]) -> dict[str, Any]:
@@ -358,6 +367,11 @@ class _Scores:
         return {token: given[token]["logprob"] for token in tokens}
 
 
+def _result(logprobs: list[list[float]] | None, failure: Failure | None) -> dict[str, Any]:
+    """A ScoreResult as one value of a row; neither of the two: the request was not asked."""
+    return {"result": {"logprobs": logprobs or [], **failed(failure)}}
+
+
 def _with_parameters(row: dict[str, Any]) -> dict[str, Any]:
     """The stage asks for this column; the parameters of each request are made where it is sent."""
     return {PARAMETERS: ""}
@@ -366,10 +380,11 @@ def _with_parameters(row: dict[str, Any]) -> dict[str, Any]:
 def _unpacked_scores(rows: pa.Table) -> pa.Table:
     if not rows.num_rows:
         return rows
-    rows = rows.filter(pc.not_equal(rows["result"], ""))  # what the run's stop turned away
-    results = [json.loads(result) for result in rows["result"].to_pylist()]
-    logprobs, errors = [result["logprobs"] for result in results], [result["error"] for result in results]
-    return with_scores(rows.drop_columns(["result"]), logprobs, errors)
+    results = rows["result"].to_pylist()
+    answered = [n for n, own in enumerate(results) if own["logprobs"] or own["reason"]]  # not what the stop turned away
+    rows = rows.take(pa.array(answered, pa.int64())).drop_columns(["result"])
+    logprobs = [results[n]["logprobs"] or None for n in answered]
+    return with_scores(rows, logprobs, [failure_of(results[n]) for n in answered])
 
 
 def _eos_ids(config: EngineConfig) -> frozenset[int]:

@@ -19,7 +19,7 @@ from qaray.evaluate.tables import COVERAGE, QUESTIONS, Table
 from qaray.metrics.coverage import coverage, evidence
 from qaray.run.directory import Run
 from qaray.run.tries import Tries
-from qaray.schema import Paired
+from qaray.schema import Failure, Paired, Questions, ScoreReason, columns, failed, failure_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -45,6 +45,7 @@ TEXT_SCHEMA = pa.schema(
         ("queries", pa.list_(pa.string())),
         ("documents", pa.list_(pa.string())),
         ("questions", pa.list_(pa.string())),
+        ("pair_ids", pa.list_(pa.string())),
     ]
 )
 
@@ -77,6 +78,7 @@ def _texts(paper: Paired, wanted: list[str]) -> dict[str, Any]:
         "queries": [f"{pair['Q']}\n{pair['A']}" for pair in paper["pairs"]] if for_coverage else [],
         "documents": split_sentences(paper["txt"]) if for_coverage else [],
         "questions": [pair["Q"] for pair in paper["pairs"]] if for_questions else [],
+        "pair_ids": [pair["pair_id"] for pair in paper["pairs"]],
     }
 
 
@@ -98,25 +100,27 @@ def _coverage_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
 def _question_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     if QUESTIONS.name not in row["wanted"]:
         return []
-    return [{**score_key(row), "questions": row["questions"], "vectors": row["vectors"]}]
+    return [{name: row[name] for name in columns(Questions)}]
 
 
 def _coverage_row(row: dict[str, Any]) -> dict[str, Any]:
     matrix, sentences = np.asarray(row["matrix"], dtype=np.float32), row["documents"]
     result = {
         **score_key(row),
+        "pair_ids": row["pair_ids"],
         "sentences": sentences,
         "matrix": row["matrix"],
         "pair_tokens_lost": row["query_tokens_lost"],
         "sentence_tokens_lost": row["document_tokens_lost"],
         "evidence": [],
     }
-    if row["error"]:
-        return {**result, "problem": row["error"]}
-    if not row["queries"]:
-        return {**result, "problem": "no_pairs"}
-    if not np.isfinite(matrix).all():
-        return {**result, "problem": NOT_FINITE}
+    failure = failure_of(row)
+    if failure is None and not row["queries"]:
+        failure = Failure(ScoreReason.NO_PAIRS)
+    if failure is None and not np.isfinite(matrix).all():
+        failure = NOT_FINITE
+    if failure is not None:
+        return {**result, **failed(failure)}
     found = coverage(matrix)
     return {
         **result,
@@ -129,5 +133,5 @@ def _coverage_row(row: dict[str, Any]) -> dict[str, Any]:
             [{"sentence": j, "text": sentences[j].strip(), "score": float(matrix[i, j])} for j in best]
             for i, best in enumerate(evidence(matrix))
         ],
-        "problem": None,
+        **failed(None),
     }

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from qaray.evaluate.rubrics import RacarAsked, SimilarityAsked
 from qaray.metrics import racar, similarity
 from qaray.metrics.grounding import leans_on
-from qaray.schema import DIMENSIONS, RejectReason
+from qaray.schema import DIMENSIONS, Failure, ScoreReason, failed
 
-NOT_FINITE = "not_finite: the model gave values that are no numbers"
+NOT_FINITE = Failure(str(ScoreReason.NOT_FINITE), "the model gave values that are no numbers")
 
 
-def similarity_row(key: dict[str, Any], about: str, logprobs: list[list[float]] | None, error: str | None) -> Any:
+def similarity_row(
+    key: dict[str, Any], known: SimilarityAsked, logprobs: list[list[float]] | None, failure: Failure | None
+) -> Any:
     """The row of similarity.parquet: a record for each pair of questions, judged or not."""
-    known = json.loads(about)
+    questions = len(known["pair_ids"])
     answers = dict(zip(known["places"], logprobs or [], strict=False))
     scores = {
         place: similarity.expected_level(own, similarity.LEVELS) / 100
         for place, own in answers.items()
         if similarity.is_grade(own)
     }
-    judged = {tuple(pair): n for n, pair in enumerate(known["asked"])}
+    judged = {(pair["i"], pair["j"]): n for n, pair in enumerate(known["asked"])}
     pairs = []
-    for (i, j), cosine in zip(similarity.question_pairs(known["questions"]), known["cosines"], strict=True):
+    for (i, j), cosine in zip(similarity.question_pairs(questions), known["cosines"], strict=True):
         n = judged.get((i, j))
         one, other = (None, None) if n is None else (scores.get(2 * n), scores.get(2 * n + 1))
         pairs.append({"i": i, "j": j, "cosine": cosine, "judge": one, "judge_swapped": other})
@@ -34,37 +36,38 @@ def similarity_row(key: dict[str, Any], about: str, logprobs: list[list[float]] 
     control = [
         {"kind": kind, "score": scores[first + n]} for n, kind in enumerate(known["control"]) if first + n in scores
     ]
-    problem = error
-    if problem is None and known["questions"] < 2:
-        problem = "fewer_than_two_pairs"
-    if problem is None and (len(scores) < len(answers) or None in known["cosines"]):
-        problem = NOT_FINITE
-    if problem is None and len(scores) < len(known["asked"]) * 2 + len(known["control"]):
-        problem = f"{RejectReason.OVER_LENGTH}: some questions exceed the judge's context"
-    return {**key, "pairs": pairs, "control": control, "problem": problem}
+    if failure is None and questions < 2:
+        failure = Failure(ScoreReason.FEWER_THAN_TWO_PAIRS)
+    if failure is None and (len(scores) < len(answers) or None in known["cosines"]):
+        failure = NOT_FINITE
+    if failure is None and len(scores) < len(known["asked"]) * 2 + len(known["control"]):
+        failure = Failure.of(ScoreReason.OVER_LENGTH, "some questions exceed the judge's context")
+    return {**key, "pair_ids": known["pair_ids"], "pairs": pairs, "control": control, **failed(failure)}
 
 
-def racar_rows(key: dict[str, Any], about: str, logprobs: list[list[float]] | None, error: str | None) -> Iterator[Any]:
+def racar_rows(
+    key: dict[str, Any], known: RacarAsked, logprobs: list[list[float]] | None, failure: Failure | None
+) -> Iterator[Any]:
     """The rows of racar.parquet, one a pair."""
-    known = json.loads(about)
     own: dict[int, dict[str, list[float]]] = {}
     swapped: dict[int, dict[str, list[float]]] = {}
     answers = iter(logprobs or [])
     not_finite = set()
-    for qa, is_swapped in known["asked"] if logprobs is not None else []:
+    for asked in known["asked"] if logprobs is not None else []:
+        qa, is_swapped = asked["qa"], asked["swapped"]
         grades = {name: next(answers) for name in DIMENSIONS}
         if all(map(similarity.is_grade, grades.values())):
             (swapped if is_swapped else own)[qa] = grades
         elif not is_swapped:
             not_finite.add(qa)
-    for qa, question in enumerate(known["questions"]):
-        problem = error
+    for qa, (question, pair_id) in enumerate(zip(known["questions"], known["pair_ids"], strict=True)):
+        own_failure = failure
         if qa in known["empty"]:
-            problem = "empty_question" if not question.strip() else "empty_answer"
+            own_failure = Failure(ScoreReason.EMPTY_ANSWER if question.strip() else ScoreReason.EMPTY_QUESTION)
         elif qa in known["too_long"]:
-            problem = f"{RejectReason.OVER_LENGTH}: the pair exceeds a quarter of the judge's context"
+            own_failure = Failure.of(ScoreReason.OVER_LENGTH, "the pair exceeds a quarter of the judge's context")
         elif qa in not_finite:
-            problem = NOT_FINITE
+            own_failure = NOT_FINITE
         graded = own.get(qa)
         expected = {
             name: similarity.expected_level(graded[name], racar.LEVELS) if graded else None for name in DIMENSIONS
@@ -73,6 +76,7 @@ def racar_rows(key: dict[str, Any], about: str, logprobs: list[list[float]] | No
         yield {
             **key,
             "qa": qa,
+            "pair_id": pair_id,
             **expected,
             **{f"{name}_argmax": level for name, level in likeliest.items()},
             "passes": racar.passes(expected, self_contained=leans_on(question) is None) if graded else None,
@@ -82,5 +86,5 @@ def racar_rows(key: dict[str, Any], about: str, logprobs: list[list[float]] | No
                 if qa in swapped
                 else None
             ),
-            "problem": problem,
+            **failed(own_failure),
         }

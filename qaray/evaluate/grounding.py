@@ -12,7 +12,7 @@ from qaray.evaluate.measure import Context, Stage, lightly, score_key
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import COVERAGE, GROUNDING
 from qaray.metrics.grounding import leans_on, mentions, overlap, quantities, stands_in
-from qaray.schema import Paired
+from qaray.schema import Failure, Paired, ScoreReason, failed
 
 
 def grounding(context: Context) -> Stage:
@@ -53,6 +53,7 @@ def _grounding_rows(paper: Paired, best: list[Any] | None) -> Iterator[dict[str,
         yield {
             **score_key(paper),
             "qa": qa,
+            "pair_id": pair["pair_id"],
             "numbers": len(numbers),
             "numbers_found": len(numbers) - len(missing),
             "missing": missing,
@@ -60,5 +61,5 @@ def _grounding_rows(paper: Paired, best: list[Any] | None) -> Iterator[dict[str,
             "leans_on": leaning,
             "answer_words": len(pair["A"].split()),
             "overlap": shared,
-            "problem": None if pair["A"].strip() else "empty_answer",
+            **failed(None if pair["A"].strip() else Failure(ScoreReason.EMPTY_ANSWER)),
         }

@@ -15,13 +15,13 @@ from qaray.engines import Engine, Site
 from qaray.evaluate.controls import CONTROL_PAIRS, other_answers, other_questions
 from qaray.evaluate.grades import racar_rows, similarity_row
 from qaray.evaluate.measure import ROW_KEY, ROWS_AT_ONCE, Context, Stage, lightly, score_key, tables_of, write_scores
-from qaray.evaluate.rubrics import JudgePrompts
+from qaray.evaluate.rubrics import JudgePrompts, RacarAsked, SimilarityAsked
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import QUESTIONS, RACAR, SIMILARITY, Table
 from qaray.models.planner import ModelPlan
 from qaray.models.tokenizer import tokenizer_of
 from qaray.run.directory import Run
-from qaray.schema import Paired
+from qaray.schema import Paired, ScoreRequest, arrow_schema, arrow_type, failure_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -43,10 +43,9 @@ REQUEST_SCHEMA = pa.schema(
     [
         *ROW_KEY,
         ("table", pa.string()),
-        ("about", pa.string()),
-        ("prefix", pa.string()),
-        ("suffixes", pa.list_(pa.string())),
-        ("choices", pa.list_(pa.string())),
+        (SIMILARITY.name, arrow_type(SimilarityAsked)),  # what the suffixes are about, in a row of that table
+        (RACAR.name, arrow_type(RacarAsked)),
+        *arrow_schema(ScoreRequest),
     ]
 )
 REQUESTS_PER_BLOCK = {"cpu": 8, "cuda": 64}  # up to half a minute of work
@@ -93,17 +92,17 @@ class _ReadRequests:
                     own = np.asarray(vectors[paper["doi"]]["vectors"], dtype=np.float32)
                     others = other_questions(pairs, place, len(paper["pairs"])) if control else []
                     cosines = own @ own.T if len(own) else np.zeros((0, 0))
-                    rows.append(self._row(paper, SIMILARITY, prompts.similarity(paper, cosines, others).row))
+                    rows.append(self._row(paper, SIMILARITY, *prompts.similarity(paper, cosines, others)))
                 if paper["doi"] in owed.get(RACAR.name, ()):
                     answers = other_answers(pairs, place, CONTROL_PAIRS) if control else []
-                    rows.append(self._row(paper, RACAR, prompts.racar(paper, answers).row))
+                    rows.append(self._row(paper, RACAR, *prompts.racar(paper, answers)))
                 if len(rows) >= ROWS_AT_ONCE:
                     yield from tables_of(rows, REQUEST_SCHEMA)
                     rows = []
             yield from tables_of(rows, REQUEST_SCHEMA)
 
-    def _row(self, paper: Paired, scores: Table, request: dict[str, Any]) -> dict[str, Any]:
-        return {**score_key(paper), "shard": paper["shard"], "table": scores.name, **request}
+    def _row(self, paper: Paired, scores: Table, request: ScoreRequest, about: Any) -> dict[str, Any]:
+        return {**score_key(paper), "shard": paper["shard"], "table": scores.name, scores.name: about, **request}
 
 
 def _is_chosen(doi: str, share: float) -> bool:
@@ -126,10 +125,10 @@ class _WriteJudged:
 def _similarity_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     if row["table"] != SIMILARITY.name:
         return []
-    return [similarity_row(score_key(row), row["about"], row["logprobs"], row["error"])]
+    return [similarity_row(score_key(row), row[SIMILARITY.name], row["logprobs"], failure_of(row))]
 
 
 def _racar_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
     if row["table"] != RACAR.name:
         return []
-    return list(racar_rows(score_key(row), row["about"], row["logprobs"], row["error"]))
+    return list(racar_rows(score_key(row), row[RACAR.name], row["logprobs"], failure_of(row)))

@@ -17,7 +17,7 @@ from qaray.run.directory import Run, RunError
 from qaray.run.events import tell
 from qaray.run.lease import Lease
 from qaray.run.stopping import StopCheck
-from qaray.schema import SCORE_KEY, Paired
+from qaray.schema import Paired, ScoreKey, arrow_schema
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -121,7 +121,7 @@ def score_key(row: Any) -> dict[str, Any]:
     return {"doi": row["doi"], "digest": row["digest"]}
 
 
-ROW_KEY = [*SCORE_KEY, ("shard", pa.string())]
+ROW_KEY = [*arrow_schema(ScoreKey), ("shard", pa.string())]
 
 
 def tables_of(rows: list[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -135,10 +135,11 @@ def write_scores(run: Run, scores: Table, rows: list[Any], make: Callable[[Any],
         made = make(row)
         by_shard.setdefault(row["shard"], []).extend(made)
         for scored in made:
-            problem, place = scored.get("problem"), {"qa": scored["qa"]} if "qa" in scored else {}
-            level = WARNING if problem else DEBUG
-            tell(
-                "not_measured" if problem else "measured", run, scores.name, row["doi"], level, problem=problem, **place
-            )
+            place = {name: scored[name] for name in ("qa", "pair_id") if name in scored}
+            if scored.get("reason"):
+                why = {"reason": scored["reason"], "detail": scored["detail"]}
+                tell("not_measured", run, scores.name, row["doi"], WARNING, **why, **place)
+            else:
+                tell("measured", run, scores.name, row["doi"], DEBUG, **place)
     for shard, own in by_shard.items():
         scores.write(run, shard, own)

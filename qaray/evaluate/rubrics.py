@@ -10,17 +10,16 @@ The corpus shares the rubrics, 50 judgements a paper, and five judgements a pair
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from qaray.asking.templates import Template, Tokenizer
 from qaray.evaluate.controls import CONTROL_KINDS, paraphrase
 from qaray.metrics import racar, similarity
-from qaray.schema import DIMENSIONS, Paired, ScoreRequest
+from qaray.schema import DIMENSIONS, Int32, Paired, ScoreRequest
 
 INSTRUCTION = "You are a strict and fair examiner in the natural sciences. You answer with the grade only."
 SIMILARITY_RUBRIC = """Two exam questions are compared. How far do they ask for the same thing? The score is one of 0, \
@@ -48,6 +47,41 @@ ONE_PAIR = "Question: {question}\nAnswer: {answer}"
 SHARE_FOR_PAIRS = 0.25  # of the judge's context, at most; the paper has the rest
 
 
+class AskedQuestions(TypedDict):
+    """Two questions of a paper that are compared, in both orders."""
+
+    i: Int32
+    j: Int32
+
+
+class SimilarityAsked(TypedDict):
+    """What the suffixes of a similarity request are about: both orders of ``asked``, then the controls."""
+
+    places: list[Int32]  # numbers of the suffixes that fit the judge's context
+    asked: list[AskedQuestions]
+    cosines: list[float | None]  # of all pairs of questions
+    control: list[str]  # kinds
+    pair_ids: list[str]  # [Q]
+
+
+class AskedPair(TypedDict):
+    """A pair that is graded; ``swapped``: with an answer of another paper."""
+
+    qa: Int32
+    swapped: bool
+
+
+class RacarAsked(TypedDict):
+    """What the suffixes of a RACAR request are about, five to a pair."""
+
+    asked: list[AskedPair]
+    too_long: list[Int32]  # indices of pairs that are not asked
+    empty: list[Int32]
+    lost: int  # tokens of the paper that the judge's context does not hold
+    questions: list[str]  # [Q]
+    pair_ids: list[str]  # [Q]
+
+
 @dataclass(frozen=True)
 class JudgePrompts:
     """Papers with their pairs to requests for the scorer, and its answers to scores."""
@@ -57,7 +91,9 @@ class JudgePrompts:
     seq_len: int  # of the judge, tokens
     judge_above: float = -1.0
 
-    def similarity(self, paper: Paired, cosines: np.ndarray, others: Sequence[str]) -> Request:
+    def similarity(
+        self, paper: Paired, cosines: np.ndarray, others: Sequence[str]
+    ) -> tuple[ScoreRequest, SimilarityAsked]:
         """Both orders of all pairs of questions that are near enough, and the control against ``others``, questions of
         other papers (none: no control)."""
         questions = [self._literal(pair["Q"]) for pair in paper["pairs"]]
@@ -76,22 +112,22 @@ class JudgePrompts:
         prefix, tail = self._frame(SIMILARITY_RUBRIC)
         suffixes = [TWO_QUESTIONS.format(first=a, second=b) + tail + "Score: " for a, b in texts]
         fits = self._that_fit(prefix, suffixes)
-        return Request(
+        return (
             ScoreRequest(
                 prefix=prefix,
                 suffixes=[suffixes[place] for place in fits],
                 choices=[f"{level}\n" for level in similarity.LEVELS],  # the line's end tells 10 from 100
             ),
-            {
-                "places": fits,
-                "asked": asked,
-                "cosines": [_finite(cosines[i, j]) for i, j in similarity.question_pairs(len(questions))],
-                "control": [kind for kind, _, _ in control],
-                "questions": len(questions),
-            },
+            SimilarityAsked(
+                places=fits,
+                asked=[AskedQuestions(i=i, j=j) for i, j in asked],
+                cosines=[_finite(cosines[i, j]) for i, j in similarity.question_pairs(len(questions))],
+                control=[kind for kind, _, _ in control],
+                pair_ids=[pair["pair_id"] for pair in paper["pairs"]],
+            ),
         )
 
-    def racar(self, paper: Paired, others: Sequence[str]) -> Request:
+    def racar(self, paper: Paired, others: Sequence[str]) -> tuple[ScoreRequest, RacarAsked]:
         """All dimensions of every pair, and the control: the first pairs with ``others``, answers of other papers."""
         pairs, literal = paper["pairs"], self._literal
         places = [i for i, pair in enumerate(pairs) if pair["Q"].strip() and pair["A"].strip()]
@@ -105,15 +141,16 @@ class JudgePrompts:
         room = self.seq_len - max((lengths[n] for n in kept), default=0) - self.tokenizer.count([head])[0] - 32
         text, lost = self._cut(literal(paper["txt"]), room)
         suffixes = [f"{heads[n]}{name.capitalize()}: " for n in kept for name in DIMENSIONS]
-        return Request(
+        return (
             ScoreRequest(prefix=head + text, suffixes=suffixes, choices=[str(level) for level in racar.LEVELS]),
-            {
-                "asked": [[asked[n][0], asked[n][3]] for n in kept],
-                "too_long": sorted({asked[n][0] for n in set(range(len(asked))) - set(kept) if not asked[n][3]}),
-                "lost": lost,
-                "questions": [pair["Q"] for pair in pairs],
-                "empty": [i for i in range(len(pairs)) if i not in set(places)],
-            },
+            RacarAsked(
+                asked=[AskedPair(qa=asked[n][0], swapped=asked[n][3]) for n in kept],
+                too_long=sorted({asked[n][0] for n in set(range(len(asked))) - set(kept) if not asked[n][3]}),
+                empty=[i for i in range(len(pairs)) if i not in set(places)],
+                lost=lost,
+                questions=[pair["Q"] for pair in pairs],
+                pair_ids=[pair["pair_id"] for pair in pairs],
+            ),
         )
 
     def _frame(self, rubric: str) -> tuple[str, str]:
@@ -138,18 +175,6 @@ class JudgePrompts:
 
     def _literal(self, text: str) -> str:
         return self.tokenizer.literal(text.replace("\0", " "))
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request for the scorer, and what its suffixes are about: JSON that comes back with the answer."""
-
-    request: ScoreRequest
-    about: dict[str, Any]
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return {**self.request, "about": json.dumps(self.about)}
 
 
 def _finite(value: float) -> float | None:

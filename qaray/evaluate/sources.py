@@ -5,12 +5,9 @@ Both are read shard by shard, and the shard's name goes with the paper.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
-
-import pyarrow as pa
 
 from qaray.asking.templates import WordTokenizer
 from qaray.config import EvaluateConfig
@@ -20,11 +17,11 @@ from qaray.corpus.records import digest, paired_fields
 from qaray.generate.answers import read_answers
 from qaray.generate.merge import paper_outcome
 from qaray.run.directory import Run
+from qaray.run.rejects import rejected_file
 from qaray.run.stopping import StopCheck
-from qaray.schema import PAIRS, PAPER_SCHEMA, Paired, Parsed
+from qaray.schema import PAIRED_SCHEMA, Paired, Parsed
 
-PAIRED_SCHEMA = pa.schema([*PAPER_SCHEMA, ("pairs", PAIRS), ("digest", pa.string())])
-ANSWER_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "finish_reason", "error", "pairs"]
+ANSWER_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "finish_reason", "reason", "detail", "pairs"]
 
 
 class Key(NamedTuple):
@@ -152,9 +149,9 @@ def open_source(
             old.remove()
     intake = Intake(config.processed_output, config.papers_per_shard, fields=paired_fields, schema=PAIRED_SCHEMA)
     ingested = ingest(intake, run, WordTokenizer().count, should_stop, report)
-    with (run.root / "rejected.jsonl").write() as stream:
+    with rejected_file(run.root) as reject:
         for row in run.rejected_records():
-            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            reject(row)
     return ProcessedPapers(run), ingested.rejected
 
 

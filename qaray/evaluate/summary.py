@@ -16,7 +16,7 @@ from qaray.evaluate.tables import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILAR
 from qaray.metrics import similarity
 from qaray.metrics.statistics import histogram, interval_of_mean
 from qaray.run.cluster import in_order
-from qaray.schema import DIMENSIONS, SCORE_KEY
+from qaray.schema import DIMENSIONS, ScoreKey, arrow_schema
 
 # Metric → (lowest, highest) of its histogram, None where it has no bounds.
 BOUNDS: dict[str, tuple[float, float] | None] = {
@@ -42,7 +42,8 @@ BY_TABLE = {
     GROUNDING.name: ("numbers_found", "self_contained", "answer_words", "evidence_overlap"),
 }
 PAPER_SCORES = Table(
-    "paper_scores", pa.schema([*SCORE_KEY, ("pairs", pa.int32()), *((name, pa.float64()) for name in BOUNDS)])
+    "paper_scores",
+    pa.schema([*arrow_schema(ScoreKey), ("pairs", pa.int32()), *((name, pa.float64()) for name in BOUNDS)]),
 )
 CHANCE = 0.65  # a judge whose control AUC is below it is hardly better than chance
 
@@ -51,7 +52,7 @@ CHANCE = 0.65  # a judge whose control AUC is below it is hardly better than cha
 class Tally:
     """Sums over papers and pairs beyond the papers' own scores. Addable."""
 
-    problems: Counter[str] = field(default_factory=Counter)  # "table: problem" → rows
+    problems: Counter[str] = field(default_factory=Counter)  # "table: reason" → rows
     question_pairs: int = 0
     judged: int = 0  # question pairs that were judged in both orders
     flagged: int = 0
@@ -139,7 +140,7 @@ def _merge_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tup
         for paper, rows in zip(papers, each.merge(context.run, shard, keys), strict=True):
             paper.update(dict.fromkeys(BY_TABLE[each.name]))
             paper.update(add[each.name](rows, tally))
-            tally.problems.update(f"{each.name}: {row['problem'].split(': ')[0]}" for row in rows if row["problem"])
+            tally.problems.update(f"{each.name}: {row['reason']}" for row in rows if row["reason"])
     if SIMILARITY in tables:
         QUESTIONS.merge(context.run, shard, keys)
     PAPER_SCORES.replace(context.run, shard, papers)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qaray.asking.request import Request
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune import examples as ex
 from qaray.finetune.deepspeed import DeepSpeedPlan, read_config
@@ -33,6 +34,7 @@ from qaray.run import cluster as runtime
 from qaray.run.directory import Run, RunError, identity_hash, logged_steps, utc_now
 from qaray.run.lease import lease
 from qaray.run.manifests import versions
+from qaray.run.rejects import rejected_file
 from qaray.run.storage import Location
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Job:
 
     config: FineTuneConfig
     plan: ModelPlan
+    request: Request | None  # that the examples were made with, if it is known
     flags: dict[str, str]
     deepspeed: DeepSpeedPlan | None
     checkpoints_kept: int | None
@@ -77,9 +80,10 @@ def decide(config: FineTuneConfig) -> Job:
     if config.deepspeed:
         deepspeed = read_config(config.deepspeed, arguments, set(flags), config.num_workers)
     plan = plan_training(config)
-    contract_of(config, plan)
+    request = ex.request_of(config)
+    contract_of(config, plan, request)
     limit = arguments.save_total_limit
-    return Job(config, plan, flags, deepspeed, limit if limit and limit > 0 else None)
+    return Job(config, plan, request, flags, deepspeed, limit if limit and limit > 0 else None)
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -195,10 +199,10 @@ def prepare(job: Job, run: Run, say: Callable[[str], None]) -> dict[str, ex.Prep
     if job.config.eval_data_path:
         known_as = json.dumps([ex.identity_of(job.config.eval_data_path), known_as])
         prepared["eval"] = ex.prepare(job.config.eval_data_path, run.root / "eval_examples", factory, known_as)
-    with (run.root / "rejected.jsonl").write() as stream:
+    with rejected_file(run.root) as reject:
         for each in prepared.values():
             for row in ex.rejected(each.folder):
-                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                reject(row)
     for name, each in prepared.items():
         c = each.counts
         say(
@@ -233,7 +237,7 @@ def _train(
         examples=prepared["train"].folder,
         eval_examples=prepared["eval"].folder if "eval" in prepared else None,
         log=run.training_log,
-        contract=contract_of(config, job.plan).model_dump(),
+        contract=contract_of(config, job.plan, job.request).model_dump(),
         identity=name,
         resume=resume_point(job.checkpoints, say),
     )

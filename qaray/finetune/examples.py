@@ -12,15 +12,18 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qaray.asking.request import Request
 from qaray.asking.templates import Template, Tokenizer
-from qaray.config import FineTuneConfig
+from qaray.config import ConfigError, FineTuneConfig
 from qaray.corpus.readers.dispatch import SUFFIXES, read_records
 from qaray.corpus.records import Problem, encodable, type_name
+from qaray.models.templates import named_request
 from qaray.models.tokenizer import load_tokenizer
 from qaray.run.cluster import LIGHT
 from qaray.run.directory import RunError
@@ -30,6 +33,7 @@ from qaray.schema import EXAMPLE_SCHEMA, REJECTED_SCHEMA, Example, Rejected, Rej
 FIELDS = ("instruction", "input", "output")
 ROWS = 32  # examples tokenised, and written, together
 KEPT_END = 512  # tokens of an input's end that shortening leaves alone: the query stands there
+COMPARED = 20  # records that are compared with the request
 IGNORED = -100  # label of a token that carries no loss
 
 
@@ -118,6 +122,27 @@ class EncoderFactory:
         return Encoder(self.template, tokenizer, eos, config.model_max_length, config.overlength)
 
 
+def request_of(config: FineTuneConfig) -> Request | None:
+    """The request that the examples were made with; None where they were made without one of qaray's.
+
+    The first records are compared with it. Raises ConfigError if they differ from the request that a flag names.
+    """
+    request = named_request(config.request, config.language)
+    records = (record for file in data_files(config.data_path) for record in read_records(file, FIELDS))
+    for record in islice(records, COMPARED):
+        try:
+            text = example_fields(record.value)["input"] if record.problem is None else None
+        except Problem:
+            continue
+        if text is not None and not request.matches(text):
+            if config.request or config.language:
+                raise ConfigError(
+                    f"{request.name} did not make the examples of {config.data_path}: record {record.position} differs"
+                )
+            return None
+    return request
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What became of the records of one path."""
@@ -170,13 +195,13 @@ def _write(pattern: str, folder: Location, make_encoder: EncoderFactory) -> Iter
 
 
 def _read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The records of a file as rows: JSON text, which has no types to guess, or what is wrong with them."""
+    """The records of a file as rows, or what is wrong with them."""
     for record in read_records(item["file"], FIELDS):
         problem = record.problem
         value = None
         if problem is None:
             try:
-                value = json.dumps(example_fields(record.value))
+                value = example_fields(record.value)
             except Problem as found:
                 problem = found
         yield {
@@ -205,7 +230,7 @@ class _Shards:
             try:
                 if row["reason"]:
                     raise Problem(RejectReason(row["reason"]), row["detail"])
-                examples.append(encode(json.loads(row["value"]), f"{row['file'].rsplit('/', 1)[-1]}:{row['position']}"))
+                examples.append(encode(row["value"], f"{row['file'].rsplit('/', 1)[-1]}:{row['position']}"))
             except Problem as problem:
                 lost.append(_rejected(row, problem))
         name = f"{rows[0]['order']:04d}-{rows[0]['position']:09d}" if rows else "none"

@@ -10,25 +10,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qaray.asking.request import INSTRUCTION, request
+from qaray.asking.grammar import write_pairs
+from qaray.asking.request import INSTRUCTION, Request
 from qaray.config import ConfigError, MakeSftConfig
 from qaray.corpus.readers.dispatch import SUFFIXES, read_records
 from qaray.corpus.records import Problem, paired_fields
+from qaray.models.templates import named_request
 from qaray.run.storage import Location, expand
-from qaray.schema import Pair
 
 SCHEMA = pa.schema([("instruction", pa.string()), ("input", pa.string()), ("output", pa.string())])
 
 
-def answer_text(pairs: list[Pair]) -> str:
-    """Pairs in the grammar that ``request`` asks for."""
-    return "\n\n".join(f"Q{i}: {pair['Q']}\nA{i}: {pair['A']}" for i, pair in enumerate(pairs, start=1))
-
-
-def example_of(paper: Any) -> dict[str, str]:
+def example_of(paper: Any, request: Request) -> dict[str, str]:
     """{instruction, input, output} of a paper with pairs; generation's prompt of it is the same text."""
-    text = request(paper["txt"], paper["keywords"], len(paper["pairs"]))
-    return {"instruction": INSTRUCTION, "input": text, "output": answer_text(paper["pairs"])}
+    text = request.render(paper["txt"], paper["keywords"], len(paper["pairs"]))
+    return {"instruction": INSTRUCTION, "input": text, "output": write_pairs(paper["pairs"])}
 
 
 def make_sft(config: MakeSftConfig) -> dict[str, int]:
@@ -36,6 +32,7 @@ def make_sft(config: MakeSftConfig) -> dict[str, int]:
 
     Raises ConfigError for an ending that is none of .json, .jsonl, .parquet, or if no record became an example.
     """
+    request = named_request(config.request, config.language)
     counts = {"examples": 0, "rejected": 0}
     target = Location.of(config.output)
     with _writer(target, config.output) as write:
@@ -51,7 +48,7 @@ def make_sft(config: MakeSftConfig) -> dict[str, int]:
             if len(pairs) < config.min_pairs:
                 counts["rejected"] += 1
                 continue
-            write(example_of({**paper, "pairs": pairs}))
+            write(example_of({**paper, "pairs": pairs}, request))
             counts["examples"] += 1
         if not counts["examples"]:
             raise ConfigError(f"no example could be made of {config.processed_output}: {counts['rejected']} rejected")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from qaray.asking.request import Request
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune import attention
 from qaray.models.catalogue import resolve
@@ -46,8 +47,8 @@ def _check_attention(hf_config: Any, name: str) -> None:
         )
 
 
-def contract_of(config: FineTuneConfig, plan: ModelPlan) -> Contract:
-    """What generation must know of the training."""
+def contract_of(config: FineTuneConfig, plan: ModelPlan, request: Request | None) -> Contract:
+    """What generation must know of the training. ``request``: that the examples were made with, if it is known."""
     tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
     return Contract(
         template_name=plan.template.name,
@@ -55,6 +56,9 @@ def contract_of(config: FineTuneConfig, plan: ModelPlan) -> Contract:
         template_opening=plan.template.opening,
         template_source=plan.template.source,
         template_sha256=plan.template.sha256,
+        request_text=request.text if request else None,
+        request_language=request.language if request else None,
+        request_sha256=request.sha256 if request else None,
         context_size=plan.context_size,
         rope_factor=plan.rope_factor,
         special_tokens={k: str(v) for k, v in tokenizer.hf.special_tokens_map.items() if isinstance(v, str)},

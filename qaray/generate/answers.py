@@ -16,7 +16,7 @@ MOST_FILES = 32  # of one paper shard's answers that stay apart: engines write a
 
 def next_owed(answers: list[Parsed], max_attempts: int) -> int | None:
     """The attempt that a window is owed, None if it has its pairs, failed for good, or its attempts are spent."""
-    if any(answer["error"] is not None or not falls_short(answer) for answer in answers):
+    if any(answer["reason"] is not None or not falls_short(answer) for answer in answers):
         return None
     attempt = max((answer["attempt"] for answer in answers), default=0) + 1
     return attempt if attempt <= max_attempts else None

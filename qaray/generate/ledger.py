@@ -50,11 +50,11 @@ class Ledger:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> Ledger:
-        """Of rows of OUT/generations; those without times (of another release, or with an error) are passed over."""
+        """Of rows of OUT/generations; those without times (with a failure) are passed over."""
         ledger = cls()
         spans: dict[str, list[tuple[float, float, float]]] = {}
         for row in rows:
-            if row.get("error") is not None or not row.get("began"):
+            if row["reason"] is not None or not row.get("began"):
                 continue
             begin, first = row["began"], row["began"] + (row.get("prefill_seconds") or 0.0)
             spans.setdefault(row["worker"] or "", []).append((begin, first, begin + row["seconds"]))

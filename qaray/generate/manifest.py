@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from qaray.asking.request import INSTRUCTION, REQUEST
 from qaray.config import GenerateConfig
 from qaray.corpus.doi_index import Ingested
 from qaray.engines import Site
@@ -14,7 +13,7 @@ from qaray.generate.outputs import Totals
 from qaray.generate.rounds import Progress
 from qaray.models.planner import ModelPlan
 from qaray.run.directory import Run, utc_now
-from qaray.run.manifests import git_commit, sha256, versions
+from qaray.run.manifests import git_commit, versions
 
 
 def generation_identity(config: GenerateConfig, plan: ModelPlan) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def generation_identity(config: GenerateConfig, plan: ModelPlan) -> dict[str, An
         "base_model": config.base_model,
         "template": plan.template.name,
         "template_sha256": plan.template.sha256,
-        "request_sha256": sha256(INSTRUCTION + "\0" + REQUEST),
+        "request_sha256": plan.request.sha256,
         "context_size": plan.context_size,
         "seq_len": plan.seq_len,
         "rope_factor": plan.rope_factor,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from qaray.asking.parse import question_key
-from qaray.engines.base import split_error
+from qaray.asking.grammar import question_key
 from qaray.generate.answers import best_answers
-from qaray.schema import FinishReason, Pair, Paper, Parsed, ParseStatus, Rejected, RejectReason
+from qaray.schema import FinishReason, Pair, Paper, Parsed, ParseStatus, Rejected, RejectReason, failure_of
 
 
 def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], ParseStatus, Rejected | None]:
@@ -19,10 +18,9 @@ def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], Pars
     if pairs:
         short = ParseStatus.TRUNCATED if cut else ParseStatus.SHORT
         return pairs, ParseStatus.COMPLETE if len(pairs) >= wanted else short, None
-    failed = next((a["error"] for a in best if a["error"] is not None), None)
-    if failed is not None:
-        reason, detail = split_error(failed)
-        stage = "generate"
+    failure = next((found for answer in best if (found := failure_of(answer))), None)
+    if failure is not None:
+        (reason, detail), stage = failure, "generate"
     else:
         tries = len(answers)
         reason, stage = str(RejectReason.NO_PAIRS), "parse"

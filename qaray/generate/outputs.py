@@ -18,6 +18,7 @@ from qaray.generate.merge import paper_outcome, processed_record
 from qaray.generate.rounds import MakeBuilder
 from qaray.run.cluster import in_order
 from qaray.run.directory import Run, RunError
+from qaray.run.rejects import rejected_file
 from qaray.run.storage import Location
 from qaray.schema import Pair, Paper, Parsed, ParseStatus, Rejected
 
@@ -98,7 +99,7 @@ def _count(
             with_pairs=bool(pairs),
             pairs=len(pairs),
             prompts=len(answers),
-            prompt_tokens=sum(a["prompt_tokens"] for a in answers if a["error"] is None),
+            prompt_tokens=sum(a["prompt_tokens"] for a in answers if a["reason"] is None),
             output_tokens=sum(a["output_tokens"] for a in answers),
             truncated_papers=lost > 0,
             truncated_tokens=lost,
@@ -112,7 +113,7 @@ def _count(
 
 def _original(builder: PromptBuilder, paper: Paper, best: list[Parsed], split: bool) -> Iterator[dict[str, Any]]:
     for answer in best:
-        if answer["error"] is None:
+        if answer["reason"] is None:
             text = builder.text(paper, answer["start"], answer["end"], answer["num_qas"])
             record = {"doi": paper["doi"], "input": text, "output": answer["output"]}
             yield {**record, "window": answer["window"]} if split else record
@@ -129,13 +130,13 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
     split = config.overlength == "split"
     totals = Totals()
     with contextlib.ExitStack() as stack:
-        rejected = stack.enter_context((run.root / "rejected.jsonl").write())
+        reject = stack.enter_context(rejected_file(run.root))
         processed = JsonList(stack, run.root / "processed_output.json") if export else None
         original = JsonList(stack, run.root / "original_output.json") if export else None
 
         count = 0
         for row in run.rejected_records():
-            rejected.write(_json(row) + b"\n")
+            reject(row)
             totals.rejected[row["reason"]] += 1
             count += 1
         builder = make_builder if export else None
@@ -143,7 +144,7 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
         for settled in in_order(settle_shard, run, shards, ahead=5):
             totals.add(settled.totals)
             for row in settled.rejected:
-                rejected.write(_json(row) + b"\n")
+                reject(row)
             if processed and original:
                 processed.add(settled.processed)
                 original.add(settled.original)

@@ -7,15 +7,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from qaray.asking.parse import parse_answer
+from qaray.asking.grammar import parse_answer
 from qaray.config import ParseConfig
 from qaray.corpus.readers.dispatch import SUFFIXES, read_records
 from qaray.corpus.records import Problem, doi_of, encodable, paper_fields
 from qaray.generate.merge import merged_pairs, processed_record
 from qaray.generate.outputs import JsonList
 from qaray.run.directory import RunError
+from qaray.run.rejects import rejected_file
 from qaray.run.storage import Location, expand
-from qaray.schema import Rejected, RejectReason
+from qaray.schema import Rejected, RejectReason, identified
 
 Output = tuple[int, str]  # (window, text)
 
@@ -44,7 +45,10 @@ def parse_outputs(config: ParseConfig) -> dict[str, int]:
             if doi not in outputs:
                 rejected.append(_rejected(doi, where, "parse", RejectReason.NO_OUTPUT, "no output has this doi"))
                 continue
-            answers = [parse_answer(text, config.num_qas).pairs for _, text in sorted(outputs.pop(doi))]
+            answers = [
+                identified(parse_answer(text, config.num_qas).pairs, doi, window)
+                for window, text in sorted(outputs.pop(doi))
+            ]
             pairs = merged_pairs(answers)
             if not pairs:
                 rejected.append(_rejected(doi, where, "parse", RejectReason.NO_PAIRS, "no question-answer pair"))
@@ -58,9 +62,9 @@ def parse_outputs(config: ParseConfig) -> dict[str, int]:
             rejected.append(
                 _rejected(doi, (config.original_output, None), "parse", RejectReason.NO_PAPER, "no paper has this doi")
             )
-    with (folder / "rejected.jsonl").write() as stream:
+    with rejected_file(folder) as reject:
         for row in rejected:
-            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            reject(row)
     return {**counts, "rejected": len(rejected)}
 
 

@@ -19,7 +19,7 @@ from qaray.asking.prompts import PromptBuilder
 from qaray.config import GenerateConfig
 from qaray.corpus.doi_index import Ingested
 from qaray.engines import Engine
-from qaray.engines.base import parsed, split_error
+from qaray.engines.base import parsed
 from qaray.generate.answers import best_answers, by_doi, by_window, merge_answers, next_owed, read_answers
 from qaray.models.planner import ModelPlan
 from qaray.models.tokenizer import tokenizer_of
@@ -31,7 +31,7 @@ from qaray.run.stopping import StopSignal
 from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, RejectReason, table
 
 MakeBuilder = Callable[[], PromptBuilder]
-OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "error", "pairs"]
+OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "reason", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class BuilderFactory:
     plan: ModelPlan
 
     def __call__(self) -> PromptBuilder:
-        return PromptBuilder.of(self.config, self.plan.template, tokenizer_of(self.config), self.plan.seq_len)
+        plan = self.plan
+        return PromptBuilder.of(self.config, plan.template, tokenizer_of(self.config), plan.seq_len, plan.request)
 
     def count_tokens(self, texts: Any) -> list[int]:
         return tokenizer_of(self.config).count(texts) if texts else []
@@ -208,7 +209,7 @@ class _Writer:
             "settled": len(firsts),
             "rejected": len(rejected),
             "reasons": list(rejected.values()),
-            "prompt_tokens": sum(row["prompt_tokens"] for row in rows if row["error"] is None),
+            "prompt_tokens": sum(row["prompt_tokens"] for row in rows if row["reason"] is None),
             "output_tokens": sum(row["output_tokens"] for row in rows),
             "pairs": sum(len(best["pairs"]) for own in papers.values() for best in best_answers(own)),
             "first_admission": min((row["began"] for row in rows if row["began"]), default=0.0),
@@ -220,14 +221,13 @@ class _Writer:
         for doi, answers in papers.items():
             for row in answers:
                 place = {"window": row["window"], "attempt": row["attempt"]}
-                if row["error"] is None:
+                if row["reason"] is None:
                     tell("answered", self.run, "generate", doi, DEBUG, pairs=len(row["pairs"]), **place)
                     continue
-                reason, detail = split_error(row["error"])
-                tell("rejected", self.run, "generate", doi, reason=reason, detail=detail, **place)
-                yield doi, reason
+                tell("rejected", self.run, "generate", doi, reason=row["reason"], detail=row["detail"], **place)
+                yield doi, row["reason"]
             spent = all(next_owed(own, self.max_attempts) is None for own in by_window(answers).values())
-            if spent and not any(row["pairs"] or row["error"] is not None for row in answers):
+            if spent and not any(row["pairs"] or row["reason"] is not None for row in answers):
                 reason = str(RejectReason.NO_PAIRS)
                 tell("rejected", self.run, "generate", doi, reason=reason, attempts=len(answers))
                 yield doi, reason

@@ -6,6 +6,7 @@ import os
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qaray.asking.request import Request
 from qaray.asking.templates import Template
 from qaray.config import ConfigError
 from qaray.models.loading import first_line
@@ -24,6 +25,9 @@ class Contract(BaseModel):
     template_opening: str = ""
     template_source: str = ""
     template_sha256: str
+    request_text: str | None = None  # None: the examples were not made with a request of qaray's
+    request_language: str | None = None
+    request_sha256: str | None = None
     context_size: int  # tokens
     rope_factor: float = 1.0  # linear, in all
     special_tokens: dict[str, str] = {}
@@ -35,6 +39,16 @@ class Contract(BaseModel):
         if template.sha256 != self.template_sha256:
             raise ConfigError(f"{CONTRACT}: the prompt template does not match its hash")
         return template
+
+    @property
+    def request(self) -> Request | None:
+        """The request that the examples were made with. Raises ConfigError if the text does not match its hash."""
+        if self.request_text is None:
+            return None
+        request = Request(self.request_text, self.request_language, f"the request of {CONTRACT}")
+        if request.sha256 != self.request_sha256:
+            raise ConfigError(f"{CONTRACT}: the request does not match its hash")
+        return request
 
     def save(self, folder: str) -> None:
         (Location.of(folder) / CONTRACT).write_json(self.model_dump())

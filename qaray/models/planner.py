@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from qaray.asking.request import Request, default_request
 from qaray.asking.templates import LLAMA2, Template
-from qaray.config import ConfigError, EngineConfig, seq_len_message
+from qaray.config import ConfigError, EngineConfig, GenerateConfig, seq_len_message
 from qaray.models.catalogue import resolve
 from qaray.models.contract import Contract
 from qaray.models.rope import check_rope, model_context, rope_factor
-from qaray.models.templates import default_template, named_template
+from qaray.models.templates import default_template, named_request, named_template
 from qaray.models.tokenizer import load_tokenizer
 
 
@@ -21,6 +22,7 @@ class ModelPlan:
     context_size: int  # tokens
     seq_len: int  # tokens, prompt + answer
     rope_factor: float  # linear factor to load the model with; 1 = as trained
+    request: Request = field(default_factory=default_request)  # what papers are asked with
 
 
 def plan_model(config: EngineConfig) -> ModelPlan:
@@ -29,7 +31,7 @@ def plan_model(config: EngineConfig) -> ModelPlan:
     if name is None:  # echo without a model
         size = config.context_size or config.seq_len or 1 << 20
         template = named_template(config.prompt_template, None) or Template("llama2", LLAMA2)
-        return ModelPlan(template, size, _seq_len(config, size), 1.0)
+        return ModelPlan(template, size, _seq_len(config, size), 1.0, _request(config, None))
     tokenizer = load_tokenizer(name, config.cache_dir, config.trust_remote_code)
     folder = resolve(name, config.cache_dir)
     contract = Contract.load(folder)
@@ -51,7 +53,22 @@ def plan_model(config: EngineConfig) -> ModelPlan:
         template = replace(template, opening="")  # the answer begins with a bracket
     wanted = max(rope_factor(size, own, factor), contract.rope_factor if contract else 0.0)
     check_rope(wanted, own, factor, rope_type, name, f"context_size {size}", "--context_size")
-    return ModelPlan(template, size, _seq_len(config, size), wanted)
+    return ModelPlan(template, size, _seq_len(config, size), wanted, _request(config, contract))
+
+
+def _request(config: EngineConfig, contract: Contract | None) -> Request:
+    """The request of a generation: the named one, the contract's, else the default."""
+    if not isinstance(config, GenerateConfig):
+        return default_request()
+    trained = contract.request if contract else None
+    if config.request is None and trained:
+        return trained if config.language is None else replace(trained, language=config.language)
+    request = named_request(config.request, config.language)
+    if trained and request.text != trained.text:
+        raise ConfigError(
+            f"--request {config.request} is not the request that {config.model} was fine-tuned with: leave the flag out"
+        )
+    return request
 
 
 def _seq_len(config: EngineConfig, context_size: int) -> int:

@@ -1,7 +1,8 @@
-"""The prompt template of a model: the named one, or its own chat format."""
+"""The prompt template and the request that the flags name, and a model's own chat format."""
 
 from __future__ import annotations
 
+from qaray.asking.request import Request, default_text
 from qaray.asking.templates import LLAMA2, Template, chat_template
 from qaray.config import ConfigError
 from qaray.models.loading import first_line
@@ -19,11 +20,22 @@ def named_template(name: str | None, tokenizer: HFTokenizer | None) -> Template 
         if tokenizer is None or not tokenizer.hf.chat_template:
             raise ConfigError("--prompt_template chat: the model's tokenizer has no chat template")
         return _chat(tokenizer)
+    return Template("file", _text("--prompt_template", name))
+
+
+def named_request(name: str | None, language: str | None) -> Request:
+    """The request that --request names, the default without the flag. Raises ConfigError if it cannot be used."""
+    if name is None:
+        return Request(default_text(), language)
+    return Request(_text("--request", name).rstrip("\n"), language, f"--request {name}")
+
+
+def _text(flag: str, name: str) -> str:
     try:
         with Location.of(name).open() as stream:
-            return Template("file", stream.read().decode())
+            return stream.read().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompt_template {name}: {first_line(error)}") from None
+        raise ConfigError(f"{flag} {name}: {first_line(error)}") from None
 
 
 def default_template(tokenizer: HFTokenizer) -> Template:

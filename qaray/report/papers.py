@@ -12,7 +12,7 @@ from qaray.evaluate.tables import COVERAGE, GROUNDING, RACAR, SIMILARITY
 from qaray.generate.answers import best_answers
 from qaray.generate.merge import paper_outcome
 from qaray.run.directory import Run
-from qaray.schema import DIMENSIONS
+from qaray.schema import DIMENSIONS, failure_of
 
 # Columns of the index after title and status: heading, and the paper's score; None: shown without an evaluation, too.
 COLUMNS: list[tuple[str, str | None]] = [
@@ -138,8 +138,8 @@ def _add_coverage(paper: dict[str, Any], rows: list[Any]) -> None:
     from qaray.report import figures
 
     for row in rows:
-        if row["problem"]:
-            paper["problems"].append(f"coverage: {row['problem']}")
+        if failure := failure_of(row):
+            paper["problems"].append(f"coverage: {failure}")
             continue
         paper["sentences"] = row["sentences"]
         paper["evidence"] = [[(one["sentence"], one["score"]) for one in best] for best in row["evidence"]]
@@ -156,8 +156,8 @@ def _add_similarity(paper: dict[str, Any], rows: list[Any]) -> None:
     from qaray.report import figures
 
     for row in rows:
-        if row["problem"]:
-            paper["problems"].append(f"similarity: {row['problem']}")
+        if failure := failure_of(row):
+            paper["problems"].append(f"similarity: {failure}")
         if row["pairs"]:
             judged = any(pair["judge"] is not None for pair in row["pairs"])
             paper["figures"].insert(0, figures.question_similarity(row["pairs"], len(paper["pairs"]), judged))
@@ -168,8 +168,8 @@ def _add_racar(paper: dict[str, Any], rows: list[Any]) -> None:
     if lost:
         paper["problems"].append(f"RACAR: the judge's context did not hold the paper's last {lost:,} tokens")
     for pair, row in zip(paper["pairs"], rows, strict=False):
-        if row["problem"]:
-            pair["warnings"].append(f"RACAR: {row['problem']}")
+        if failure := failure_of(row):
+            pair["warnings"].append(f"RACAR: {failure}")
             continue
         pair["notes"] += [f"{name} {row[name]:.1f}" for name in DIMENSIONS]
 

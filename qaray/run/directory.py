@@ -18,6 +18,7 @@ from typing import Any
 from qaray.run.storage import Location
 
 SHARD = "part-{:06d}"
+FORMAT = 2  # of a run directory: its files and their columns
 THE_RUN = "the run itself"  # what the pairs of an evaluation are of, unless they were taken in from a file
 
 
@@ -128,7 +129,7 @@ class Run:
     def identify(self, identity: dict[str, Any]) -> None:
         """Writes run.json, or checks that it says the same. Raises RunError with the differences."""
         stored = self._stored_identity()
-        record = {**identity, "hash": identity_hash(identity)}
+        record = {"format": FORMAT, **identity, "hash": identity_hash(identity)}
         if stored is None:
             self.root.make_folder()
             self.identity.write_json(record)
@@ -143,7 +144,7 @@ class Run:
     def identify_parts(self, parts: dict[str, dict[str, Any]]) -> None:
         """The same where a start may name some parts of the identity only: those of run.json must say the same, new
         ones are added."""
-        stored = self._stored_identity() or {}
+        stored = self._stored_identity() or {"format": FORMAT}
         stored.pop("hash", None)
         for part, wanted in parts.items():
             known = stored.get(part, wanted)
@@ -165,13 +166,22 @@ class Run:
             raise RunRefused(
                 f"{self.root} holds no finished run (manifest.json is missing): run the command that began it again"
             )
+        self._stored_identity()
         return manifest
 
     def _stored_identity(self) -> dict[str, Any] | None:
+        """run.json, None without one. Raises RunRefused if another release wrote the directory."""
         try:
-            return self.identity.read_json()
+            stored = self.identity.read_json()
         except ValueError as error:
             raise RunError(f"{error}: remove it if the run is to start anew") from None
+        if stored is not None and (written := stored.get("format", 1)) != FORMAT:
+            raise RunRefused(
+                f"{self.root} has the layout {written} of an earlier release, this one has {FORMAT}: finish the run "
+                "with that release and pass its processed_output.json to --processed_output, or choose another "
+                "--output_dir"
+            )
+        return stored
 
     def clean(self) -> None:
         """Removes what a killed writer left behind. Only the holder of the lease may."""

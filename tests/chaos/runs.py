@@ -395,7 +395,7 @@ def check_evaluated(outcome: Outcome, out: Path, dois: set[str], poisoned: dict[
         found = Counter((row["doi"], row.get("qa", 0)) for row in rows)
         count(outcome, Counter(doi for doi, qa in found if qa == by_pair - 1), dois)
         outcome.duplicated += sum(number - 1 for number in found.values())
-        killed = {row["doi"] for row in rows if str(row.get("problem")).startswith("process_killed")}
+        killed = {row["doi"] for row in rows if row.get("reason") == "process_killed"}
         table = {"embed": ("coverage",), "judge": ("racar",)}
         if killed != {doi for doi, stage in poisoned.items() if name in table[stage]}:
             outcome.problems.append(f"{name}: {len(killed)} papers given up, poisoned: {len(poisoned)}")

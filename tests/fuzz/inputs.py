@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from qaray.asking.parse import parse_answer
+from qaray.asking.grammar import parse_answer
 from qaray.corpus.readers.dispatch import read_records
 from qaray.corpus.records import Problem, paired_fields, paper_fields
 from qaray.run.storage import Location

@@ -69,11 +69,11 @@ def test_ugly_papers_each_have_a_stated_result(tmp_path):
     coverage = {row["doi"]: row for row in rows(out, "coverage")}
     similarity = {row["doi"]: row for row in rows(out, "similarity")}
     none, one, short, ugly = (records[i]["doi"] for i in (1, 2, 3, 4))
-    assert (coverage[none]["problem"], coverage[none]["overall"]) == ("no_pairs", None)
+    assert (coverage[none]["reason"], coverage[none]["overall"]) == ("no_pairs", None)
     assert "".join(coverage[none]["sentences"]) == records[1]["txt"]
-    assert similarity[none]["problem"] == similarity[one]["problem"] == "fewer_than_two_pairs"
+    assert similarity[none]["reason"] == similarity[one]["reason"] == "fewer_than_two_pairs"
     assert (coverage[short]["overall"], coverage[short]["null"]) == (0.1, pytest.approx(0.1))
-    problems = {row["qa"]: row["problem"] for row in rows(out, "racar") if row["doi"] == ugly}
+    problems = {row["qa"]: row["reason"] for row in rows(out, "racar") if row["doi"] == ugly}
     assert problems == {0: "empty_answer", 1: "empty_question", 2: "empty_answer", 3: "empty_answer"}
     summary = json.loads((out / "evaluation" / "summary.json").read_text())
     assert summary["metrics"]["coverage_overall"]["missing"] == 1
@@ -229,8 +229,8 @@ def test_an_embedder_that_gives_no_numbers(tmp_path, model_cache):
     assert done.returncode == 0, done.stderr
     bad = {records[1]["doi"]}
     for name in ("coverage", "similarity"):
-        problems = {row["doi"]: row["problem"] for row in rows(tmp_path / "out", name)}
-        assert {doi for doi, problem in problems.items() if problem and problem.startswith("not_finite")} == bad, name
+        problems = {row["doi"]: row["reason"] for row in rows(tmp_path / "out", name)}
+        assert {doi for doi, problem in problems.items() if problem == "not_finite"} == bad, name
         assert set(problems) == {r["doi"] for r in records}
     row = next(row for row in rows(tmp_path / "out", "similarity") if row["doi"] in bad)
     assert [pair["cosine"] is None for pair in row["pairs"]] == [False, True, True]
@@ -270,9 +270,8 @@ def test_real_models_and_an_answer_beyond_the_embedders_limit(tmp_path, model_ca
     assert "compound 0-0" in best
     racar = [row for row in rows(out, "racar") if row["doi"] == records[0]["doi"]]
     assert all(1 <= row["accuracy"] <= 5 for row in racar)
-    assert next(r for r in rows(out, "racar") if r["doi"] == records[1]["doi"] and r["qa"] == 0)["problem"].startswith(
-        "over_length"
-    )
+    first = next(r for r in rows(out, "racar") if r["doi"] == records[1]["doi"] and r["qa"] == 0)
+    assert first["reason"] == "over_length"
 
 
 def test_what_is_shown_is_of_the_papers_as_they_are(tmp_path):

@@ -1,7 +1,6 @@
 """The whole of `qaray generate` with the echo engine on real Ray."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -73,17 +72,19 @@ def test_same_command_again_does_nothing_and_new_papers_are_added(tmp_path):
     assert set(before) < set((out / "generations").iterdir())
 
 
-def test_a_run_of_an_earlier_release_is_completed(tmp_path):
-    """tests/data/run-of-0.1: what release 0.1's modules left when they were killed after two shards of three, and the
-    outputs that they wrote once they had resumed."""
-    folder = shutil.copytree(ROOT / "tests/data/run-of-0.1", tmp_path / "run")
-    args = ("--file_path", folder / "papers.jsonl", "--output_dir", folder / "out", "--papers_per_shard", "2", *ECHO)
-    done = qaray("generate", *args)
-    assert done.returncode == 0, done.stderr
-    manifest = check_complete(folder / "out", {make_paper(i)["doi"] for i in range(6)})
-    assert manifest["last_start"]["prompts"] == 2
-    for name in ("processed_output.json", "original_output.json"):
-        assert (folder / "out" / name).read_bytes() == (folder / name).read_bytes()
+def test_a_run_of_an_earlier_release_is_refused(tmp_path):
+    """Layout 1 had neither ids of pairs nor columns for reason and detail."""
+    out, file = tmp_path / "out", write_jsonl(tmp_path / "p.jsonl", [make_paper(1)])
+    out.mkdir()
+    (out / "run.json").write_text(json.dumps({"engine": "echo", "num_qas": 10, "hash": "0"}))
+    (out / "manifest.json").write_text("{}")
+    generate = ("generate", "--file_path", file, "--output_dir", out, "--engine", "echo")
+    for args in (generate, ("evaluate", "--engine", "echo", "--output_dir", out), ("report", "--output_dir", out)):
+        done = qaray(*args)
+        assert done.returncode == 2, (args[0], done.stderr)
+        assert "has the layout 1 of an earlier release, this one has 2" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert not (out / "generations").exists()
 
 
 def test_another_identity_is_refused_with_the_difference(tmp_path):
@@ -192,7 +193,7 @@ def test_overlong_papers(tmp_path):
         assert qaray(*base, "--output_dir", out, "--overlength", policy).returncode == 0
         manifest = check_complete(out, {p["doi"] for p in papers})
         rows = [r for r in generations(out) if r["doi"] == papers[1]["doi"]]
-        assert all(r["prompt_tokens"] + 900 <= 1500 for r in rows if not r["error"])
+        assert all(r["prompt_tokens"] + 900 <= 1500 for r in rows if not r["reason"])
         if policy == "truncate":
             assert rows[0]["truncated_tokens"] == manifest["tokens"]["truncated"] > 0
             assert rows[0]["end"] < len(papers[1]["txt"])

@@ -12,7 +12,7 @@ from qaray.engines.local.batching import ContinuousBatcher
 from qaray.engines.local.causal_lm import CausalLM, ModelSettings
 from qaray.engines.local.sampling import Sampling
 from qaray.models.rope import scale_rope
-from qaray.schema import FinishReason
+from qaray.schema import Failure, FinishReason, failure_of
 from tests.conftest import save_tiny_model
 
 LENGTHS = [90, 13, 200, 47, 5, 131, 64, 64, 250]
@@ -22,7 +22,8 @@ def prompt(number, ids, max_tokens=40, **fields):
     return {
         "doi": f"d{number}", "shard": "s", "row": number, "window": 0, "windows": 1, "attempt": 1, "num_qas": 3,
         "start": 0, "end": 0, "paper_start": 0, "paper_end": 0, "prompt": "", "token_ids": ids, "opening": "",
-        "prompt_tokens": len(ids), "truncated_tokens": 0, "max_tokens": max_tokens, "error": None, **fields,
+        "prompt_tokens": len(ids), "truncated_tokens": 0, "max_tokens": max_tokens, "reason": None, "detail": None,
+        **fields,
     }  # fmt: skip
 
 
@@ -156,8 +157,9 @@ def test_a_prompt_that_does_not_fit_alone_is_answered_with_the_error(model, monk
     monkeypatch.setattr(CausalLM, "prefill", scarce)
     batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 4)
     done = batcher.complete_all([prompt(i, ids_of(n)) for i, n in enumerate(LENGTHS)])
-    assert [c["error"] is not None for c in done] == [n > 100 for n in LENGTHS]
-    assert done[2]["error"].startswith("engine_error: out of memory")
+    assert [c["reason"] is not None for c in done] == [n > 100 for n in LENGTHS]
+    assert done[2]["reason"] == "engine_error"
+    assert done[2]["detail"].startswith("out of memory")
 
 
 def test_an_error_of_the_model_reaches_all_who_wait(model, monkeypatch):
@@ -240,8 +242,11 @@ def test_a_closed_batcher_has_answered_all_and_takes_no_more(model):
 
 def test_errors_and_prompts_without_room_come_back(model):
     batcher = ContinuousBatcher(model, Sampling(0.0, 1.0, 0), 2)
-    done = batcher.complete_all([prompt(0, [], error="over_length: x"), prompt(1, ids_of(9), max_tokens=0)])
-    assert [c["error"] for c in done] == ["over_length: x", "over_length: no token is left for the answer"]
+    done = batcher.complete_all([prompt(0, [], reason="over_length", detail="x"), prompt(1, ids_of(9), max_tokens=0)])
+    assert [failure_of(c) for c in done] == [
+        Failure("over_length", "x"),
+        Failure("over_length", "no token is left for the answer"),
+    ]
 
 
 def test_the_end_of_the_grammar_stops(model, monkeypatch):

@@ -4,15 +4,15 @@ import asyncio
 
 import pytest
 
-from qaray.asking.request import answer_is_complete
+from qaray.asking.grammar import answer_end, stop_strings
 from qaray.config import ConfigError, EvaluateConfig, GenerateConfig
 from qaray.engines.attempts import attempts_of
 from qaray.engines.choices import tokenised
-from qaray.engines.endings import ending, stop_strings
+from qaray.engines.endings import ending
 from qaray.engines.http import Gate
 from qaray.engines.site import Site, begun_with, choose
 from qaray.models.tokenizer import load_tokenizer
-from qaray.schema import FinishReason, complete
+from qaray.schema import Failure, FinishReason, complete, failure_of
 
 LOOP = list(range(50)) * 5
 
@@ -34,12 +34,12 @@ def test_ending(text, tokens, at_limit, of_itself, expected):
 
 def test_stop_strings_are_ends_of_the_grammar():
     for text in stop_strings(5):
-        assert answer_is_complete(f"Q5: a?\nA5: b.{text}", 5) is not None
+        assert answer_end(f"Q5: a?\nA5: b.{text}", 5) is not None
     assert all("6" in text or "END" in text for text in stop_strings(5)[:4])
 
 
 def prompt(**changes):
-    known = {"doi": "d", "num_qas": 2, "max_tokens": 10, "attempt": 1, "error": None, "opening": ""}
+    known = {"doi": "d", "num_qas": 2, "max_tokens": 10, "attempt": 1, "reason": None, "detail": None, "opening": ""}
     rest = ("shard", "row", "window", "windows", "start", "end", "prompt_tokens", "truncated_tokens")
     return {**dict.fromkeys(rest, 0), **known, **changes}
 
@@ -53,7 +53,7 @@ def asked(first, texts, most, stop_after=99):
         return None if text is None else complete(each, text, finish_reason=FinishReason.STOP)
 
     done = asyncio.run(attempts_of(first, once, most, lambda: len(seen) >= stop_after))
-    return seen, [row["output"] for row in done], [row["error"] for row in done]
+    return seen, [row["output"] for row in done], [failure_of(row) for row in done]
 
 
 GOOD, BAD = "Q1: a?\nA1: b.\nQ2: c?\nA2: d.", "Q1: a?\nA1: b."
@@ -68,8 +68,8 @@ def test_attempts_go_on_until_the_pairs_are_there():
 
 
 def test_prompts_that_cannot_be_asked_are_answered_with_their_error():
-    assert asked(prompt(error="over_length: x"), [GOOD], 3) == ([], [""], ["over_length: x"])
-    assert asked(prompt(max_tokens=0), [GOOD], 3)[2] == ["over_length: no token is left for the answer"]
+    assert asked(prompt(reason="over_length", detail="x"), [GOOD], 3) == ([], [""], [Failure("over_length", "x")])
+    assert asked(prompt(max_tokens=0), [GOOD], 3)[2] == [Failure("over_length", "no token is left for the answer")]
 
 
 def test_heads_are_where_choices_part(tiny_model):

@@ -8,14 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qaray.asking.budget import Budget
-from qaray.asking.parse import parse_answer
+from qaray.asking.grammar import parse_answer, write_pairs
 from qaray.asking.prompts import PromptBuilder
 from qaray.asking.templates import LLAMA2, Template
 from qaray.config import MakeSftConfig
 from qaray.corpus.records import Problem
 from qaray.finetune.examples import IGNORED, Collator, Encoder, example_fields
 from qaray.finetune.loop import LengthGrouped
-from qaray.finetune.make_sft import answer_text, make_sft
+from qaray.finetune.make_sft import make_sft
 from qaray.models.templates import named_template
 from qaray.models.tokenizer import load_tokenizer
 from tests.conftest import make_paper
@@ -74,7 +74,7 @@ def test_training_and_inference_read_the_same_prompt(encode, tmp_path):
     builder = PromptBuilder(encode.template, encode.tokenizer, Budget(4096, 256, 3))
     (prompt,) = builder({**paper, "row": 0}, "s")
     assert example["input_ids"][: example["prompt_tokens"]] == prompt["token_ids"]
-    assert parse_answer(answer_text(pairs), 3).pairs == pairs
+    assert parse_answer(write_pairs(pairs), 3).pairs == pairs
 
 
 def test_over_length(encode):

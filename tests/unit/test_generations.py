@@ -50,9 +50,9 @@ def test_few_files_stay(tmp_path):
     assert len(merge_answers(run, "part-000000", run.generation_files()["part-000000"])) == 2
 
 
-def completion(doi, output, attempt=1, error=None):
+def completion(doi, output, attempt=1, reason=None):
     own = {"doi": doi, "shard": "part-000000", "window": 0, "attempt": attempt, "output": output, "num_qas": 2}
-    rest = {"error": error, "finish_reason": None if error else "stop", "prompt_tokens": 9, "output_tokens": 3}
+    rest = {"reason": reason, "finish_reason": None if reason else "stop", "prompt_tokens": 9, "output_tokens": 3}
     return {**dict.fromkeys(COMPLETION_SCHEMA.names), **own, **rest, "began": 0.0}
 
 
@@ -62,7 +62,7 @@ def test_a_paper_counts_as_rejected_once_its_attempts_are_spent(tmp_path):
         completion("empty", "nothing"),
         completion("empty", "nothing again", attempt=2),
         completion("asked again", "nothing"),
-        completion("failed", "", error="over_length: 9 tokens"),
+        completion("failed", "", reason="over_length"),
     ]
     written = _Writer(Run.at(str(tmp_path)), max_attempts=2)(table(rows, COMPLETION_SCHEMA)).to_pylist()[0]
     assert written["settled"] == 4

@@ -1,6 +1,5 @@
 """What the judge is asked, and what its log-probabilities say."""
 
-import json
 import math
 
 import numpy as np
@@ -13,7 +12,7 @@ from qaray.evaluate.rubrics import JudgePrompts
 from qaray.metrics.racar import passes
 from qaray.metrics.similarity import agreement, auc, expected_level, normalised, question_pairs, unit_vectors
 from qaray.models.tokenizer import load_tokenizer
-from qaray.schema import DIMENSIONS
+from qaray.schema import DIMENSIONS, Failure, failure_of, pair_id
 
 KEY = {"doi": "d", "digest": "x"}
 
@@ -25,7 +24,7 @@ def paper(pairs, txt="Iron melts at 1811 K. " * 20):
         "digest": "x",
         "title": None,
         "txt": txt,
-        "pairs": [{"Q": q, "A": a} for q, a in pairs],
+        "pairs": [{"Q": q, "A": a, "pair_id": pair_id("10.1/a", n)} for n, (q, a) in enumerate(pairs, 1)],
     }
 
 
@@ -38,98 +37,104 @@ ALIKE = np.ones((3, 3))
 
 
 def test_both_orders_of_every_pair_are_asked_once():
-    request = prompts().similarity(paper(PAIRS), ALIKE, [])
-    asked = request.request["suffixes"]
+    request, _about = prompts().similarity(paper(PAIRS), ALIKE, [])
+    asked = request["suffixes"]
     assert len(asked) == 6 == len(set(asked))
     assert (
         sum(s.index("What melts?") < s.index("Why does it melt?") for s in asked if "What melts?" in s and "Why" in s)
         == 1
     )
-    assert request.request["choices"][-1] == "100\n"
-    assert "What melts?" not in request.request["prefix"]  # the corpus shares it
+    assert request["choices"][-1] == "100\n"
+    assert "What melts?" not in request["prefix"]  # the corpus shares it
 
 
 def test_the_scores_come_back_to_their_pair():
     """A judge that is sure of one level for each suffix, another in each order."""
-    request = prompts().similarity(paper(PAIRS), ALIKE, [])
+    _request, about = prompts().similarity(paper(PAIRS), ALIKE, [])
     levels = [0, 10, 20, 30, 40, 50]
     answers = [[0.0 if 10 * c == level else -1000.0 for c in range(11)] for level in levels]
-    row = similarity_row(KEY, json.dumps(request.about), answers, None)
+    row = similarity_row(KEY, about, answers, None)
     assert [(p["i"], p["j"]) for p in row["pairs"]] == [(0, 1), (0, 2), (1, 2)]
     assert [(p["judge"], p["judge_swapped"]) for p in row["pairs"]] == [(0.0, 0.1), (0.2, 0.3), (0.4, 0.5)]
-    assert row["problem"] is None
+    assert row["reason"] is None
 
 
 def test_the_prefilter_judges_what_is_near():
     cosines = np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]])
-    request = prompts(judge_above=0.5).similarity(paper(PAIRS), cosines, [])
-    assert len(request.request["suffixes"]) == 2
-    row = similarity_row(KEY, json.dumps(request.about), [[0.0] * 11] * 2, None)
+    request, about = prompts(judge_above=0.5).similarity(paper(PAIRS), cosines, [])
+    assert len(request["suffixes"]) == 2
+    row = similarity_row(KEY, about, [[0.0] * 11] * 2, None)
     assert [p["judge"] for p in row["pairs"]] == [pytest.approx(0.5), None, None]
     assert [p["cosine"] for p in row["pairs"]] == pytest.approx([0.9, 0.1, 0.2])
-    assert row["problem"] is None
+    assert row["reason"] is None
 
 
 def test_the_control_of_similarity():
-    request = prompts().similarity(paper(PAIRS), ALIKE, ["What is gold?"])
-    row = similarity_row(KEY, json.dumps(request.about), [[0.0] * 11] * 9, None)
+    request, about = prompts().similarity(paper(PAIRS), ALIKE, ["What is gold?"])
+    row = similarity_row(KEY, about, [[0.0] * 11] * 9, None)
     assert [each["kind"] for each in row["control"]] == ["duplicate", "paraphrase", "unrelated"]
-    assert "Question 1: What melts?\nQuestion 2: What melts?" in request.request["suffixes"][6]
-    assert "What is gold?" in request.request["suffixes"][8]
+    assert "Question 1: What melts?\nQuestion 2: What melts?" in request["suffixes"][6]
+    assert "What is gold?" in request["suffixes"][8]
 
 
 def test_one_pair_has_nothing_to_compare_with():
-    request = prompts().similarity(paper(PAIRS[:1]), np.ones((1, 1)), [])
-    assert request.request["suffixes"] == []
-    assert similarity_row(KEY, json.dumps(request.about), [], None)["problem"] == "fewer_than_two_pairs"
+    request, about = prompts().similarity(paper(PAIRS[:1]), np.ones((1, 1)), [])
+    assert request["suffixes"] == []
+    assert similarity_row(KEY, about, [], None)["reason"] == "fewer_than_two_pairs"
 
 
 def test_racar_asks_five_dimensions_of_every_pair_after_the_paper():
     own = paper([*PAIRS, ("What of gold?", " ")])
-    request = prompts().racar(own, ["Silver."])
-    assert request.request["prefix"].endswith(own["txt"])
-    suffixes = request.request["suffixes"]
+    request, about = prompts().racar(own, ["Silver."])
+    assert request["prefix"].endswith(own["txt"])
+    suffixes = request["suffixes"]
     assert len(suffixes) == 5 * (3 + 1)  # the empty answer is not judged; one control
     assert all(s.endswith(f"{name.capitalize()}: ") for s, name in zip(suffixes, DIMENSIONS * 4, strict=True))
     assert "Answer: Silver." in suffixes[15]
     assert "Question: What melts?" in suffixes[15]
     answers = [[0.0 if level == n % 5 else -1000.0 for level in range(5)] for n in range(20)]
-    rows = list(racar_rows(KEY, json.dumps(request.about), answers, None))
+    rows = list(racar_rows(KEY, about, answers, None))
     assert [row["qa"] for row in rows] == [0, 1, 2, 3]
     assert [rows[1][name] for name in DIMENSIONS] == [1, 2, 3, 4, 5]
     assert [rows[1][f"{name}_argmax"] for name in DIMENSIONS] == [1, 2, 3, 4, 5]
     assert rows[0]["swapped"] == dict(zip(DIMENSIONS, [1.0, 2.0, 3.0, 4.0, 5.0], strict=True))
     assert rows[1]["swapped"] is None
-    assert (rows[3]["problem"], rows[3]["accuracy"], rows[3]["passes"]) == ("empty_answer", None, None)
+    assert (rows[3]["reason"], rows[3]["accuracy"], rows[3]["passes"]) == ("empty_answer", None, None)
     assert rows[0]["passes"] is False  # relevance 1
 
 
 def test_a_paper_beyond_the_judges_context_is_cut_and_that_is_recorded(tiny_model):
     tokenizer = load_tokenizer(tiny_model, "cache")
-    request = prompts(2600, tokenizer).racar(paper(PAIRS, "x" * 5000), [])
-    row = next(racar_rows(KEY, json.dumps(request.about), [[0.0] * 5] * 15, None))
+    request, about = prompts(2600, tokenizer).racar(paper(PAIRS, "x" * 5000), [])
+    row = next(racar_rows(KEY, about, [[0.0] * 5] * 15, None))
     assert 0 < row["paper_tokens_lost"] < 5000
-    longest = max(len(tokenizer.encode(s)) for s in request.request["suffixes"])
-    assert len(tokenizer.encode(request.request["prefix"])) + longest <= 2600
+    longest = max(len(tokenizer.encode(s)) for s in request["suffixes"])
+    assert len(tokenizer.encode(request["prefix"])) + longest <= 2600
 
 
 def test_an_answer_too_long_for_the_judge_costs_that_pair_only(tiny_model):
-    request = prompts(2600, load_tokenizer(tiny_model, "cache")).racar(paper([*PAIRS, ("Why?", "x" * 3000)]), [])
-    rows = list(racar_rows(KEY, json.dumps(request.about), [[0.0] * 5] * 15, None))
-    assert rows[3]["problem"].startswith("over_length")
+    _request, about = prompts(2600, load_tokenizer(tiny_model, "cache")).racar(
+        paper([*PAIRS, ("Why?", "x" * 3000)]), []
+    )
+    rows = list(racar_rows(KEY, about, [[0.0] * 5] * 15, None))
+    assert rows[3]["reason"] == "over_length"
     assert rows[0]["accuracy"] == pytest.approx(3.0)
 
 
-def test_an_error_of_the_engine_is_every_rows_problem():
-    request = prompts().racar(paper(PAIRS), [])
-    rows = list(racar_rows(KEY, json.dumps(request.about), None, "engine_error: boom"))
-    assert [row["problem"] for row in rows] == ["engine_error: boom"] * 3
-    assert (
-        similarity_row(KEY, json.dumps(prompts().similarity(paper(PAIRS), ALIKE, []).about), None, "engine_error: b")[
-            "problem"
-        ]
-        == "engine_error: b"
-    )
+def test_a_failure_of_the_engine_is_every_rows():
+    failure = Failure("engine_error", "boom")
+    _, about = prompts().racar(paper(PAIRS), [])
+    assert [failure_of(row) for row in racar_rows(KEY, about, None, failure)] == [failure] * 3
+    _request, about = prompts().similarity(paper(PAIRS), ALIKE, [])
+    assert failure_of(similarity_row(KEY, about, None, failure)) == failure
+
+
+def test_scores_name_their_pairs():
+    _, about = prompts().racar(paper(PAIRS), [])
+    ids = [pair["pair_id"] for pair in paper(PAIRS)["pairs"]]
+    assert [row["pair_id"] for row in racar_rows(KEY, about, [[0.0] * 5] * 15, None)] == ids
+    _request, about = prompts().similarity(paper(PAIRS), ALIKE, [])
+    assert similarity_row(KEY, about, [[0.0] * 11] * 6, None)["pair_ids"] == ids
 
 
 def test_the_test_set_rule_leaves_agnosticism_to_the_words():
@@ -185,23 +190,23 @@ def test_a_paraphrase_has_other_words_at_its_head(question):
 
 def test_a_judge_that_gives_no_numbers():
     """NaN where a grade should be is told, is in no mean, and costs no other grade."""
-    request = prompts().similarity(paper(PAIRS), ALIKE, [])
+    request, about = prompts().similarity(paper(PAIRS), ALIKE, [])
     sure = [0.0] + [-1000.0] * 10
-    row = similarity_row(KEY, json.dumps(request.about), [[math.nan] * 11] + [sure] * 5, None)
+    row = similarity_row(KEY, about, [[math.nan] * 11] + [sure] * 5, None)
     assert [p["judge"] for p in row["pairs"]] == [None, 0.0, 0.0]
-    assert row["problem"].startswith("not_finite")
-    request = prompts().racar(paper(PAIRS), [])
-    answers = [[0.0, -1.0, -1.0, -1.0, -1.0] for _ in request.request["suffixes"]]
+    assert row["reason"] == "not_finite"
+    request, about = prompts().racar(paper(PAIRS), [])
+    answers = [[0.0, -1.0, -1.0, -1.0, -1.0] for _ in request["suffixes"]]
     answers[7] = [-math.inf] * 5  # a dimension of the second pair
-    rows = list(racar_rows(KEY, json.dumps(request.about), answers, None))
+    rows = list(racar_rows(KEY, about, answers, None))
     assert [row["accuracy"] is None for row in rows] == [False, True, False]
-    assert [bool(row["problem"]) for row in rows] == [False, True, False]
+    assert [bool(row["reason"]) for row in rows] == [False, True, False]
 
 
 def test_cosines_that_are_no_numbers_are_judged_and_stored_as_none():
     cosines = np.full((3, 3), np.nan)
-    request = prompts().similarity(paper(PAIRS), cosines, [])
-    assert len(request.request["suffixes"]) == 6
-    row = similarity_row(KEY, json.dumps(request.about), [[0.0] * 11] * 6, None)
+    request, about = prompts().similarity(paper(PAIRS), cosines, [])
+    assert len(request["suffixes"]) == 6
+    row = similarity_row(KEY, about, [[0.0] * 11] * 6, None)
     assert [p["cosine"] for p in row["pairs"]] == [None] * 3
-    assert row["problem"].startswith("not_finite")
+    assert row["reason"] == "not_finite"

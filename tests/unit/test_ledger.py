@@ -12,7 +12,7 @@ from qaray.observe.plan import plan_corpus, plan_lines
 
 def row(worker, began, prefill, seconds, prompt=1000, output=100, **more):
     known = {"worker": worker, "began": began, "prefill_seconds": prefill, "seconds": seconds}
-    return {**known, "prompt_tokens": prompt, "output_tokens": output, "attempt": 1, "error": None, **more}
+    return {**known, "prompt_tokens": prompt, "output_tokens": output, "attempt": 1, "reason": None, **more}
 
 
 ROWS = [
@@ -20,7 +20,7 @@ ROWS = [
     row("a", 104.0, 1.0, 8.0),
     row("a", 120.0, 1.0, 10.0),
     row("b", 101.0, 3.0, 20.0),
-    row("b", 0.0, 0.0, 0.0, error="engine_error: no"),  # no times
+    row("b", 0.0, 0.0, 0.0, reason="engine_error"),  # no times
 ]
 
 
@@ -56,7 +56,7 @@ def test_sums_do_not_depend_on_how_rows_are_shared_out():
 
 
 def test_rows_of_another_release_are_passed_over():
-    assert Ledger.of([{"error": None, "seconds": 3.0, "prompt_tokens": 1, "output_tokens": 1}]) == Ledger()
+    assert Ledger.of([{"reason": None, "seconds": 3.0, "prompt_tokens": 1, "output_tokens": 1}]) == Ledger()
 
 
 def test_utilisation_by_hand():

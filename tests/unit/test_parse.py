@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qaray.asking.parse import parse_answer, question_key
+from qaray.asking.grammar import parse_answer, question_key
 from qaray.schema import FinishReason, ParseStatus
 from tests.conftest import shared
 

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from qaray.asking.budget import Budget
+from qaray.asking.grammar import answer_end
 from qaray.asking.prompts import PromptBuilder
-from qaray.asking.request import answer_is_complete, request
+from qaray.asking.request import Request, default_request
 from qaray.asking.templates import LLAMA2, Template, WordTokenizer, chat_template
 from qaray.config import ConfigError, GenerateConfig
 from qaray.models.templates import default_template, named_template
@@ -74,12 +75,52 @@ def test_special_tokens_in_a_paper_are_text(tokenizer):
 
 
 def test_request_says_what_is_wanted():
-    text = request("PAPER {num_qas}", ["[zinc oxide]", " "], 5)
+    text = default_request().render("PAPER {num_qas}", ["[zinc oxide]", " "], 5)
     assert "PAPER {num_qas}" in text
     assert "Write 5 sophisticated question-answer pairs" in text
     assert "focused on: zinc oxide." in text
     assert text.endswith("and so on up to Q5 and A5.")
-    assert "question-answer pair about" in request("p", [], 1)
+    assert "question-answer pair about" in default_request().render("p", [], 1)
+
+
+def test_a_request_of_ones_own():
+    text = 'Text: {paper}[[ ({keywords})]] {"Q": {num_qas}} in {language}, {other}: [[x]] {format}'
+    own = Request(text)
+    shown = own.render("P {format}", ["a", "b"], 1)
+    assert shown == 'Text: P {format} (a, b) {"Q": 1} in the language of the paper, {other}: [[x]] Q1: What …?\nA1: …'
+    assert own.render("P", [], 1).startswith('Text: P {"Q": 1} in')
+    assert "in Dutch, {other}" in Request(text, "Dutch").render("P", [], 1)
+    assert shown[own.paper_start(["a"], 1) :].startswith("P {format}")
+    assert len({own.sha256, Request(text, "Dutch").sha256, Request(text + " ").sha256}) == 3
+    assert own.matches(shown)
+    assert not own.matches(shown.replace("Text:", "Paper:"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{paper}", "must hold {format} exactly once, found none"),
+        ("{format}", "must hold {paper} exactly once, found none"),
+        ("{paper} {paper} {format}", "exactly once, found 2"),
+    ],
+)
+def test_a_request_without_its_slots_is_refused(text, words):
+    with pytest.raises(ConfigError, match=words):
+        Request(text)
+
+
+def test_a_language_needs_its_slot():
+    with pytest.raises(ConfigError, match="no slot {language}"):
+        Request("{paper} {format}", "Dutch")
+    assert "written in Dutch" in default_request("Dutch").render("P", [], 2)
+    assert "written in" not in default_request().render("P", [], 2)
+
+
+def test_a_paper_that_looks_like_the_request_is_found_where_it_is(tokenizer):
+    """The paper's place in the prompt is known by construction, whatever its text holds."""
+    paper = {**make_paper(1), "txt": "Here is a scientific paper:\n{paper} {format} [[x {keywords}]] end.", "row": 0}
+    prompt = builder(tokenizer, seq_len=4000)(paper, "s")[0]
+    assert prompt["prompt"][prompt["paper_start"] : prompt["paper_end"]] == paper["txt"]
 
 
 def test_budget():
@@ -128,14 +169,15 @@ def test_no_prompt_exceeds_its_budget(words, kind, tokenizer):
 def test_skip_gives_a_row_with_the_figures(tokenizer):
     build = builder(tokenizer, 3000, "skip")
     row = build(paper_of(2000), "s")[0]
-    assert row["error"].startswith("over_length: the prompt has")
+    assert (row["reason"], row["detail"][:14]) == ("over_length", "the prompt has")
     assert (row["prompt"], row["token_ids"]) == ("", [])
-    assert build(paper_of(10), "s")[0]["error"] is None
+    assert build(paper_of(10), "s")[0]["reason"] is None
 
 
 def test_keywords_that_leave_no_room_are_an_error(tokenizer):
     paper = {**paper_of(2000), "keywords": ["keyword"] * 500}
-    assert builder(tokenizer, 3000)(paper, "s")[0]["error"].startswith("over_length: the keywords leave")
+    row = builder(tokenizer, 3000)(paper, "s")[0]
+    assert (row["reason"], row["detail"][:14]) == ("over_length", "the keywords l")
 
 
 def test_a_context_without_room_is_refused(tokenizer):
@@ -143,14 +185,14 @@ def test_a_context_without_room_is_refused(tokenizer):
         builder(tokenizer, 1000)
 
 
-def test_answer_is_complete():
+def test_answer_end():
     text = "Q1: a\nA1: b\n\nQ2: c\nA2: d\n\nQ3: e"
-    assert text[: answer_is_complete(text, 2)] == "Q1: a\nA1: b\n\nQ2: c\nA2: d"
-    assert answer_is_complete(text, 3) is None
-    assert answer_is_complete("<think>\nQ3: draft", 2) is None
+    assert text[: answer_end(text, 2)] == "Q1: a\nA1: b\n\nQ2: c\nA2: d"
+    assert answer_end(text, 3) is None
+    assert answer_end("<think>\nQ3: draft", 2) is None
     thought = "<think>\nQ3: draft</think>"
-    assert answer_is_complete(thought + text, 2) == len(thought) + answer_is_complete(text, 2)
-    assert answer_is_complete("Q1: a\nA1: b\nEND", 3) == len("Q1: a\nA1: b")
+    assert answer_end(thought + text, 2) == len(thought) + answer_end(text, 2)
+    assert answer_end("Q1: a\nA1: b\nEND", 3) == len("Q1: a\nA1: b")
 
 
 def test_templates_by_name(tokenizer, tmp_path):

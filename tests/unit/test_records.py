@@ -9,9 +9,9 @@ import pytest
 
 from qaray.corpus.readers import stream
 from qaray.corpus.readers.dispatch import SUFFIXES, read_records
-from qaray.corpus.records import Problem, paper_fields
+from qaray.corpus.records import Problem, paired_fields, paper_fields
 from qaray.run.storage import Location, expand
-from qaray.schema import RejectReason
+from qaray.schema import RejectReason, pair_id
 from tests.conftest import make_paper
 
 
@@ -183,3 +183,10 @@ def test_expand(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="in the folder"):
         names("empty")
+
+
+def test_ids_of_pairs_are_kept_or_made():
+    """A pair keeps the id that it came with, unless it is none or came before in the paper."""
+    given = [{"Q": "a", "A": "b", "pair_id": id} for id in ("x", None, "x", 7, " ")]
+    paper = paired_fields({"doi": "10.1/a", "txt": "Text.", "Q&A": given})
+    assert [pair["pair_id"] for pair in paper["pairs"]] == ["x", *(pair_id("10.1/a", n) for n in (2, 3, 4, 5))]

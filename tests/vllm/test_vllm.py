@@ -70,9 +70,9 @@ def test_attempts_are_rows_seeds_decide_and_what_the_engine_refuses_is_rejected(
         found.append(outputs(tmp_path / name))
     one, two = found
     assert {key: row["output"] for key, row in one.items()} == {key: row["output"] for key, row in two.items()}
-    errors = {doi: row["error"] for (doi, _), row in one.items() if row["error"]}
+    errors = {doi: row["reason"] for (doi, _), row in one.items() if row["reason"]}
     assert list(errors) == [papers[3]["doi"]]
-    assert errors[papers[3]["doi"]].startswith("engine_error: ")
+    assert errors[papers[3]["doi"]] == "engine_error"
     by_doi = Counter(doi for doi, _ in one)
     for doi, attempts in by_doi.items():
         falls_short = doi not in errors and len(one[doi, 1]["pairs"]) < 2

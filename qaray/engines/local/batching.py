@@ -12,16 +12,15 @@ from itertools import islice, takewhile
 
 import torch
 
-from qaray.asking.request import answer_is_complete
-from qaray.engines.attempts import stream_seed
-from qaray.engines.base import error_text
+from qaray.asking.grammar import answer_end
+from qaray.engines.attempts import stream_seed, unanswerable
 from qaray.engines.endings import runs_in_circles
 from qaray.engines.local.causal_lm import CausalLM
 from qaray.engines.local.cpu import compute_on
 from qaray.engines.local.sampling import RandomStream, Sampling, sample
 from qaray.engines.pool import worker_name
 from qaray.run.stopping import StopCheck
-from qaray.schema import Completion, FinishReason, Prompt, RejectReason, complete
+from qaray.schema import Completion, Failure, FinishReason, Prompt, RejectReason, complete
 
 LOOK_EVERY = 16  # tokens between two looks at the text of a sequence
 ROUND = 64  # slot lengths are multiples of this
@@ -98,15 +97,12 @@ class ContinuousBatcher:
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
         """The completions to come, one an attempt; none if the run stops before its turn.
 
-        A prompt with an error, or without room for an answer, comes back at once. Raises RuntimeError once the batcher
+        A prompt with a failure, or without room for an answer, comes back at once. Raises RuntimeError once the batcher
         has failed or is closed.
         """
         future: Future[list[Completion]] = Future()
-        error = prompt["error"]
-        if error is None and prompt["max_tokens"] < 1:
-            error = f"{RejectReason.OVER_LENGTH}: no token is left for the answer"
-        if error is not None:
-            future.set_result([complete(prompt, error=error)])
+        if failure := unanswerable(prompt):
+            future.set_result([complete(prompt, failure=failure)])
             return future
         with self._wake:
             if self._failure or self._closed:
@@ -289,7 +285,7 @@ class ContinuousBatcher:
         full = written >= sequence.prompt["max_tokens"]
         if (full or written % LOOK_EVERY == 0) and written > self.sampling.min_tokens:
             text = self._text(sequence)
-            end = answer_is_complete(text, sequence.prompt["num_qas"])
+            end = answer_end(text, sequence.prompt["num_qas"])
             if end is not None:
                 self._finish(sequence, FinishReason.STOP, text[:end])
                 return
@@ -341,8 +337,8 @@ class ContinuousBatcher:
         self.model.release()
         if len(flying) <= 1:
             for sequence in flying:
-                failure = error_text(RejectReason.ENGINE_ERROR, f"out of memory: {error}")
-                sequence.future.set_result([*sequence.done, complete(sequence.prompt, error=failure)])
+                failure = Failure.of(RejectReason.ENGINE_ERROR, f"out of memory: {error}")
+                sequence.future.set_result([*sequence.done, complete(sequence.prompt, failure=failure)])
             return
         self.max_batch = max(1, len(flying) // 2)
         for sequence in flying:

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.attempts import attempts, next_attempt
-from qaray.engines.base import error_text
 from qaray.engines.guarded import guarded_answers, guarded_scores
 from qaray.engines.pool import Share, actor_name, actor_resources, actors_in_words, pool
 from qaray.engines.site import Site
@@ -24,6 +23,7 @@ from qaray.schema import (
     COMPLETION_SCHEMA,
     REQUEST_COLUMNS,
     Completion,
+    Failure,
     Prompt,
     RejectReason,
     ScoreRequest,
@@ -151,15 +151,15 @@ class _Scorer:
         done = {}
         for row in sorted(range(requests.num_rows), key=lambda row: prefixes[row]):  # those that begin alike together
             if not self.should_stop():
-                done[row] = self._answer(requests.slice(row, 1).select(REQUEST_COLUMNS).to_pylist()[0])
+                done[row] = self._answer(requests.slice(row, 1).select(list(REQUEST_COLUMNS)).to_pylist()[0])
         rows = sorted(done)
         return scored(requests.take(rows), [done[row][0] for row in rows], [done[row][1] for row in rows])
 
-    def _answer(self, request: ScoreRequest) -> tuple[list[list[float]] | None, str | None]:
-        """(log-probabilities, error). What one request cannot have does not concern the others."""
+    def _answer(self, request: ScoreRequest) -> tuple[list[list[float]] | None, Failure | None]:
+        """(log-probabilities, failure). What one request cannot have does not concern the others."""
         import torch
 
         try:
             return self.scorer.logprobs(request["prefix"], request["suffixes"], request["choices"]), None
         except (ValueError, torch.OutOfMemoryError) as problem:
-            return None, error_text(RejectReason.ENGINE_ERROR, problem)
+            return None, Failure.of(RejectReason.ENGINE_ERROR, problem)

@@ -1,23 +1,93 @@
-"""The answer grammar: a model's text to question-answer pairs.
+"""The answer grammar: how pairs are asked for, written and read back, when an answer is complete, what stops it.
 
-Three grammars are read, numbered or not, with or without bold markers:
+    Q1: What is …?
+    A1: It is …
 
-    A   1. question            B   Keywords: …             ours   Q1: question
-        A: answer                  Q1: question                   A1: answer
+    Q2: …
+
+That form is asked for and written. What models answer instead is read too: numbered or bare markers, with or without
+bold, numbered lists of questions with ``A:`` below, JSON objects {"Q": …, "A": …} alone or in a list:
+
+    A   1. question            B   Keywords: …
+        A: answer                  Q1: question
                                    A1: answer
 
-A pair ends where the next question begins, so that an answer may hold blank lines, lists, colons and formulas. JSON
-objects {"Q": …, "A": …}, alone or in a list, are read too.
+A pair ends where the next question begins, so that an answer may hold blank lines, lists, colons and formulas.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from qaray.schema import FinishReason, Pair, ParseStatus
+from qaray.schema import QA, FinishReason, ParseStatus
+
+OPENING = "Q1:"  # put at the end of a chat model's prompt: it keeps small models within the grammar
+END = "END"  # a line by which models say that they are done
+
+
+# Asked for
+
+
+def answer_format(num_qas: int, structured: bool = False) -> str:
+    """How the answer to a request for ``num_qas`` pairs is to be written, for the model to read."""
+    if structured:
+        return f'a JSON list of {num_qas} objects, one a pair: [{{"Q": "…?", "A": "…"}}, …]'
+    shown = [f"Q{i}: {'What' if i % 2 else 'How'} …?\nA{i}: …" for i in range(1, min(num_qas, 2) + 1)]
+    if num_qas > 2:
+        shown.append(f"and so on up to Q{num_qas} and A{num_qas}.")
+    return "\n\n".join(shown)
+
+
+def json_schema(num_qas: int) -> dict[str, Any]:
+    """JSON schema of an answer under --structured."""
+    text = {"type": "string", "minLength": 1}
+    pair = {
+        "type": "object",
+        "properties": {"Q": text, "A": text},
+        "required": ["Q", "A"],
+        "additionalProperties": False,
+    }
+    return {"type": "array", "items": pair, "minItems": num_qas, "maxItems": num_qas}
+
+
+# Written
+
+
+def write_pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """The answer that holds ``pairs``; ``parse_answer`` reads the same pairs from it."""
+    return "\n\n".join(f"Q{i}: {pair['Q']}\nA{i}: {pair['A']}" for i, pair in enumerate(pairs, start=1))
+
+
+# Complete
+
+
+def answer_end(text: str, num_qas: int) -> int | None:
+    """Where an answer of ``num_qas`` pairs ends: the position in characters of what follows it; None while it goes on.
+
+    What follows is a question past the last one asked for, or a line END.
+    """
+    thought = re.match(r"(?s).*</(?:think|thinking|reasoning)>", text)
+    start = thought.end() if thought else 0
+    if re.search(r"<(?:think|thinking|reasoning)>", text[start:]):
+        return None  # a draft in a thought ends nothing
+    match = re.search(rf"\n\s*(?:\*\*)?(?:Q(?:uestion )?0*{num_qas + 1}\s*[:.)]|{END}\b)", text[start:])
+    return start + match.start() if match else None
+
+
+def stop_strings(num_qas: int) -> list[str]:
+    """Strings at which an answer of ``num_qas`` pairs is complete, the likely ones first: for engines that stop at
+    fixed strings only."""
+    after = num_qas + 1
+    heads = (f"\nQ{after}", f"\n**Q{after}", f"\nQuestion {after}")
+    likely = [*(head + ":" for head in heads), f"\n{END}\n"]
+    return [*likely, *(head + mark for head in heads for mark in ".)"), f"\n**Question {after}:"]
+
+
+# Read back
 
 _DECORATION = r"[\s>#*_`\-•]*"
 # A marker may stand behind a list number ("1. **Question:** …"), and its bold may close before or after the colon.
@@ -57,7 +127,7 @@ _SENTENCE_END = re.compile(r"[.!?…。)\]}\"'”’:;*`%°]\s*$")
 class ParsedText:
     """The pairs of one text, in order, and what they are worth."""
 
-    pairs: list[Pair]
+    pairs: list[QA]
     status: ParseStatus
 
 
@@ -89,7 +159,7 @@ def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> P
     return _parsed(pairs, num_qas, cut)
 
 
-def _parsed(pairs: list[Pair], num_qas: int, cut: bool) -> ParsedText:
+def _parsed(pairs: list[QA], num_qas: int, cut: bool) -> ParsedText:
     """``cut``: the text ends before its time."""
     pairs = _distinct(pairs)
     if not pairs:
@@ -99,7 +169,7 @@ def _parsed(pairs: list[Pair], num_qas: int, cut: bool) -> ParsedText:
     return ParsedText(pairs, ParseStatus.TRUNCATED if cut else ParseStatus.SHORT)
 
 
-def _json_pairs(text: str) -> list[Pair] | None:
+def _json_pairs(text: str) -> list[QA] | None:
     """The pairs of a text that begins as JSON, whole objects only; None if it is no such text."""
     text = _THOUGHT.sub("", _THINKING.sub("", text))
     if not _JSON_BEGINS.match(text):
@@ -111,7 +181,7 @@ def _json_pairs(text: str) -> list[Pair] | None:
         except ValueError:
             continue  # an escape that is none
         if question and answer and not _PLACEHOLDER.fullmatch(question) and not _PLACEHOLDER.fullmatch(answer):
-            pairs.append(Pair(Q=question, A=answer))
+            pairs.append(QA(Q=question, A=answer))
     return pairs or None
 
 
@@ -225,7 +295,7 @@ def _unbold(marker: re.Match[str]) -> str:
     return text.replace(opened, "", 1)
 
 
-def _pair(draft: _Draft, last: bool) -> Pair | None:
+def _pair(draft: _Draft, last: bool) -> QA | None:
     """The draft as a pair; None if a half is missing or a placeholder of the format."""
     answer = "\n".join(draft.answer or [])
     question, answer = (
@@ -236,7 +306,7 @@ def _pair(draft: _Draft, last: bool) -> Pair | None:
         question = wrapped[2].strip()
     if not question or not answer or _PLACEHOLDER.fullmatch(question) or _PLACEHOLDER.fullmatch(answer):
         return None
-    return Pair(Q=question, A=answer)
+    return QA(Q=question, A=answer)
 
 
 def _without_farewell(answer: str) -> str:
@@ -250,7 +320,7 @@ def _without_farewell(answer: str) -> str:
     return answer
 
 
-def _distinct(pairs: list[Pair]) -> list[Pair]:
+def _distinct(pairs: list[QA]) -> list[QA]:
     seen: set[str] = set()
     kept = []
     for pair in pairs:
