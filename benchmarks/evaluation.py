@@ -61,7 +61,7 @@ def judge(papers: list[dict[str, Any]]) -> tuple[Any, Any, list[Any]]:
 
     config = EvaluateConfig(output_dir="-")
     found = plan_model(config)
-    model = CausalLM(ModelSettings(MODEL, config.cache_dir, found.seq_len))
+    model = CausalLM(ModelSettings(MODEL, config.model.cache_dir, found.seq_len))
     prompts = JudgePrompts(replace(found.template, opening=""), model.tokenizer, found.seq_len)
     rows = [
         {"doi": p["doi"], "shard": "s", "digest": "", "title": None, "txt": p["txt"], "pairs": p["Q&A"]} for p in papers
@@ -163,7 +163,7 @@ def notebook(papers: list[dict[str, Any]]) -> dict[str, Any]:
 
     config = EvaluateConfig(output_dir="-")
     embedder = load_embedder(settings(config))
-    folder = resolve(config.embedder, config.cache_dir)
+    folder = resolve(config.embedder, config.model.cache_dir)
     texts = texts_of(papers)
     embedder.encode(texts[0][0])
     begun = time.perf_counter()

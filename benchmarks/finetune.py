@@ -120,7 +120,7 @@ def work(job: dict) -> dict:
         )  # fmt: skip
         plan = ModelPlan(Template("llama2", LLAMA2), LENGTH, LENGTH, 1.0)
         settings = LoopSettings(
-            config, plan, flags, None, False, folder, None, Location.of(job["folder"]) / "log.json", {}, ""
+            config, plan, flags, None, False, folder, None, Location.of(job["folder"]) / "log.json", {}, "", None
         )
         trainer = make_trainer(settings, arguments)
         trainer.remove_callback(RunCallback)  # it reports to Ray Train, which is not here

@@ -115,7 +115,7 @@ def loaded(tokens: int, threads: int | None = None) -> tuple:
     from qaray.models.planner import plan_model
 
     config = GenerateConfig(file_path="-", output_dir="-", **flags(tokens))
-    return config, CausalLM(ModelSettings(MODEL, config.cache_dir, plan_model(config).seq_len, threads=threads))
+    return config, CausalLM(ModelSettings(MODEL, config.model.cache_dir, plan_model(config).seq_len, threads=threads))
 
 
 def engine(prompts: list[dict], tokens: int, threads: int | None = None) -> dict:
@@ -125,7 +125,7 @@ def engine(prompts: list[dict], tokens: int, threads: int | None = None) -> dict
     from qaray.engines.local.sampling import Sampling
 
     config, model = loaded(tokens, threads)
-    sampling = Sampling(config.temperature, config.top_p, config.seed, tokens)
+    sampling = Sampling(config.sampling.temperature, config.sampling.top_p, config.sampling.seed, tokens)
     batcher = ContinuousBatcher(model, sampling, MAX_BATCH[model.device.type])
     begun = time.perf_counter()
     done = batcher.complete_all(prompts)

@@ -30,8 +30,8 @@ PARTS = "roofline,raw,pipeline,sequential"
 def engine_arguments() -> tuple[str, dict, dict]:
     """(model folder, arguments, environment) that the command gives to vLLM on this machine."""
     from qaray.config import GenerateConfig
-    from qaray.engines.site import _site
     from qaray.engines.vllm import VLLMEngine
+    from qaray.engines.worker import inspect_this
     from qaray.models.catalogue import resolve
     from qaray.models.planner import plan_model
     from qaray.run.directory import Run
@@ -39,8 +39,8 @@ def engine_arguments() -> tuple[str, dict, dict]:
 
     config = GenerateConfig(file_path="-", output_dir="-", base_model=MODEL, engine="vllm")
     tries = Tries.of(Run.at(config.output_dir))
-    engine = VLLMEngine(config, plan_model(config), _site(config, 0.0), lambda: False, tries)
-    return resolve(MODEL, config.cache_dir), engine._engine_kwargs(), engine._environment()
+    engine = VLLMEngine(config, plan_model(config), inspect_this(config, 0.0), lambda: False, tries)
+    return resolve(MODEL, config.model.cache_dir), engine._engine_kwargs(), engine._environment()
 
 
 def raw(prompts: list[dict], tokens: int) -> dict:

@@ -20,20 +20,33 @@ import qaray
 
 USER_ERROR, FAILED, STOPPED = 2, 1, 143  # 143 = 128 + SIGTERM: stopped, to be resumed
 
+# Command → its configuration, in the groups of ``qaray --help``. The configuration's docstring is the command's help.
 COMMANDS = {
-    "generate": ("GenerateConfig", "Papers to question-answer pairs."),
-    "evaluate": ("EvaluateConfig", "Question-answer pairs to scores: coverage, similarity, RACAR, grounding."),
-    "run": ("PipelineConfig", "Papers to pairs, scores and report: generate, then evaluate."),
-    "parse": ("ParseConfig", "Outputs made elsewhere to question-answer pairs."),
-    "report": ("ReportConfig", "Write the report of a finished run again."),
-    "make-sft": ("MakeSftConfig", "Papers with their pairs to training examples."),
-    "fine-tune": ("FineTuneConfig", "Fine-tune a model on examples {instruction, input, output}."),
-    "export": ("ExportConfig", "A checkpoint of a fine-tuning to a model folder."),
-    "plan": ("PlanConfig", "Hours, cost and disk of a corpus, from the figures of a finished run."),
-    "submit": ("SubmitConfig", "A command to a Ray cluster, as a job; followed, and submitted again if it fails."),
-    "status": ("StatusConfig", "How far a run is, from its files."),
-    "demo": ("DemoConfig", "The main job on the sample papers with the bundled models."),
+    "Start": {"demo": "DemoConfig", "run": "PipelineConfig"},
+    "Data": {
+        "generate": "GenerateConfig",
+        "parse": "ParseConfig",
+        "evaluate": "EvaluateConfig",
+        "report": "ReportConfig",
+    },
+    "Models": {"make-sft": "MakeSftConfig", "fine-tune": "FineTuneConfig", "export": "ExportConfig"},
+    "Cluster": {"plan": "PlanConfig", "submit": "SubmitConfig", "status": "StatusConfig"},
 }
+CONFIGS = {name: config for group in COMMANDS.values() for name, config in group.items()}
+HEADINGS = (  # of a command's flags, in this order
+    "Input",
+    "Prompts",
+    "Model",
+    "Sampling",
+    "Engine",
+    "vLLM",
+    "Endpoint",
+    "Metrics",
+    "Judge",
+    "Training",
+    "Output",
+    "Cluster",
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -47,55 +60,91 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(error.format_message(), USER_ERROR)
 
 
-class _Commands(click.Group):
-    """Commands whose flags are made when they are asked for."""
+class _Group(click.Group):
+    """Commands under headings; their flags are made when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(CONFIGS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        config_name, text = COMMANDS[name]
-        return _command(name, config_name, text)
+        return _command(name) if name in CONFIGS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        for heading, commands in COMMANDS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, _summary(config)) for name, config in commands.items()])
+
+
+class _Command(click.Command):
+    """A command whose flags are listed under the headings of their groups."""
+
+    def __init__(self, name: str, headings: dict[str, str], extra_metavar: str, **settings: Any) -> None:
+        super().__init__(name, **settings)
+        self.headings, self.extra_metavar = headings, extra_metavar
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        pieces = [piece for piece in super().collect_usage_pieces(ctx) if not piece.startswith("[_")]
+        return [*pieces, *([self.extra_metavar] if self.extra_metavar else [])]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*HEADINGS, "Options")}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
+                sections[self.headings.get(parameter.name or "", "Options")].append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
 
 def _commands() -> click.Group:
-    group = _Commands(help="Scientific papers to an evaluated question-answer data set, on Ray.")
+    group = _Group(help="Turn scientific papers into an evaluated question-answer data set, on Ray.")
     return click.version_option(qaray.__version__, prog_name="qaray")(group)
 
 
-def _command(name: str, config_name: str, text: str) -> click.Command:
+def _summary(config_name: str) -> str:
+    """The first sentence of a configuration's docstring."""
     from qaray import config as configs
 
-    config_type = getattr(configs, config_name)
-    more = config_type.more_flags
-    options: list[click.Parameter] = [_option(*item) for item in config_type.model_fields.items() if item[0] != more]
-    options.append(click.Option(["--config", "_config_file"], metavar="FILE", help="YAML file with the same keys"))
-    options += [click.Argument([f"_{name}"], required=False, metavar=name.upper()) for name in config_type.positional]
-    if more:
-        options.append(click.Argument(["_others"], nargs=-1, type=click.UNPROCESSED))
+    return str(getattr(configs, config_name).__doc__).splitlines()[0]
 
-    def run(_config_file: str | None, _others: Sequence[str] = (), **flags: Any) -> int:
-        places = {name: flags.pop(f"_{name}", None) for name in config_type.positional}
-        given = {key: value for key, value in [*flags.items(), *places.items()] if value is not None}
-        values = {**(_read_yaml(_config_file) if _config_file else {}), **given}
-        if more:
-            known = config_type.model_fields.keys() - {more}
-            others = {key: str(values.pop(key)) for key in list(values) if key not in known}
-            values[more] = {**others, **_other_flags(_others)}
+
+def _command(name: str) -> click.Command:
+    from qaray import config as configs
+
+    config_type = getattr(configs, CONFIGS[name])
+    extra = config_type.extra_flags
+    flags = {flag: each for flag, each in config_type.flags().items() if flag != extra}
+    parameters: list[click.Parameter] = [_option(flag, each.field) for flag, each in flags.items()]
+    parameters.append(click.Option(["--config", "_config_file"], metavar="FILE", help="YAML file with the same keys"))
+    parameters += [
+        click.Argument([f"_{flag}"], required=False, metavar=flag.upper()) for flag in config_type.positional
+    ]
+    if extra:
+        parameters.append(click.Argument(["_others"], nargs=-1, type=click.UNPROCESSED, metavar="[_OTHERS]"))
+
+    def run(_config_file: str | None, _others: Sequence[str] = (), **values: Any) -> int:
+        places = {flag: values.pop(f"_{flag}", None) for flag in config_type.positional}
+        given = {flag: value for flag, value in [*values.items(), *places.items()] if value is not None}
+        settings = {**(_read_yaml(_config_file) if _config_file else {}), **given}
+        if extra:
+            others = {flag: str(settings.pop(flag)) for flag in list(settings) if flag not in flags}
+            settings[extra] = {**others, **_other_flags(_others)}
         try:
-            config = config_type(**values)
+            config = config_type(**settings)
         except configs.ConfigError as error:
             raise click.UsageError(str(error)) from None
         return _run(RUN[name], config)
 
-    settings = {"ignore_unknown_options": bool(more)}
-    return click.Command(name, params=options, callback=run, help=text, context_settings=settings)
+    return _Command(
+        name,
+        {flag: each.heading for flag, each in flags.items()},
+        config_type.extra_metavar,
+        params=parameters,
+        callback=run,
+        help=config_type.__doc__,
+        context_settings={"ignore_unknown_options": bool(extra)},
+    )
 
 
 def _other_flags(parts: Sequence[str]) -> dict[str, str]:
@@ -153,7 +202,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 def _run(command: Callable[[Any], int | None], config: Any) -> int:
     """Runs a command and turns what the user can mend into one line; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if getattr(config, "debug", False):
+    if config is not None and config.values().get("debug"):
         os.environ["QARAY_DEBUG"] = "1"
     from qaray.config import ConfigError
     from qaray.pipeline import Stopped
@@ -178,7 +227,7 @@ def _run(command: Callable[[Any], int | None], config: Any) -> int:
         if cause is None and not _lost(error):
             raise
         message = _message(cause or error).partition("\nFailed to ")[0]  # Ray adds advice on its own retries
-        return _fail(f"{message}; what is done is kept: mend it and run the same command again", FAILED)
+        return _fail(f"{message}; completed work is saved; fix the problem and rerun the command", FAILED)
 
 
 def _lost(error: Exception) -> bool:
@@ -245,7 +294,7 @@ def _pipeline(config: Any) -> None:
     from qaray.run.directory import Run
 
     print("\n".join(summary_lines(run_pipeline(config))))
-    root = Run.at(config.output_dir).root
+    root = Run.at(config.generation.output_dir).root
     print(f"results: {root}  report: {root / 'report'}/index.html")
 
 

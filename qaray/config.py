@@ -1,4 +1,8 @@
-"""What a command was asked to do: frozen, validated at construction, a unit in every field's text.
+"""What a command was asked to do: small frozen models, validated when made, with a unit in every field's text.
+
+A command's configuration is composed of groups: ``GenerateConfig.sampling`` is a ``Sampling``. On the command line and
+in YAML files, the flags of all groups are flat: ``GenerateConfig(file_path=…, temperature=0.6)``. A command has a group
+only if it reads all of its fields, so that ``--help`` shows nothing that has no effect.
 
 The descriptions are the help texts of the flags. Nothing heavy is imported here, so that ``--help`` answers at once.
 """
@@ -7,42 +11,310 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 NO_MODEL_ENGINES = frozenset({"echo"})
-
-
-class Config(BaseModel):
-    """Base of all configurations. Raises ConfigError, one line a mistake."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
-    positional: ClassVar[tuple[str, ...]] = ()  # fields that may be given without their flags
-    more_flags: ClassVar[str] = ""  # the field that takes the flags that are no field, '' for none
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError("; ".join(_one_line(type(self), e) for e in error.errors())) from None
+DEFAULT_JUDGE = "bundled:smollm2-135m"
+DEFAULT_EMBEDDER = "bundled:minilm"
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be run: the message names the field, the value and the limit."""
 
 
-class DriverConfig(Config):
-    """What every command takes that works on a cluster."""
+class Settings(BaseModel):
+    """Base of groups and commands: frozen, without unknown fields."""
 
-    output_dir: str = Field(description="run directory to write: a path or URI (s3://, gs://)")
-    no_progress: bool = Field(False, description="True: no progress lines")
-    address: str | None = Field(None, description="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    heading: ClassVar[str] = "Options"  # of the fields in ``--help``
+
+
+class Flag(NamedTuple):
+    """A field of a command's configuration, as a user sees it."""
+
+    field: FieldInfo
+    heading: str
+
+
+class Config(Settings):
+    """Base of all commands' configurations, made from flat values. Raises ConfigError, one clause for each mistake."""
+
+    positional: ClassVar[tuple[str, ...]] = ()  # flags whose values may be given without their names
+    extra_flags: ClassVar[str] = ""  # the field that takes the flags that are not fields, '' for none
+    extra_metavar: ClassVar[str] = ""  # how ``--help`` shows these
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**_grouped(type(self), values))
+        except ValidationError as error:
+            raise ConfigError("; ".join(_one_line(type(self), each) for each in error.errors())) from None
+
+    @classmethod
+    def flags(cls) -> dict[str, Flag]:
+        """Flag → its field: the command's own, then those of its groups."""
+        own, grouped = {}, {}
+        for name, field in cls.model_fields.items():
+            if group := _group(field):
+                grouped.update({flag: Flag(each, group.heading) for flag, each in group.model_fields.items()})
+            else:
+                extra = field.json_schema_extra
+                own[name] = Flag(field, str(extra["heading"]) if isinstance(extra, dict) else cls.heading)
+        return {**own, **grouped}
+
+    def values(self) -> dict[str, Any]:
+        """Flag → value."""
+        found = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            found.update(dict(value) if isinstance(value, Settings) else {name: value})
+        return found
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with other values for some flags."""
+        return type(self)(**{**self.values(), **changes})
+
+
+def option(heading: str, default: Any, description: str, **limits: Any) -> Any:
+    """A field of a command's own, outside of a group. ``...`` as its default: required."""
+    return Field(default, description=description, json_schema_extra={"heading": heading}, **limits)
+
+
+# Groups
+
+
+class Papers(Settings):
+    """Papers to read."""
+
+    heading: ClassVar[str] = "Input"
+
+    file_path: str = Field(description="papers: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
+    limit: int | None = Field(None, ge=1, description="read only the first N records")
+    papers_per_shard: int = Field(500, ge=1, le=100_000, description="papers per Parquet shard")
+
+
+class Pairs(Settings):
+    """Pairs to evaluate."""
+
+    heading: ClassVar[str] = "Input"
+
+    processed_output: str | None = Field(
+        None, description="pairs made anywhere: a processed output with the papers' txt (default: the run's own pairs)"
+    )
+    papers_per_shard: int = Field(500, ge=1, le=100_000, description="papers per Parquet shard of --processed_output")
+
+
+class Asking(Settings):
+    """What is asked about each paper."""
+
+    heading: ClassVar[str] = "Prompts"
+
+    num_qas: int = Field(10, ge=1, le=100, description="pairs to generate per paper")
+    request: str | None = Field(
+        None, description="text file that replaces the built-in request; must contain {paper} and {format}"
+    )
+    language: str | None = Field(None, description="language of the pairs, such as German (default: the paper's)")
+    overlength: Literal["truncate", "skip", "split"] = Field(
+        "truncate",
+        description="papers longer than the context: truncate the end, skip the paper, or split into windows",
+    )
+    max_attempts: int = Field(2, ge=1, le=20, description="maximum number of attempts per paper to reach --num_qas")
+    structured: bool = Field(False, description="vllm, http: constrain the answer to a JSON list of pairs")
+
+
+class LanguageModel(Settings):
+    """How a causal language model is loaded."""
+
+    heading: ClassVar[str] = "Model"
+
+    cache_dir: str = Field("./cache", description="folder for downloaded and converted models")
+    context_size: int | None = Field(
+        None, ge=16, description="context length of the fine-tuning, in tokens (default: the model's)"
+    )
+    seq_len: int | None = Field(
+        None, ge=16, description="maximum length of prompt + answer, in tokens (default: --context_size)"
+    )
+    prompt_template: str | None = Field(
+        None, description="llama2, chat, or a file with {instruction} and {input} (default: the model's own)"
+    )
+    flash_attn: bool = Field(True, description="use flash-attn if a GPU and the package are available")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="data type of weights and activations; auto: bfloat16 where the hardware supports it"
+    )
+    trust_remote_code: bool = Field(False, description="run the code that a model folder contains")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if self.seq_len and self.context_size and self.seq_len > self.context_size:
+            raise ValueError(seq_len_message(self.seq_len, self.context_size))
+        return self
+
+
+class Sampling(Settings):
+    """How answers are sampled."""
+
+    heading: ClassVar[str] = "Sampling"
+
+    temperature: float = Field(0.6, ge=0, le=10, description="sampling temperature; 0 = greedy")
+    top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling probability mass")
+    max_gen_len: int = Field(2048, ge=1, description="maximum length of the answer, in tokens")
+    min_gen_len: int = Field(0, ge=0, description="minimum length of the answer, in tokens (for benchmarks)")
+    seed: int = Field(0, ge=0, lt=2**63, description="random seed; each (doi, window, attempt) derives its own")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if self.min_gen_len > self.max_gen_len:
+            raise ValueError(f"min_gen_len {self.min_gen_len} exceeds max_gen_len {self.max_gen_len}")
+        return self
+
+
+class Resources(Settings):
+    """What an actor with a model takes of its node."""
+
+    heading: ClassVar[str] = "Engine"
+
+    gpus_per_actor: float | None = Field(
+        None, ge=0, description="GPUs per actor (default: 1 if the cluster has GPUs, else 0)"
+    )
+    cpus_per_actor: float = Field(1, ge=0, description="logical CPUs per actor")
+    threads_per_actor: int | None = Field(
+        None, ge=1, description="CPU threads per actor (default: cores / maximum number of actors)"
+    )
+    batch_tokens: int | None = Field(
+        None, ge=16, description="tokens that fit in an actor's key-value cache (default: as its memory allows)"
+    )
+
+
+class VLLM(Settings):
+    """vLLM's own settings."""
+
+    heading: ClassVar[str] = "vLLM"
+
+    tensor_parallel_size: int = Field(1, ge=1, description="number of GPUs that share each layer")
+    pipeline_parallel_size: int = Field(
+        1, ge=1, description="number of groups of GPUs that the layers are divided among"
+    )
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="fraction of each GPU's memory to use")
+    vllm_args: str | None = Field(
+        None, description='further engine arguments, as JSON: {"max_num_batched_tokens": 8192}'
+    )
+
+    @field_validator("vllm_args")
+    @classmethod
+    def _vllm_args(cls, value: str | None) -> str | None:
+        if value is not None and not isinstance(_json(value), dict):
+            raise ValueError(f"must be a JSON object, got {value!r}")
+        return value
+
+    @property
+    def gpus_per_engine(self) -> int:
+        """GPUs that one model is spread over."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+class Endpoint(Settings):
+    """A served model."""
+
+    heading: ClassVar[str] = "Endpoint"
+
+    base_url: str | None = Field(
+        None, description="OpenAI-compatible endpoint, http://host:8000/v1; QARAY_API_KEY holds its key"
+    )
+    served_model: str | None = Field(
+        None, description="name of the model at the endpoint (default: the first that it lists)"
+    )
+    requests_at_once: int = Field(64, ge=1, description="maximum number of concurrent requests")
+    requests_per_second: float | None = Field(None, gt=0, description="maximum request rate (default: no limit)")
+    http_retries: int = Field(5, ge=0, description="retries of a request after 429, 5xx or no response")
+    request_timeout: float = Field(1800, gt=0, description="timeout of a request, in seconds")
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_url(cls, value: str | None) -> str | None:
+        if value and not re.match(r"https?://[^/]", value):
+            raise ValueError(f"must be http://… or https://…, got {value!r}")
+        return value
+
+
+METRICS = ("coverage", "similarity", "racar", "grounding")
+
+
+class Metrics(Settings):
+    """What is measured."""
+
+    heading: ClassVar[str] = "Metrics"
+
+    metrics: str = Field(",".join(METRICS), description="comma-separated list")
+    query_instruction: str = Field(
+        "", description="prefix of each pair when it is embedded, for models such as e5-mistral"
+    )
+    judge_above: float = Field(
+        -1.0, ge=-1, le=1, description="judge only pairs of questions with at least this cosine; -1 = all"
+    )
+    control_papers: int = Field(100, ge=0, description="approximate number of papers used to check the judge")
+    duplicate_cosine: float = Field(0.9, gt=0, le=1, description="minimum cosine for near-duplicates across papers")
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        if unknown := [name for name in names if name not in METRICS]:
+            raise ValueError(f"has the unknown metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+        if not names:
+            raise ValueError(f"is empty: choose from {', '.join(METRICS)}")
+        return ",".join(name for name in METRICS if name in names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.metrics.split(","))
+
+
+class Embedding(Settings):
+    """The model that embeds texts, and its actors."""
+
+    heading: ClassVar[str] = "Metrics"
+
+    embedding_model: str | None = Field(
+        None, description=f"sentence-transformers folder, hub id, bundled:NAME, or echo (default: {DEFAULT_EMBEDDER})"
+    )
+    embed_actors: str = Field("1:1", description="number of embedding actors, MIN:MAX")
+    embed_block: int | None = Field(
+        None, ge=1, description="papers per batch of an embedding actor (default: 64 on GPUs, 4 on CPUs)"
+    )
+
+    @field_validator("embed_actors")
+    @classmethod
+    def _pool(cls, value: str) -> str:
+        parse_pool(value)
+        return value
+
+
+class Output(Settings):
+    """What is written besides the results."""
+
+    heading: ClassVar[str] = "Output"
+
+    report_papers: int = Field(1000, ge=0, description="write report pages for the first N papers")
+    no_progress: bool = Field(False, description="hide progress")
+    debug: bool = Field(False, description="show the logs of Ray, vLLM and the workers, and full tracebacks")
+
+
+class Cluster(Settings):
+    """The Ray cluster that a command runs on."""
+
+    heading: ClassVar[str] = "Cluster"
+
+    address: str | None = Field(
+        None, description="Ray cluster to connect to (default: RAY_ADDRESS, else a local cluster is started)"
+    )
     local_cpus: int | None = Field(
-        None, ge=1, description="logical CPUs of the local cluster (default: cores, at least 4)"
+        None, ge=1, description="logical CPUs of the local cluster (default: number of cores, at least 4)"
     )
     node_labels: str | None = Field(
-        None, description="labels of the nodes that models may run on: ray.io/market-type=spot, …; all of them must fit"
+        None, description="run models only on nodes that match all of these labels: ray.io/market-type=spot,…"
     )
     wait_hours: float = Field(12.0, gt=0, description="hours to wait for the first node that can hold a model")
 
@@ -58,124 +330,62 @@ class DriverConfig(Config):
         return parse_labels(self.node_labels)
 
 
-class RunConfig(DriverConfig):
-    """What every command that works on a run directory takes."""
-
-    debug: bool = Field(False, description="True: show the logs of Ray, vLLM and the workers, and full tracebacks")
-    report_papers: int = Field(1000, ge=0, description="papers that get a page of the report, the first ones")
-    export_json: Literal["auto", "always", "never"] = Field(
-        "auto", description="write the JSON exports: auto = up to 50,000 papers"
-    )
+OUTPUT_DIR: Any = option("Output", ..., "run directory: a path or a URI (s3://, gs://)")
 
 
-class EngineConfig(RunConfig):
-    """What an engine is built from, whether it writes answers or scores them."""
+# Commands
 
-    engine: Literal["auto", "echo", "http", "transformers", "vllm"] = Field(
+
+class EngineConfig(Config):
+    """What an engine is built from, whether it generates answers or scores them."""
+
+    output_dir: str
+    engine: Literal["auto", "echo", "http", "transformers", "vllm"] = option(
+        "Engine",
         "auto",
-        description="what runs the model: auto = vllm where a worker can import it, else transformers; http = an "
-        "endpoint at --base_url; echo needs no model",
+        "what runs the model: vllm, transformers, http (an endpoint at --base_url), echo (no model); "
+        "auto: vllm if a worker can import it, else transformers",
     )
-    cache_dir: str = Field("./cache", description="folder for downloaded and converted models")
-    context_size: int | None = Field(
-        None, ge=16, description="context length of the fine-tuning, tokens (default: the model's)"
-    )
-    seq_len: int | None = Field(
-        None, ge=16, description="cap on prompt + answer, tokens; at most context_size (the default)"
-    )
-    prompt_template: str | None = Field(
-        None, description="llama2, chat or a file with {instruction} and {input} (default: the model's own)"
-    )
-    flash_attn: bool = Field(True, description="use flash-attn where a GPU and the package are there")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="weights and activations; auto = bfloat16 where the hardware has it"
-    )
-    gpus_per_actor: float | None = Field(
-        None, ge=0, description="GPUs an actor takes (default: 1 if the cluster has GPUs, else 0)"
-    )
-    cpus_per_actor: float = Field(1, ge=0, description="logical CPUs an actor takes")
-    threads_per_actor: int | None = Field(
-        None, ge=1, description="CPU threads of an actor (default: cores / largest number of actors)"
-    )
-    batch_tokens: int | None = Field(
-        None, ge=16, description="token budget of the key-value cache of an actor (default: from its memory)"
-    )
-    tensor_parallel_size: int = Field(1, ge=1, description="vllm: GPUs that share each layer of a model")
-    pipeline_parallel_size: int = Field(1, ge=1, description="vllm: groups of GPUs that share out a model's layers")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="vllm: share of a GPU's memory that it takes")
-    vllm_args: str | None = Field(
-        None, description='vllm: further engine arguments, as JSON: {"max_num_batched_tokens": 8192}'
-    )
-    papers_per_shard: int = Field(500, ge=1, le=100_000, description="papers in one shard of OUT/papers")
-    trust_remote_code: bool = Field(False, description="run the code that a model folder brings along")
-
-    @field_validator("vllm_args")
-    @classmethod
-    def _vllm_args(cls, value: str | None) -> str | None:
-        if value is not None and not isinstance(_json(value), dict):
-            raise ValueError(f"must be a JSON object, got {value!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _lengths(self) -> EngineConfig:
-        if self.seq_len and self.context_size and self.seq_len > self.context_size:
-            raise ValueError(seq_len_message(self.seq_len, self.context_size))
-        return self
+    model: LanguageModel
+    resources: Resources
+    vllm: VLLM
+    output: Output
+    cluster: Cluster
 
     @property
-    def model(self) -> str | None:
-        """The causal language model's name; None: the engine needs none."""
+    def model_name(self) -> str | None:
+        """The causal language model: a path, a hub id or bundled:NAME; None if the engine needs none."""
         raise NotImplementedError
 
     @property
     def pool(self) -> tuple[int, int]:
-        """Fewest and most engine actors."""
+        """Minimum and maximum number of engine actors."""
         raise NotImplementedError
 
 
 class GenerateConfig(EngineConfig):
-    """Papers to question-answer pairs."""
+    """Generate question-answer pairs from papers."""
 
-    file_path: str = Field(description="papers: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
-    base_model: str | None = Field(None, description="a local path, a hub id or bundled:NAME")
-    temperature: float = Field(0.6, ge=0, le=10, description="sampling temperature; 0 = greedy")
-    top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling mass")
-    max_gen_len: int = Field(2048, ge=1, description="cap on the answer, tokens")
-    request: str | None = Field(
-        None, description="text file that replaces the request, with the slots {paper} and {format}"
-    )
-    language: str | None = Field(None, description="language of the pairs, such as German (default: the paper's)")
-    min_gen_len: int = Field(0, ge=0, description="no end of text before so many tokens (for benchmarks)")
-    num_qas: int = Field(10, ge=1, le=100, description="pairs wanted of each paper")
-    overlength: Literal["truncate", "skip", "split"] = Field(
-        "truncate", description="a paper beyond the budget: cut its tail, reject it, or ask window by window"
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="of the random streams, one per (doi, window, attempt)")
-    max_attempts: int = Field(2, ge=1, le=20, description="times a paper is asked until it has num_qas pairs")
-    limit: int | None = Field(None, ge=1, description="read only the first so many records")
-    actors: str = Field("1:1", description="engine actors, MIN:MAX")
-    max_batch: int | None = Field(
+    papers: Papers
+    asking: Asking
+    base_model: str | None = option("Model", None, "local path, hub id or bundled:NAME")
+    sampling: Sampling
+    actors: str = option("Engine", "1:1", "number of engine actors, MIN:MAX")
+    max_batch: int | None = option(
+        "Engine",
         None,
+        "maximum number of papers decoded together (default: 16 on CPUs, 64 on GPUs, 256 with vllm)",
         ge=1,
         le=4096,
-        description="papers decoded together at most (default: 16 on a CPU; on a GPU 64, with vllm 256)",
     )
-    structured: bool = Field(
-        False, description="vllm, http: the answer is held to a JSON list of pairs, token by token"
+    echo_seconds: float = option("Engine", 0.0, "echo: seconds per answer, to simulate a model's pace", ge=0)
+    endpoint: Endpoint
+    output_dir: str = OUTPUT_DIR
+    export_json: Literal["auto", "always", "never"] = option(
+        "Output", "auto", "write the JSON exports; auto: up to 50,000 papers"
     )
-    base_url: str | None = Field(
-        None, description="http: an OpenAI-compatible endpoint, http://host:8000/v1; its key: QARAY_API_KEY"
-    )
-    served_model: str | None = Field(
-        None, description="http: the model's name at the endpoint (default: the first that it serves)"
-    )
-    requests_at_once: int = Field(64, ge=1, description="http: requests in flight, in all")
-    requests_per_second: float | None = Field(None, gt=0, description="http: most requests begun a second, in all")
-    http_retries: int = Field(5, ge=0, description="http: times that a request is sent again after 429, 5xx, no answer")
-    request_timeout: float = Field(1800, gt=0, description="http: seconds that one request may take")
-    echo_seconds: float = Field(0.0, ge=0, description="echo: seconds per answer, to try a pipeline at a model's pace")
-    gpu_hour_price: float | None = Field(
-        None, gt=0, description="price of a GPU for an hour, in any currency: the manifest says what pairs cost"
+    gpu_hour_price: float | None = option(
+        "Output", None, "price of a GPU hour, in any currency; adds the cost to the manifest", gt=0
     )
 
     @field_validator("actors")
@@ -185,21 +395,17 @@ class GenerateConfig(EngineConfig):
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> GenerateConfig:
+    def _consistent(self) -> Self:
         if self.engine not in NO_MODEL_ENGINES and not self.base_model:
-            raise ValueError(f"--base_model is needed by --engine {self.engine}; only echo works without a model")
-        if self.min_gen_len > self.max_gen_len:
-            raise ValueError(f"min_gen_len {self.min_gen_len} exceeds max_gen_len {self.max_gen_len}")
-        if (self.engine == "http") != bool(self.base_url):
-            raise ValueError("--engine http and --base_url belong together")
-        if self.base_url and not re.match(r"https?://[^/]", self.base_url):
-            raise ValueError(f"base_url must be http://… or https://…, got {self.base_url!r}")
-        if self.structured and self.engine in ("transformers", "echo"):
-            raise ValueError(f"--structured is not served by --engine {self.engine}: choose vllm or http")
+            raise ValueError(f"--base_model is required with --engine {self.engine}; only echo works without a model")
+        if (self.engine == "http") != bool(self.endpoint.base_url):
+            raise ValueError("--engine http and --base_url must be used together")
+        if self.asking.structured and self.engine in ("transformers", "echo"):
+            raise ValueError(f"--structured is not supported by --engine {self.engine}: use vllm or http")
         return self
 
     @property
-    def model(self) -> str | None:
+    def model_name(self) -> str | None:
         return self.base_model
 
     @property
@@ -207,97 +413,53 @@ class GenerateConfig(EngineConfig):
         return parse_pool(self.actors)
 
 
-METRICS = ("coverage", "similarity", "racar", "grounding")
+class EvaluateConfig(EngineConfig):
+    """Score question-answer pairs. The engine is the judge's."""
 
+    pairs: Pairs
+    compare: tuple[str, str] | None = option(
+        "Input", None, "compare two evaluated runs A and B: paired differences with confidence intervals"
+    )
+    metrics: Metrics
+    embedding: Embedding
+    judge_model: str | None = option(
+        "Model", None, f"causal LM that scores: local path, hub id or bundled:NAME (default: {DEFAULT_JUDGE})"
+    )
+    judge_actors: str = option("Engine", "1:1", "number of judge actors, MIN:MAX")
+    output_dir: str = option("Output", "", "run directory of generate, or a new folder with --processed_output")
 
-class Measures(Config):
-    """What is measured, and with what."""
-
-    metrics: str = Field(",".join(METRICS), description="a comma-separated subset")
-    embedding_model: str | None = Field(
-        None, description="a sentence-transformers folder or hub id, bundled:NAME, or echo (default: bundled:minilm)"
-    )
-    query_instruction: str = Field(
-        "", description="put before a pair when it is embedded, as models like e5-mistral want it"
-    )
-    judge_model: str | None = Field(
-        None, description="causal LM that scores: a path, a hub id or bundled:NAME (default: bundled:smollm2-135m)"
-    )
-    judge_above: float = Field(
-        -1.0, ge=-1, le=1, description="judge only questions with at least this cosine; -1 = all"
-    )
-    control_papers: int = Field(
-        100, ge=0, description="papers, about, whose pairs also test the judge: paraphrases, swapped answers"
-    )
-    duplicate_cosine: float = Field(
-        0.9, gt=0, le=1, description="questions of different papers at least so near count as duplicates"
-    )
-    embed_actors: str = Field("1:1", description="embedding actors, MIN:MAX")
-    embed_block: int | None = Field(
-        None, ge=1, description="papers that an embedding actor takes at once (default: 64 on GPUs, 4 elsewhere)"
-    )
-    judge_actors: str = Field("1:1", description="judge actors, MIN:MAX")
-
-    @field_validator("embed_actors", "judge_actors")
+    @field_validator("judge_actors")
     @classmethod
-    def _pools(cls, value: str) -> str:
+    def _actors(cls, value: str) -> str:
         parse_pool(value)
         return value
 
-    @field_validator("metrics")
-    @classmethod
-    def _metrics(cls, value: str) -> str:
-        names = [name.strip() for name in value.split(",") if name.strip()]
-        if unknown := [name for name in names if name not in METRICS]:
-            raise ValueError(f"knows no {unknown[0]!r}: choose from {', '.join(METRICS)}")
-        if not names:
-            raise ValueError(f"names none: choose from {', '.join(METRICS)}")
-        return ",".join(name for name in METRICS if name in names)
-
-
-class EvaluateConfig(Measures, EngineConfig):
-    """Question-answer pairs to scores. The engine and its flags are the judge's."""
-
-    output_dir: str = Field("", description="a run directory of generate, or a folder to write")
-    processed_output: str | None = Field(
-        None, description="pairs made anywhere: a processed output with the papers' txt (default: those of the run)"
-    )
-    compare: tuple[str, str] | None = Field(
-        None, description="two evaluated runs A B: their paired differences with intervals, and nothing else"
-    )
-
     @model_validator(mode="after")
-    def _consistent(self) -> EvaluateConfig:
+    def _consistent(self) -> Self:
         if not self.compare and not self.output_dir:
             raise ValueError("--output_dir is required")
         if self.engine == "http":
-            raise ValueError("--engine http gives no scores: judge with transformers or vllm")
+            raise ValueError("--engine http does not return scores: use transformers or vllm for the judge")
         return self
 
     @property
     def judges(self) -> bool:
         """Whether a judge is needed."""
-        return "similarity" in self.measures or "racar" in self.measures
+        return "similarity" in self.metrics.names or "racar" in self.metrics.names
 
     @property
     def embeds(self) -> bool:
         """Whether an embedding model is needed."""
-        return "similarity" in self.measures or "coverage" in self.measures
+        return "similarity" in self.metrics.names or "coverage" in self.metrics.names
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        return tuple(self.metrics.split(","))
-
-    @property
-    def model(self) -> str | None:
-        if self.engine in NO_MODEL_ENGINES:
-            return self.judge_model
-        return self.judge_model or "bundled:smollm2-135m"
+    def model_name(self) -> str | None:
+        return self.judge_model or (None if self.engine in NO_MODEL_ENGINES else DEFAULT_JUDGE)
 
     @property
     def embedder(self) -> str:
-        """Name of the embedding model. The echo engine's runs embed without a model, too."""
-        return self.embedding_model or ("echo" if self.engine == "echo" else "bundled:minilm")
+        """Name of the embedding model. With --engine echo it is echo, too, unless it is named."""
+        return self.embedding.embedding_model or ("echo" if self.engine == "echo" else DEFAULT_EMBEDDER)
 
     @property
     def pool(self) -> tuple[int, int]:
@@ -305,191 +467,194 @@ class EvaluateConfig(Measures, EngineConfig):
 
     @property
     def embed_pool(self) -> tuple[int, int]:
-        return parse_pool(self.embed_actors)
+        return parse_pool(self.embedding.embed_actors)
 
 
-class PipelineConfig(Measures, GenerateConfig):
-    """Papers to question-answer pairs, their scores and the report: generate, then evaluate."""
-
-    judge_engine: Literal["auto", "echo", "transformers", "vllm"] | None = Field(
-        None, description="what runs the judge (default: echo with --engine echo, else auto)"
-    )
-    judge_seq_len: int | None = Field(None, ge=16, description="cap on what the judge reads, tokens")
-
-    @property
-    def generation(self) -> GenerateConfig:
-        return GenerateConfig(**self._fields(GenerateConfig))
-
-    @property
-    def evaluation(self) -> EvaluateConfig:
-        """Of what both have, the judge takes the machines' settings; lengths, template and engine are its own."""
-        shared = self._fields(EvaluateConfig)
-        for name in ("engine", "context_size", "seq_len", "prompt_template", "batch_tokens", "vllm_args"):
-            shared.pop(name)
-        engine = self.judge_engine or ("echo" if self.engine == "echo" else "auto")
-        return EvaluateConfig(**shared, engine=engine, seq_len=self.judge_seq_len)
-
-    def _fields(self, kind: type[Config]) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in kind.model_fields if name in type(self).model_fields}
+# Flags of the judge that `qaray run` has a second time, as --judge_…: what holds for one model need not for another.
+JUDGE_FLAGS = ("engine", "context_size", "seq_len", "prompt_template", "batch_tokens", "vllm_args")
+RUN_WITHOUT = ("processed_output", "compare")  # `qaray run` evaluates its own pairs
 
 
-class FineTuneConfig(DriverConfig):
-    """Examples {instruction, input, output} to a fine-tuned model.
+class PipelineConfig(Config):
+    """Generate pairs from papers, evaluate them and write the report."""
 
-    All other flags are those of transformers' TrainingArguments: --num_train_epochs, --learning_rate, --bf16 and so on.
+    generation: GenerateConfig
+    evaluation: EvaluateConfig
+
+    def __init__(self, **values: Any) -> None:
+        generate = {name: value for name, value in values.items() if name in GenerateConfig.flags()}
+        judge = {f"judge_{name}": name for name in JUDGE_FLAGS}
+        own = EvaluateConfig.flags().keys() - set(JUDGE_FLAGS) - set(RUN_WITHOUT)
+        if unknown := values.keys() - generate.keys() - judge.keys() - own:
+            raise ConfigError(f"unknown setting {', '.join(sorted(unknown))}")
+        evaluate = {judge.get(name, name): value for name, value in values.items() if name in judge or name in own}
+        if evaluate.get("engine") is None:
+            evaluate["engine"] = "echo" if generate.get("engine") == "echo" else "auto"
+        super().__init__(generation=GenerateConfig(**generate), evaluation=EvaluateConfig(**evaluate))
+
+    @classmethod
+    def flags(cls) -> dict[str, Flag]:
+        judges = EvaluateConfig.flags()
+        own = {name: flag for name, flag in judges.items() if name not in (*JUDGE_FLAGS, *RUN_WITHOUT)}
+        twice = {f"judge_{name}": judges[name]._replace(heading="Judge") for name in JUDGE_FLAGS}
+        return {**own, **GenerateConfig.flags(), **twice}
+
+
+class FineTuneConfig(Config):
+    """Fine-tune a model on examples {instruction, input, output}.
+
+    All flags of transformers' TrainingArguments are accepted: --num_train_epochs, --learning_rate, --bf16, …
     """
 
-    more_flags: ClassVar[str] = "training"
+    heading: ClassVar[str] = "Training"
+    extra_flags: ClassVar[str] = "training"
+    extra_metavar: ClassVar[str] = "[--TRAINING_ARGUMENT VALUE]..."
 
-    model_name_or_path: str = Field(description="the model to fine-tune: a local path, a hub id or bundled:NAME")
-    data_path: str = Field(description="examples: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
-    eval_data_path: str | None = Field(
-        None, description="examples that are kept out: their loss is measured before and after"
+    data_path: str = option("Input", ..., "examples: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
+    eval_data_path: str | None = option("Input", None, "held-out examples; their loss is measured before and after")
+    model_max_length: int = option(
+        "Input", 12288, "maximum length of prompt + answer, in tokens; RoPE is scaled to it", ge=16
     )
-    model_max_length: int = Field(12288, ge=16, description="cap on prompt + answer, tokens; RoPE is scaled to it")
-    overlength: Literal["truncate", "shorten", "reject"] = Field(
+    overlength: Literal["truncate", "shorten", "reject"] = option(
+        "Input",
         "truncate",
-        description="an example beyond the cap: cut its end, cut the paper so that the whole answer fits, or reject it",
+        "longer examples: truncate the end, shorten the paper and keep the whole answer, or reject the example",
     )
-    use_flash_attn: bool = Field(True, description="use flash-attn where a GPU and the package are there")
-    use_full_attn: bool = Field(False, description="True: full attention in training, else S²-Attn")
+    prompt_template: str = option("Input", "llama2", "llama2, chat, or a file with {instruction} and {input}")
+    request: str | None = option("Input", None, "request that the examples were made with (--request of make-sft)")
+    language: str | None = option("Input", None, "language that the examples were made with (--language of make-sft)")
+    model_name_or_path: str = option("Model", ..., "model to fine-tune: local path, hub id or bundled:NAME")
+    cache_dir: str = option("Model", "./cache", "folder for downloaded and converted models")
+    trust_remote_code: bool = option("Model", False, "run the code that a model folder contains")
+    use_flash_attn: bool = option("Model", True, "use flash-attn if a GPU and the package are available")
+    use_full_attn: bool = Field(False, description="full attention in training instead of S²-Attn")
     s2_group_size: int | None = Field(
-        None, ge=2, description="tokens in a group of S²-Attn (default: a quarter of 4096·n tokens, else 8192)"
+        None, ge=2, description="group size of S²-Attn, in tokens (default: a quarter of 4096·n tokens, else 8192)"
     )
-    low_rank_training: bool = Field(False, description="LoRA on q, k, v, o, and trainable_params in full")
-    trainable_params: str = Field("embed,norm", description="parts of parameter names that low-rank training trains")
-    lora_r: int = Field(8, ge=1, description="rank of low-rank training")
-    lora_alpha: int = Field(16, ge=1, description="scale of low-rank training")
-    prompt_template: str = Field("llama2", description="llama2, chat or a file with {instruction} and {input}")
-    request: str | None = Field(
-        None, description="the request that the examples were made with, if not the default: make-sft's --request"
+    low_rank_training: bool = Field(False, description="LoRA on q, k, v and o; --trainable_params are trained in full")
+    trainable_params: str = Field(
+        "embed,norm", description="parts of parameter names to train in full with --low_rank_training"
     )
-    language: str | None = Field(None, description="the language that the examples were made with: make-sft's")
-    cache_dir: str = Field("./cache", description="folder for downloaded and converted models")
-    trust_remote_code: bool = Field(False, description="run the code that a model folder brings along")
-    deepspeed: str | None = Field(None, description="DeepSpeed's JSON, such as ds_configs/stage3.json")
-    num_workers: int = Field(1, ge=1, description="training processes, one a GPU")
-    use_gpu: bool | None = Field(None, description="train on GPUs (default: where the cluster has any)")
-    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs a worker takes")
-    storage_path: str | None = Field(
-        None, description="where checkpoints go: a folder that all machines share, or a URI (default: output_dir)"
+    lora_r: int = Field(8, ge=1, description="rank of LoRA")
+    lora_alpha: int = Field(16, ge=1, description="alpha of LoRA")
+    deepspeed: str | None = Field(None, description="DeepSpeed configuration, such as ds_configs/stage3.json")
+    num_workers: int = Field(1, ge=1, description="number of training processes, one per GPU")
+    use_gpu: bool | None = Field(None, description="train on GPUs (default: if the cluster has any)")
+    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs per training process")
+    max_failures: int = Field(3, ge=-1, description="maximum number of restarts after lost workers; -1 = no limit")
+    output_dir: str = option("Output", ..., "run directory: a local path")
+    storage_path: str | None = option(
+        "Output", None, "where checkpoints are written: a folder that all nodes share, or a URI (default: --output_dir)"
     )
-    run_name: str = Field(
-        "checkpoints", pattern=r"^[\w.-]+$", description="their folder there; the same name again goes on"
-    )
-    max_failures: int = Field(3, ge=-1, description="times that lost workers are replaced; -1 = without end")
+    run_name: str = option("Output", "checkpoints", "checkpoint folder; reuse the name to resume", pattern=r"^[\w.-]+$")
+    no_progress: bool = option("Output", False, "hide progress")
+    cluster: Cluster
     training: dict[str, str] = Field({}, description="flags of transformers' TrainingArguments")
 
     @field_validator("output_dir")
     @classmethod
     def _local(cls, value: str) -> str:
         if "://" in value:
-            raise ValueError(
-                f"{value}: a fine-tuning writes to a local disk, or one that all machines share; "
-                "only --storage_path, where checkpoints go, may be a URI"
-            )
+            raise ValueError(f"must be a local path, got {value}: only --storage_path, for checkpoints, may be a URI")
         return value
 
 
 class MakeSftConfig(Config):
-    """Papers and their pairs to training examples, by the prompts that generation uses."""
+    """Convert papers and their pairs to training examples, with the prompts of generation."""
 
-    processed_output: str = Field(description="pairs made anywhere: a processed output with the papers' txt")
-    output: str = Field(description="file to write: .json, .jsonl or .parquet")
-    min_pairs: int = Field(1, ge=1, description="papers with fewer pairs are left out")
-    request: str | None = Field(
-        None, description="text file that replaces the request, with the slots {paper} and {format}"
-    )
-    language: str | None = Field(None, description="language of the pairs, such as German (default: the paper's)")
+    processed_output: str = option("Input", ..., "pairs made anywhere: a processed output with the papers' txt")
+    min_pairs: int = option("Input", 1, "skip papers with fewer pairs", ge=1)
+    request: str | None = option("Prompts", None, Asking.model_fields["request"].description or "")
+    language: str | None = option("Prompts", None, Asking.model_fields["language"].description or "")
+    output: str = option("Output", ..., "file to write: .json, .jsonl or .parquet")
 
 
 class ExportConfig(Config):
-    """A checkpoint of a fine-tuning to a model folder."""
+    """Convert a checkpoint to a model folder."""
 
     positional: ClassVar[tuple[str, ...]] = ("checkpoint", "output_dir")
 
-    checkpoint: str = Field(description="a checkpoint folder, or a run_name folder whose last one is taken")
-    output_dir: str = Field(description="model folder to write")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="of the weights; auto = bfloat16, or float16 where it was trained so"
+    checkpoint: str = option("Input", ..., "checkpoint folder, or a --run_name folder, of which the last one is used")
+    output_dir: str = option("Output", ..., "model folder to write")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
+        "Output", "auto", "data type of the weights; auto: float16 if it was trained so, else bfloat16"
     )
 
 
 class ParseConfig(Config):
-    """Original outputs made anywhere to processed output."""
+    """Parse outputs that were generated elsewhere into question-answer pairs."""
 
-    original_output: str = Field(description="JSON list or JSONL of {doi, output}; `input` is optional")
-    file_path: str = Field(description="the papers that the outputs belong to")
-    output_dir: str = Field(description="folder for processed_output.json and rejected.jsonl")
-    num_qas: int = Field(10, ge=1, le=100, description="pairs that count as a complete paper")
+    original_output: str = option("Input", ..., "JSON list or JSONL of {doi, output}; input is optional")
+    file_path: str = option("Input", ..., "papers that the outputs belong to")
+    num_qas: int = option("Input", 10, "number of pairs of a complete answer", ge=1, le=100)
+    output_dir: str = option("Output", ..., "folder for processed_output.json and rejected.jsonl")
 
 
 class ReportConfig(Config):
-    """A finished run to its report."""
+    """Rewrite the report of a finished run."""
 
-    output_dir: str = Field(description="a run directory")
-    report_papers: int = Field(1000, ge=0, description="papers that get a page of the report, the first ones")
+    output_dir: str = OUTPUT_DIR
+    report_papers: int = option("Output", 1000, Output.model_fields["report_papers"].description or "", ge=0)
 
 
 class PlanConfig(Config):
-    """A finished run's figures to the hours and the cost of a corpus."""
+    """Estimate hours, cost and disk space for a corpus from a finished run."""
 
-    output_dir: str = Field(description="a finished run directory of generate")
-    papers: int = Field(ge=1, description="papers of the corpus")
-    gpus: int = Field(1, ge=1, description="GPUs that will work on it (devices, if the run had no GPU)")
-    gpu_hour_price: float | None = Field(None, gt=0, description="price of a GPU for an hour (default: the run's)")
-    paper_tokens: int | None = Field(None, ge=1, description="mean tokens of a paper (default: the run's)")
+    output_dir: str = option("Input", ..., "run directory of a finished generate")
+    papers: int = option("Input", ..., "number of papers of the corpus", ge=1)
+    paper_tokens: int | None = option("Input", None, "mean length of a paper, in tokens (default: the run's)", ge=1)
+    gpus: int = option("Cluster", 1, "number of GPUs (or of devices, if the run used no GPU)", ge=1)
+    gpu_hour_price: float | None = option("Cluster", None, "price of a GPU hour (default: the run's)", gt=0)
 
 
 class StatusConfig(Config):
-    """How far a run is, from its files."""
+    """Show the progress of a run, read from its files."""
 
     positional: ClassVar[tuple[str, ...]] = ("output_dir",)
 
-    output_dir: str = Field(description="a run directory, of a run that works, was cut short or is done")
-    json_lines: bool = Field(False, description="True: one line of JSON instead of words")
-    watch: float | None = Field(None, gt=0, description="say it again after so many seconds, until the run ends")
+    output_dir: str = option("Input", ..., "run directory")
+    json_lines: bool = option("Output", False, "print one line of JSON")
+    watch: float | None = option("Output", None, "refresh every N seconds until the run ends", gt=0)
 
 
 class SubmitConfig(Config):
-    """A command to a Ray cluster, as a job: `qaray submit generate --address … --file_path …`."""
+    """Submit a command to a Ray cluster as a job, follow its log, and resubmit it if it fails."""
 
     positional: ClassVar[tuple[str, ...]] = ("command",)
-    more_flags: ClassVar[str] = "flags"
+    extra_flags: ClassVar[str] = "command_flags"
+    extra_metavar: ClassVar[str] = "[--FLAG_OF_THE_COMMAND VALUE]..."
 
-    command: str = Field(description="generate, evaluate, fine-tune or run")
-    address: str | None = Field(
-        None, description="the cluster's job server, http://head:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS)"
+    command: str = option("Input", ..., "generate, evaluate, fine-tune or run")
+    working_dir: str = option("Input", ".", "checkout whose jobs/ are run: a folder, or the URI of its archive")
+    pip: str | None = option("Input", None, "requirements file for the job's environment")
+    env: str | None = option("Input", None, "environment variables to pass on, comma-separated names")
+    address: str | None = option(
+        "Cluster", None, "job server, http://head:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS)"
     )
-    working_dir: str = Field(".", description="the checkout whose jobs/ are run: a folder, or a URI of its archive")
-    submission_id: str | None = Field(None, description="the job's name (default: from the command and the time)")
-    token_file: str | None = Field(
-        None,
-        description="file with the cluster's token (default: RAY_AUTH_TOKEN, or Ray's own ~/.ray/auth_token)",
+    token_file: str | None = option(
+        "Cluster", None, "file with the cluster's token (default: RAY_AUTH_TOKEN, else ~/.ray/auth_token)"
     )
-    pip: str | None = Field(None, description="requirements file that the job's environment is made from")
-    env: str | None = Field(None, description="names of environment variables to hand over, comma-separated")
-    resubmit: int = Field(2, ge=0, le=100, description="times that a job that failed is submitted again")
-    wait: bool = Field(True, description="False: return once the job is submitted")
-    flags: dict[str, str] = Field({}, description="flags of the command")
+    submission_id: str | None = option("Cluster", None, "name of the job (default: from the command and the time)")
+    resubmit: int = option("Cluster", 2, "maximum number of resubmissions of a failed job", ge=0, le=100)
+    wait: bool = option("Cluster", True, "follow the job until it ends; False: return once it is submitted")
+    command_flags: dict[str, str] = Field({}, description="flags of the command")
 
 
 class DemoConfig(Config):
-    """The main job on the sample papers with the bundled models."""
+    """Run everything on the sample papers with the bundled models."""
 
-    output_dir: str = Field("runs/demo", description="run directory to write")
-    cache_dir: str = Field("./cache", description="folder for the converted model")
-    num_qas: int = Field(5, ge=1, le=100, description="pairs wanted of each paper")
-    max_gen_len: int = Field(200, ge=1, description="cap on the answer, tokens")
-    no_progress: bool = Field(False, description="True: no progress lines")
-    debug: bool = Field(False, description="True: show the logs of Ray, vLLM and the workers, and full tracebacks")
+    num_qas: int = option("Prompts", 5, "pairs to generate per paper", ge=1, le=100)
+    max_gen_len: int = option("Prompts", 200, "maximum length of the answer, in tokens", ge=1)
+    engine: Literal["auto", "echo", "transformers"] = option(
+        "Model", "auto", "transformers: the bundled models; echo: no model; auto: the bundled models"
+    )
+    cache_dir: str = option("Model", "./cache", "folder for the converted model")
+    output_dir: str = option("Output", "runs/demo", "run directory to write")
+    no_progress: bool = option("Output", False, "hide progress")
+    debug: bool = option("Output", False, "show the logs of Ray and the workers, and full tracebacks")
 
 
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+# Values
 
 
 def parse_pool(text: str) -> tuple[int, int]:
@@ -519,9 +684,44 @@ def seq_len_message(seq_len: int, context_size: int) -> str:
     )
 
 
-def _one_line(config: type[BaseModel], error: Any) -> str:
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+# Groups and flags, and what is wrong with their values
+
+
+def _group(field: FieldInfo) -> type[Settings] | None:
+    """The group that a field holds, None for a flag."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Settings)
+
+
+def _grouped(config: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat values, those of groups under their group's name. A flag of two groups goes to both."""
+    flat = dict(values)
+    groups = {name: group for name, field in config.model_fields.items() if (group := _group(field))}
+    owned = {own for group in groups.values() for own in group.model_fields}
+    if unknown := [name for name in groups if name in flat and name not in owned and not _is_group(flat[name])]:
+        raise ConfigError(f"unknown setting {unknown[0]}")
+    made = {name: flat.pop(name) for name in groups if _is_group(flat.get(name))}
+    for name, group in groups.items():
+        if name not in made:
+            made[name] = {own: flat[own] for own in group.model_fields if own in flat}
+    return {**made, **{name: value for name, value in flat.items() if name not in owned}}
+
+
+def _one_line(config: type[Config], error: Any) -> str:
     """One mistake of pydantic's in our words: field, consequence, value."""
-    name = ".".join(str(part) for part in error["loc"])
+    groups = {name for name, field in config.model_fields.items() if _group(field)}
+    name = ".".join(str(part) for part in error["loc"] if part not in groups)
     value = error.get("input")
     if error["type"] == "missing":
         return f"--{name} is required"
@@ -530,19 +730,17 @@ def _one_line(config: type[BaseModel], error: Any) -> str:
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         return f"{name} {message}" if name else message
-    limits = _limits(config, name)
+    flag = config.flags().get(name)
+    limits = _limits(flag.field) if flag else ""
     if limits and isinstance(value, int | float) and not isinstance(value, bool):
         return f"{name} must be {limits}, got {value}"
     what = error["msg"].replace("Input should be ", "must be ").replace("Input ", "")
     return f"{name} {what}, got {value!r}"
 
 
-def _limits(config: type[BaseModel], name: str) -> str:
+def _limits(field: FieldInfo) -> str:
     """The bounds of a field in words, '' where it has none."""
-    field = config.model_fields.get(name)
-    bounds = {
-        k: getattr(m, k) for m in (field.metadata if field else []) for k in ("ge", "gt", "le", "lt") if hasattr(m, k)
-    }
+    bounds = {each: getattr(m, each) for m in field.metadata for each in ("ge", "gt", "le", "lt") if hasattr(m, each)}
     if "ge" in bounds and "le" in bounds:
         return f"between {bounds['ge']} and {bounds['le']}"
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}

@@ -1,21 +1,28 @@
 """The story on one page: papers → prompts → completions → pairs → scores → report.
 
-Each stage reads what the one before has made durable, so that a run that was cut short goes on where it stopped.
+Each stage reads what the one before has made durable, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from qaray.config import DemoConfig, EvaluateConfig, FineTuneConfig, GenerateConfig, PipelineConfig
+from qaray.config import (
+    DemoConfig,
+    EvaluateConfig,
+    FineTuneConfig,
+    GenerateConfig,
+    PipelineConfig,
+)
 from qaray.corpus.papers import Intake, ingest, input_files
-from qaray.engines import Site, build_engine
+from qaray.engines import WorkerInfo, build_engine
 from qaray.engines.attempts import attempts
-from qaray.engines.site import await_node, begun_with, choose, look
+from qaray.engines.worker import inspect_worker, resolve_engine, resume_engine, wait_for_node
 from qaray.evaluate.duplicates import find_duplicates
 from qaray.evaluate.manifest import evaluation_identity, evaluation_manifest
 from qaray.evaluate.measure import Context, count_papers, measure
@@ -25,7 +32,7 @@ from qaray.evaluate.summary import summarise
 from qaray.generate.manifest import Account, generation_identity, generation_manifest
 from qaray.generate.outputs import write_outputs
 from qaray.generate.rounds import BuilderFactory, generate
-from qaray.models.catalogue import located
+from qaray.models.catalogue import with_absolute_paths
 from qaray.models.planner import plan_model
 from qaray.observe.meter import Meter
 from qaray.observe.progress import Display
@@ -45,61 +52,46 @@ from qaray.run.tries import Tries
 DEMO_SEQ_LEN = 2048
 DEMO_JUDGE_SEQ_LEN = 1024
 
+AnyConfig = TypeVar("AnyConfig", GenerateConfig, EvaluateConfig, FineTuneConfig)
+
 
 def run_generate(config: GenerateConfig) -> dict[str, Any]:
     """The main job. Returns the manifest.
 
     Raises ConfigError, FileNotFoundError or RunError with one line for the user, Stopped after SIGTERM or SIGINT.
     """
-    begun = time.monotonic()
-    config = located(config)
-    run, display = Run.at(config.output_dir), Display(config.no_progress)
-    input_files(config.file_path, run)  # a wrong path is told before anything is set up
+    config = with_absolute_paths(config)
+    run = Run.at(config.output_dir)
+    input_files(config.papers.file_path, run)  # a wrong path is reported before anything is set up
     plan = plan_model(config)
     builder = BuilderFactory(config, plan)
-    builder()  # a context too small for the request is told before any GPU is asked for
+    builder()  # so is a context too small for the request
 
-    with lease(run) as held, contextlib.ExitStack() as stack:
-        Lease(run.evaluation).refuse_another()  # it reads what this may merge
-        config, why = begun_with(config, run.engine)
-        if config.engine != "auto":  # other settings are told before a cluster is asked for anything
-            run.identify(generation_identity(config, plan))
-        runtime.connect(config.address, config.local_cpus)
-        with end_on_signal():
-            site = look(config, display.say)
-        config, why = choose(config, site, why)
+    def identify(config: GenerateConfig) -> None:
         run.identify(generation_identity(config, plan))
-        run.clean()
-        stack.enter_context(stop_on_signal(run))  # after Ray, which brings handlers of its own
-        should_stop = StopSignal(run.stop_flag)
 
-        meter = stack.enter_context(Meter(run))
-        intake = Intake(config.file_path, config.papers_per_shard, config.limit)
-        papers = ingest(intake, run, builder.count_tokens, should_stop, told(display.ingested, meter.ingested))
-        display.say(f"{papers.papers} papers, {papers.rejected} rejected records, {papers.tokens:,} tokens")
+    quiet, others = config.output.no_progress, [run.evaluation]
+    with open_session(config, run, identify, quiet=quiet, others=others, needs_engine=True) as session:
+        config, display, meter = session.config, session.display, session.meter
+        intake = Intake(config.papers.file_path, config.papers.papers_per_shard, config.papers.limit)
+        progress_of_ingest = fan_out(display.ingested, meter.ingested)
+        papers = ingest(intake, run, builder.count_tokens, session.should_stop, progress_of_ingest)
+        display.notify(f"{papers.papers} papers, {papers.rejected} rejected records, {papers.tokens:,} tokens")
 
-        engine = build_engine(config, plan, site, should_stop, Tries.of(run))
-        display.say(f"engine: {engine.describe()}")
-        progress = generate(
-            run, engine, builder, attempts(config), papers, held, told(display.generated, meter.generated)
-        )
-        display.close()
-        if run.stop_flag.exists():
-            raise Stopped(
-                f"stopped with {progress.settled} of {papers.papers} papers done: run the same command to go on"
-            )
+        engine = build_engine(config, plan, session.worker, session.should_stop, Tries.of(run))
+        display.notify(f"engine: {engine.describe()}")
+        report = fan_out(display.generated, meter.generated)
+        progress = generate(run, engine, builder, attempts(config), papers, session.lease, report)
+        session.check(f"{progress.settled} of {papers.papers} papers are done")
 
-        held.check()
-        run.clean()  # of writers that died in this start
         totals = write_outputs(run, config, builder, papers)
-        account = Account(config, why, site, papers, progress, totals, time.monotonic() - begun)
+        account = Account(config, session.engine_reason, session.worker, papers, progress, totals, session.seconds)
         manifest = generation_manifest(run, account)
         run.manifest.write_json(manifest)
         Tries.of(run).forget()
-        write_report(run, GeneratedPapers.of(run), config.report_papers, display.paged)
+        write_report(run, GeneratedPapers.of(run), config.output.report_papers, display.paged)
     out = f"{totals.pairs} pairs from {totals.with_pairs} of {totals.papers} papers"
-    rejected = sum(totals.rejected.values())
-    display.say(f"{out}, {rejected} rejected, in {duration(time.monotonic() - begun)}")
+    display.notify(f"{out}, {sum(totals.rejected.values())} rejected, in {duration(session.seconds)}")
     return manifest
 
 
@@ -108,64 +100,54 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises ConfigError, FileNotFoundError or RunError with one line for the user, Stopped after SIGTERM or SIGINT.
     """
-    begun = time.monotonic()
-    config = located(config)
-    generated, display = Run.at(config.output_dir), Display(config.no_progress)
+    config = with_absolute_paths(config)
+    generated = Run.at(config.output_dir)
     run = generated.evaluation
-    if config.processed_output:
-        input_files(config.processed_output, run)
+    if config.pairs.processed_output:
+        input_files(config.pairs.processed_output, run)
     else:
         generated.finished()
     plan = plan_model(config) if config.judges else None
 
-    with lease(run) as held, contextlib.ExitStack() as stack:
-        if not config.processed_output:
-            Lease(generated).refuse_another()
-        config, why = begun_with(config, run.engine)
-        if config.engine != "auto":
-            run.identify_parts(evaluation_identity(config, plan))
-        runtime.connect(config.address, config.local_cpus)
-        with end_on_signal():
-            site = look(config, display.say) if plan else Site()
-            if config.embeds and not site.device:
-                await_node(config, display.say)
-        config, why = choose(config, site, why) if plan else (config, why)
+    def identify(config: EvaluateConfig) -> None:
         run.identify_parts(evaluation_identity(config, plan))
-        run.clean()
-        stack.enter_context(stop_on_signal(run))
-        should_stop = StopSignal(run.stop_flag)
 
-        meter = stack.enter_context(Meter(generated))
-        source, rejected = open_source(config, generated, should_stop, told(display.ingested, meter.ingested))
-        context = Context(run, source, should_stop)
+    with open_session(
+        config,
+        run,
+        identify,
+        quiet=config.output.no_progress,
+        others=[] if config.pairs.processed_output else [generated],
+        needs_engine=config.judges,
+        needs_node=config.embeds,
+        shown_as=generated,
+    ) as session:
+        config, display, meter = session.config, session.display, session.meter
+        progress_of_ingest = fan_out(display.ingested, meter.ingested)
+        source, rejected = open_source(config, generated, session.should_stop, progress_of_ingest)
+        context = Context(run, source, session.should_stop)
         papers = count_papers(context)
-        display.say(f"{papers} papers with pairs, {rejected} rejected records; metrics: {config.metrics}")
+        display.notify(f"{papers} papers with pairs, {rejected} rejected records; metrics: {config.metrics.metrics}")
 
         seconds = {}
-        for stage in stages(context, config, plan, site, papers, display.say):
+        for stage in stages(context, config, plan, session.worker, papers, display.notify):
             started = time.monotonic()
-            progress = measure(context, stage, held, told(display.measured, meter.measured))
-            display.close()
+            progress = measure(context, stage, session.lease, fan_out(display.measured, meter.measured))
             seconds[stage.name] = round(time.monotonic() - started, 2)
-            if run.stop_flag.exists():
-                done = f"{progress.done} of {papers} papers done"
-                raise Stopped(f"stopped in {stage.name} with {done}: run the same command to go on")
+            session.check(f"{stage.name}: {progress.done} of {papers} papers are done")
 
-        held.check()
-        run.clean()
         duplicates = find_duplicates(context, config)
         summary = summarise(context, duplicates)
-        manifest = evaluation_manifest(config, why, run, summary, rejected, seconds, time.monotonic() - begun)
+        manifest = evaluation_manifest(config, session.engine_reason, run, summary, rejected, seconds, session.seconds)
         run.manifest.write_json(manifest)
         Tries.of(run).forget()
-        write_report(generated, source, config.report_papers, display.paged)
-    display.say(f"{summary['pairs']} pairs of {papers} papers measured in {duration(time.monotonic() - begun)}")
+        write_report(generated, source, config.output.report_papers, display.paged)
+    display.notify(f"{summary['pairs']} pairs of {papers} papers evaluated in {duration(session.seconds)}")
     return summary
 
 
 def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
     """All of it: pairs, scores, report. Returns the evaluation's summary; raises what the two raise."""
-    config.evaluation  # noqa: B018  its mistakes are told before anything runs
     run_generate(config.generation)
     return run_evaluate(config.evaluation)
 
@@ -175,54 +157,147 @@ def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
 
     Raises ConfigError, FileNotFoundError or RunError with one line for the user.
     """
-    from qaray.finetune.driver import run_fine_tune as fine_tune  # seven seconds of imports that the others do without
+    from qaray.finetune import driver  # seven seconds of imports, which other commands do not need
 
-    display = Display(config.no_progress)
+    config = with_absolute_paths(config)
     run = Run.at(config.output_dir)
-    with Meter(run) as meter:
-        manifest = fine_tune(config, display.say, told(display.trained, meter.trained))
-    display.close()
-    write_training_report(run)
+    job = driver.decide(config)
+    if manifest := driver.finished(job, run):
+        Display(config.no_progress).notify("this run is finished")
+        write_training_report(run)
+        return manifest
+
+    def identify(_: FineTuneConfig) -> None:
+        run.identify(driver.identity(job))
+        driver.check_checkpoint(job)
+
+    config = config.replace(local_cpus=config.cluster.local_cpus or driver.local_cpus(config))
+    with open_session(config, run, identify, quiet=config.no_progress) as session:
+        display, meter = session.display, session.meter
+        examples = driver.prepare(job, run, display.notify)
+        log = driver.train(job, run, examples, display.notify, fan_out(display.trained, meter.trained))
+        display.close()
+        session.lease.check()
+        driver.write_model(job, run, display.notify)
+        manifest = driver.training_manifest(job, run, examples, log, session.seconds)
+        run.manifest.write_json(manifest)
+        write_training_report(run)
     return manifest
 
 
 def demo_config(config: DemoConfig) -> GenerateConfig:
     """What the demo generates."""
-    return GenerateConfig(
-        file_path=str(resources.files("qaray") / "sample" / "papers.json"),
-        base_model="bundled:smollm2-135m",
-        output_dir=config.output_dir,
-        cache_dir=config.cache_dir,
-        seq_len=DEMO_SEQ_LEN,
-        overlength="split",
-        num_qas=config.num_qas,
-        max_gen_len=config.max_gen_len,
-        no_progress=config.no_progress,
-    )
+    settings = {
+        "file_path": str(resources.files("qaray") / "sample" / "papers.json"),
+        "engine": config.engine,
+        "base_model": None if config.engine == "echo" else "bundled:smollm2-135m",
+        "output_dir": config.output_dir,
+        "cache_dir": config.cache_dir,
+        "seq_len": DEMO_SEQ_LEN,
+        "overlength": "split",
+        "num_qas": config.num_qas,
+        "max_gen_len": config.max_gen_len,
+        "no_progress": config.no_progress,
+    }
+    return GenerateConfig(**settings)
 
 
 def run_demo(config: DemoConfig) -> str:
     """Runs the demo; returns the path of its report."""
     run_generate(demo_config(config))
-    run_evaluate(
-        EvaluateConfig(
-            output_dir=config.output_dir,
-            cache_dir=config.cache_dir,
-            seq_len=DEMO_JUDGE_SEQ_LEN,
-            no_progress=config.no_progress,
-        )
-    )
+    settings = {
+        "engine": config.engine,
+        "output_dir": config.output_dir,
+        "cache_dir": config.cache_dir,
+        "seq_len": DEMO_JUDGE_SEQ_LEN,
+        "no_progress": config.no_progress,
+    }
+    run_evaluate(EvaluateConfig(**settings))
     return f"{config.output_dir.rstrip('/')}/report/index.html"
 
 
-def told(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:
+@dataclass
+class Session(Generic[AnyConfig]):
+    """One start of a command on a run directory: what every command has while it works."""
+
+    config: AnyConfig  # with the engine resolved
+    run: Run
+    lease: Lease
+    display: Display
+    meter: Meter
+    should_stop: StopSignal
+    worker: WorkerInfo
+    engine_reason: str  # why the engine is this one
+    begun: float  # seconds of the monotonic clock
+
+    @property
+    def seconds(self) -> float:
+        """Of this start, until now."""
+        return time.monotonic() - self.begun
+
+    def check(self, done: str) -> None:
+        """After a stage. Raises Stopped if a stop was requested, RunError if another driver has taken the run."""
+        self.display.close()
+        if self.run.stop_flag.exists():
+            raise Stopped(f"stopped: {done}; rerun the command to resume")
+        self.lease.check()
+        self.run.clean()  # after writers that died
+
+
+@contextlib.contextmanager
+def open_session(
+    config: AnyConfig,
+    run: Run,
+    identify: Callable[[AnyConfig], None],
+    *,
+    quiet: bool,
+    others: Sequence[Run] = (),
+    needs_engine: bool = False,
+    needs_node: bool = False,
+    shown_as: Run | None = None,
+) -> Iterator[Session[AnyConfig]]:
+    """Takes the lease, checks the identity, connects to Ray, resolves the engine, handles signals, starts the metrics.
+
+    ``identify`` writes the run's identity or refuses it: before a cluster is asked for anything, if the engine is known
+    by then. ``others`` must have no driver. ``needs_node``: waits for a node that can hold a model. The metrics carry
+    the name of ``shown_as``. Raises RunRefused, ConfigError, RunError or Stopped.
+    """
+    begun, display = time.monotonic(), Display(quiet)
+    worker, reason = WorkerInfo(), ""
+    with lease(run) as held, contextlib.ExitStack() as stack:
+        for other in others:
+            Lease(other).refuse_another()
+        if isinstance(config, FineTuneConfig):
+            identify(config)
+            runtime.connect(config.cluster)
+            run.clean()
+        else:
+            config, reason = resume_engine(config, run.engine)
+            if config.engine != "auto":
+                identify(config)
+            runtime.connect(config.cluster)
+            with end_on_signal():
+                if needs_engine:
+                    worker = inspect_worker(config, display.notify)
+                if needs_node and not worker.device:
+                    wait_for_node(config, display.notify)
+            if needs_engine:
+                config, reason = resolve_engine(config, worker, reason)
+            identify(config)
+            run.clean()
+            stack.enter_context(stop_on_signal(run))  # after Ray, which installs handlers of its own
+        meter = stack.enter_context(Meter(shown_as or run))
+        yield Session(config, run, held, display, meter, StopSignal(run.stop_flag), worker, reason, begun)
+
+
+def fan_out(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:
     """One listener for several."""
 
-    def tell(news: Any) -> None:
+    def notify(progress: Any) -> None:
         for listener in listeners:
-            listener(news)
+            listener(progress)
 
-    return tell
+    return notify
 
 
 __all__ = ["Stopped", "run_demo", "run_evaluate", "run_fine_tune", "run_generate", "run_pipeline"]

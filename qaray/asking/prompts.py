@@ -33,9 +33,16 @@ class PromptBuilder:
         request: Request | None = None,
     ) -> PromptBuilder:
         """Raises ConfigError if not even an empty paper fits."""
-        budget = Budget(seq_len, config.max_gen_len, config.num_qas)
-        builder = cls(template, tokenizer, budget, config.overlength, config.structured, request or default_request())
-        empty = builder._tokens("", [], config.num_qas)
+        budget = Budget(seq_len, config.sampling.max_gen_len, config.asking.num_qas)
+        builder = cls(
+            template,
+            tokenizer,
+            budget,
+            config.asking.overlength,
+            config.asking.structured,
+            request or default_request(),
+        )
+        empty = builder._tokens("", [], config.asking.num_qas)
         if budget.longest_prompt < empty + 64:
             raise ConfigError(
                 f"seq_len {seq_len} leaves no room for a paper: the request takes {empty} tokens and {budget.reserve} "

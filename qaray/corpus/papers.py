@@ -22,7 +22,7 @@ from qaray.corpus.readers.dispatch import SUFFIXES, read_records
 from qaray.corpus.records import Problem, doi_of, paper_fields
 from qaray.run.cluster import LIGHT
 from qaray.run.directory import SHARD, Run, RunError
-from qaray.run.events import tell
+from qaray.run.events import log_event
 from qaray.run.storage import Location, expand, in_threads, patient
 from qaray.run.tries import GIVEN_UP, Guard, Tries
 from qaray.schema import PAPER_SCHEMA, REJECTED_SCHEMA, RejectReason, table
@@ -272,7 +272,7 @@ def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row
     ]
     for record in rejected:
         place = {"file": record["file"], "position": record["position"]}
-        tell("rejected", run, "ingest", record["doi"], reason=record["reason"], detail=record["detail"], **place)
+        log_event("rejected", run, "ingest", record["doi"], reason=record["reason"], detail=record["detail"], **place)
     if rejected:
         (run.rejected_papers / f"{name}.parquet").write_table(table(rejected, REJECTED_SCHEMA))
     return int(pc.sum(papers["tokens"]).as_py() or 0)

@@ -44,7 +44,7 @@ def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck, tries:
     Documents beside no queries are not embedded: there is nothing to compare them with.
     Rows that are left out because the run stops are simply missing.
     """
-    gpus = actor_gpus(config.gpus_per_actor)
+    gpus = actor_gpus(config.resources.gpus_per_actor)
     return texts.map_batches(
         _Embedding,
         fn_constructor_args=(settings(config, gpus), should_stop, tries),
@@ -52,25 +52,28 @@ def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck, tries:
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=pool(*config.embed_pool),
-        **actor_resources(config.cpus_per_actor, gpus, config.labels),
+        **actor_resources(config.resources.cpus_per_actor, gpus, config.cluster.labels),
     )
 
 
 def papers_per_block(config: EvaluateConfig) -> int:
     """Ray must be connected."""
-    return config.embed_block or PAPERS_PER_BLOCK["cuda" if actor_gpus(config.gpus_per_actor) else "cpu"]
+    return (
+        config.embedding.embed_block
+        or PAPERS_PER_BLOCK["cuda" if actor_gpus(config.resources.gpus_per_actor) else "cpu"]
+    )
 
 
 def settings(config: EvaluateConfig, gpus: float = 0.0) -> EmbedderSettings:
     return EmbedderSettings(
         name=config.embedder,
-        cache_dir=config.cache_dir,
-        dtype=config.dtype,
+        cache_dir=config.model.cache_dir,
+        dtype=config.model.dtype,
         gpus=gpus,
-        threads=config.threads_per_actor,
+        threads=config.resources.threads_per_actor,
         actors=config.embed_pool[1],
-        trust_remote_code=config.trust_remote_code,
-        query_instruction=config.query_instruction,
+        trust_remote_code=config.model.trust_remote_code,
+        query_instruction=config.metrics.query_instruction,
     )
 
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.base import Engine
-from qaray.engines.site import Site
+from qaray.engines.worker import WorkerInfo
 from qaray.models.planner import ModelPlan
 from qaray.run.stopping import StopCheck
 from qaray.run.tries import Tries
 
 
-def build_engine(config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck, tries: Tries) -> Engine:
+def build_engine(
+    config: EngineConfig, plan: ModelPlan, worker: WorkerInfo, should_stop: StopCheck, tries: Tries
+) -> Engine:
     """The engine that ``config.engine`` names, on actors like ``site``. Its heavy imports come only here."""
     if config.engine == "echo":
         from qaray.engines.echo import EchoEngine
 
-        return EchoEngine(should_stop, tries, getattr(config, "echo_seconds", 0.0))
+        return EchoEngine(should_stop, tries, config.echo_seconds if isinstance(config, GenerateConfig) else 0.0)
     if config.engine == "vllm":
         from qaray.engines.vllm import VLLMEngine
 
-        return VLLMEngine(config, plan, site, should_stop, tries)
+        return VLLMEngine(config, plan, worker, should_stop, tries)
     if config.engine == "http":
         from qaray.engines.http import HttpEngine
 
@@ -27,7 +29,7 @@ def build_engine(config: EngineConfig, plan: ModelPlan, site: Site, should_stop:
         return HttpEngine(config, should_stop)
     from qaray.engines.local.engine import TransformersEngine
 
-    return TransformersEngine(config, plan, site, should_stop, tries)
+    return TransformersEngine(config, plan, worker, should_stop, tries)
 
 
-__all__ = ["Engine", "Site", "StopCheck", "build_engine"]
+__all__ = ["Engine", "StopCheck", "WorkerInfo", "build_engine"]

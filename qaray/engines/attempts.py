@@ -44,8 +44,8 @@ def falls_short(row: Parsed) -> bool:
 
 def attempts(config: GenerateConfig) -> int:
     """Times a prompt can be asked with hope of another answer: echo and greedy decoding repeat themselves."""
-    repeats = config.engine == "echo" or config.temperature == 0
-    return 1 if repeats else config.max_attempts
+    repeats = config.engine == "echo" or config.sampling.temperature == 0
+    return 1 if repeats else config.asking.max_attempts
 
 
 Once = Callable[[Prompt], Awaitable[Completion | None]]  # None: no answer was had, and the prompt is owed one
@@ -85,6 +85,6 @@ def unpacked(rows: pa.Table) -> pa.Table:
     return table([answer for own in answers for answer in own or []], COMPLETION_SCHEMA)
 
 
-def taken(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
+def select(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
     """The prompt, or the request for scores, whose ``columns`` a row holds: without numpy's types."""
     return {name: value.tolist() if hasattr(value := row[name], "tolist") else value for name in columns}

@@ -11,7 +11,7 @@ MOST_CHOICE_TOKENS = 1024  # inner tokens of the choices of one suffix
 
 
 @dataclass(frozen=True)
-class Asked:
+class TokenizedSuffix:
     """One suffix with its choices, as tokens."""
 
     sequences: list[list[int]]  # suffix + choice, one a choice
@@ -33,7 +33,7 @@ class Asked:
 
 def tokenised(
     tokenizer: HFTokenizer, prefix: str, suffixes: Sequence[str], choices: Sequence[str], seq_len: int
-) -> tuple[list[int], list[Asked]]:
+) -> tuple[list[int], list[TokenizedSuffix]]:
     """The prefix's tokens, BOS where the model has one, and the suffixes with their choices.
 
     The prefix is tokenised by itself, a suffix together with each choice. Raises ValueError for an empty choice or
@@ -53,13 +53,13 @@ def tokenised(
     return ids, asked
 
 
-def _asked(tokenizer: HFTokenizer, suffix: str, choices: Sequence[str]) -> Asked:
+def _asked(tokenizer: HFTokenizer, suffix: str, choices: Sequence[str]) -> TokenizedSuffix:
     bare = tokenizer.encode(suffix)
     sequences = [tokenizer.encode(suffix + choice) for choice in choices]
     own = min(shared(bare, ids) for ids in sequences)
     if own == 0:
         raise ValueError("a suffix must not be one token with its choice")
-    return Asked(sequences, own)
+    return TokenizedSuffix(sequences, own)
 
 
 def shared(first: Sequence[int], second: Sequence[int]) -> int:

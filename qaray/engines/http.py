@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qaray.asking.grammar import json_schema, stop_strings
 from qaray.config import ConfigError, GenerateConfig
-from qaray.engines.attempts import as_they_end, attempts, attempts_of, stream_seed, taken, unpacked
+from qaray.engines.attempts import as_they_end, attempts, attempts_of, select, stream_seed, unpacked
 from qaray.engines.endings import ending
 from qaray.engines.pool import Share
 from qaray.run.cluster import LIGHT, quiet_llm
@@ -46,8 +46,13 @@ class HttpEngine:
         self.model = _served_model(config)
 
     def describe(self) -> str:
-        pace = f", {self.config.requests_per_second:g} a second" if self.config.requests_per_second else ""
-        return f"http: {self.model} at {self.config.base_url}, {self.config.requests_at_once} requests at once{pace}"
+        pace = (
+            f", {self.config.endpoint.requests_per_second:g} a second"
+            if self.config.endpoint.requests_per_second
+            else ""
+        )
+        at_once = f"{self.config.endpoint.requests_at_once} concurrent requests"
+        return f"http: {self.model} at {self.config.endpoint.base_url}, {at_once}{pace}"
 
     def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
         from ray.data import ActorPoolStrategy
@@ -56,25 +61,25 @@ class HttpEngine:
             from ray.data.llm import HttpRequestProcessorConfig, build_processor
 
         config, light = self.config, {"num_cpus": LIGHT}
-        share = Share.of(config.requests_at_once, AHEAD, 1, expected, most_rows=16)
+        share = Share.of(config.endpoint.requests_at_once, AHEAD, 1, expected, most_rows=16)
         processor = build_processor(
             HttpRequestProcessorConfig(
-                url=f"{str(config.base_url).rstrip('/')}/completions",
+                url=f"{str(config.endpoint.base_url).rstrip('/')}/completions",
                 headers=_headers(),
-                max_retries=config.http_retries,
-                session_factory=_Sessions(config.request_timeout),
+                max_retries=config.endpoint.http_retries,
+                session_factory=_Sessions(config.endpoint.request_timeout),
                 batch_size=share.rows,
                 http_request_stage={"num_cpus": LIGHT},
             ),
             preprocess=_with_payload,
-            postprocess=_Answers.keep,
+            postprocess=_EndpointRequests.keep,
             preprocess_map_kwargs=light,
             postprocess_map_kwargs=light,
         )
         stage = processor.get_stage_by_name(STAGE)
         pool = ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=share.in_flight)
         changes = {
-            "fn": _stage_with(stage.fn, _Answers(config, self.model, self.should_stop), config),
+            "fn": _stage_with(stage.fn, _EndpointRequests(config, self.model, self.should_stop), config),
             "map_batches_kwargs": {**stage.map_batches_kwargs, "compute": pool, "max_concurrency": share.calls},
         }
         processor.stages[STAGE] = stage.model_copy(update=changes)
@@ -86,13 +91,13 @@ class HttpEngine:
         raise ConfigError("an endpoint gives no log-probabilities of chosen texts: judge with transformers or vllm")
 
 
-def _stage_with(stage: type, work: _Answers, config: GenerateConfig) -> type:
+def _stage_with(stage: type, work: _EndpointRequests, config: GenerateConfig) -> type:
     """The HTTP stage of ray.data.llm with all requests of its batches in flight at once, within the limits."""
 
-    class Stage(stage):
+    class BoundedStage(stage):
         def __init__(self, *args: Any, **named: Any) -> None:
             super().__init__(*args, **named)
-            self.gate = Gate(config.requests_at_once, config.requests_per_second)
+            self.gate = Gate(config.endpoint.requests_at_once, config.endpoint.requests_per_second)
             self.failures = 0  # in a row
 
         async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
@@ -102,14 +107,14 @@ def _stage_with(stage: type, work: _Answers, config: GenerateConfig) -> type:
                 """The response; raises RunError once so many requests have had none that the endpoint must be gone."""
                 try:
                     async with self.gate:
-                        async for output in super(Stage, self).udf([{"payload": payload, place: 0}]):
+                        async for output in super(BoundedStage, self).udf([{"payload": payload, place: 0}]):
                             self.failures = 0
                             return output["http_response"]
                 except Exception as error:  # whatever kept the answer away is no reason to give the prompt up
                     self.failures += 1
-                    if self.failures >= max(MOST_FAILURES, config.requests_at_once):
+                    if self.failures >= max(MOST_FAILURES, config.endpoint.requests_at_once):
                         why = str(error).partition("Previous Exception: ")[2].partition(". Full")[0] or repr(error)
-                        raise RunError(f"{config.base_url} has stopped answering ({why})") from None
+                        raise RunError(f"{config.endpoint.base_url} has stopped answering ({why})") from None
                 return {"error": {"code": 503, "message": "no response"}}
 
             async def answer(row: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def _stage_with(stage: type, work: _Answers, config: GenerateConfig) -> type:
             async for done in as_they_end([answer(row) for row in batch]):
                 yield done
 
-    return Stage
+    return BoundedStage
 
 
 class Gate:
@@ -154,7 +159,7 @@ class _Sessions:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _EndpointRequests:
     """Prompts to completions."""
 
     config: GenerateConfig
@@ -162,7 +167,7 @@ class _Answers:
     should_stop: StopCheck
 
     async def __call__(self, row: dict[str, Any], endpoint: Any) -> dict[str, Any]:
-        prompt: Prompt = taken(row, PROMPT_COLUMNS)
+        prompt: Prompt = select(row, PROMPT_COLUMNS)
         text = row["prompt"]
 
         async def once(asked: Prompt) -> Completion | None:
@@ -181,15 +186,15 @@ class _Answers:
             "model": self.model,
             "prompt": prompt["token_ids"] or text,
             "max_tokens": prompt["max_tokens"],
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "seed": stream_seed(config.seed, prompt["doi"], prompt["window"], prompt["attempt"]) % 2**31,
+            "temperature": config.sampling.temperature,
+            "top_p": config.sampling.top_p,
+            "seed": stream_seed(config.sampling.seed, prompt["doi"], prompt["window"], prompt["attempt"]) % 2**31,
         }
-        if config.structured:
+        if config.asking.structured:
             schema = {"name": "pairs", "schema": json_schema(prompt["num_qas"])}
             payload["response_format"] = {"type": "json_schema", "json_schema": schema}
-        elif config.min_gen_len:
-            payload["min_tokens"] = config.min_gen_len
+        elif config.sampling.min_gen_len:
+            payload["min_tokens"] = config.sampling.min_gen_len
         else:
             payload["stop"] = stop_strings(prompt["num_qas"])[:MOST_STOPS]
         return payload
@@ -213,7 +218,7 @@ class _Answers:
             finish_reason=reason,
             seconds=time.time() - began,
             began=began,
-            worker=str(self.config.base_url),
+            worker=str(self.config.endpoint.base_url),
         )
 
 
@@ -237,16 +242,22 @@ def _headers() -> dict[str, str]:
 
 def _served_model(config: GenerateConfig) -> str:
     """The model's name at the endpoint. Raises ConfigError if it cannot be asked or does not serve it."""
-    url = f"{str(config.base_url).rstrip('/')}/models"
+    url = f"{str(config.endpoint.base_url).rstrip('/')}/models"
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=_headers()), timeout=30) as response:
             served = [str(model["id"]) for model in json.load(response)["data"]]
     except urllib.error.HTTPError as error:
         hint = f": set {KEY}" if error.code in (401, 403) else ""
-        raise ConfigError(f"--base_url {config.base_url}: {url} answers {error.code} {error.reason}{hint}") from None
+        raise ConfigError(
+            f"--base_url {config.endpoint.base_url}: {url} answers {error.code} {error.reason}{hint}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--base_url {config.base_url}: no OpenAI-compatible endpoint there ({error})") from None
-    wanted = config.served_model or (served[0] if served else "")
+        raise ConfigError(
+            f"--base_url {config.endpoint.base_url}: no OpenAI-compatible endpoint there ({error})"
+        ) from None
+    wanted = config.endpoint.served_model or (served[0] if served else "")
     if wanted not in served:
-        raise ConfigError(f"--served_model {wanted}: {config.base_url} serves {', '.join(served) or 'no model'}")
+        raise ConfigError(
+            f"--served_model {wanted}: {config.endpoint.base_url} serves {', '.join(served) or 'no model'}"
+        )
     return wanted

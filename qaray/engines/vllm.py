@@ -19,12 +19,12 @@ import pyarrow as pa
 
 from qaray.asking.grammar import json_schema, stop_strings
 from qaray.config import ConfigError, EngineConfig, GenerateConfig
-from qaray.engines.attempts import as_they_end, attempts, attempts_of, stream_seed, taken, unpacked
-from qaray.engines.choices import Asked, tokenised
+from qaray.engines.attempts import as_they_end, attempts, attempts_of, select, stream_seed, unpacked
+from qaray.engines.choices import TokenizedSuffix, tokenised
 from qaray.engines.endings import LONGEST_PERIOD, LOOP_TOKENS, ending
 from qaray.engines.guarded import TOO_MANY_DEATHS, given_up, prompt_key, request_key
 from qaray.engines.pool import Share, actor_name, actors_in_words, worker_name
-from qaray.engines.site import Site
+from qaray.engines.worker import WorkerInfo
 from qaray.models.catalogue import resolve
 from qaray.models.loading import load_config
 from qaray.models.planner import ModelPlan
@@ -60,36 +60,38 @@ PARAMETERS = "sampling_params"
 
 
 class VLLMEngine:
-    def __init__(self, config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck, tries: Tries) -> None:
-        self.config, self.plan, self.site, self.should_stop, self.tries = config, plan, site, should_stop, tries
+    def __init__(
+        self, config: EngineConfig, plan: ModelPlan, worker: WorkerInfo, should_stop: StopCheck, tries: Tries
+    ) -> None:
+        self.config, self.plan, self.worker, self.should_stop, self.tries = config, plan, worker, should_stop, tries
 
     def describe(self) -> str:
         actors = actors_in_words(self.config.pool)
-        where = f"{self._devices()} GPU each" if self.site.gpus else "CPUs"
-        return f"vllm {self.site.vllm}, {actors} on {where} ({self.site.device}), {self.site.dtype}"
+        where = f"{self._devices()} GPU each" if self.worker.gpus else "CPUs"
+        return f"vllm {self.worker.vllm}, {actors} on {where} ({self.worker.device}), {self.worker.dtype}"
 
     def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
         assert isinstance(self.config, GenerateConfig)
-        work = _Answers(self.config, _eos_ids(self.config), self.should_stop)
+        work = _Generation(self.config, _eos_ids(self.config), self.should_stop)
         share = Share.of(self._max_sequences(), AHEAD, self.config.pool[0], expected)
         done = self._processor(work, share)(share.blocks(prompts).select_columns(list(PROMPT_COLUMNS)))
         return done.map_batches(unpacked, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
 
     def score(self, requests: Dataset) -> Dataset:
-        work = _Scores(self.config, self.plan.seq_len, self.should_stop)
+        work = _Scoring(self.config, self.plan.seq_len, self.should_stop)
         done = self._processor(work, Share(ROWS_SCORED, 2, 3))(requests)
         return done.map_batches(_unpacked_scores, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
 
-    def _processor(self, work: _Answers | _Scores, share: Share) -> Any:
+    def _processor(self, work: _Generation | _Scoring, share: Share) -> Any:
         """ray.data.llm's processor with ``work`` in its stage: rows in, the columns of ``work.keep`` out."""
         with quiet_llm():
             return self._built(work, share)
 
-    def _built(self, work: _Answers | _Scores, share: Share) -> Any:
+    def _built(self, work: _Generation | _Scoring, share: Share) -> Any:
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
         config = vLLMEngineProcessorConfig(
-            model_source=resolve(self.config.model or "", self.config.cache_dir),
+            model_source=resolve(self.config.model_name or "", self.config.model.cache_dir),
             engine_kwargs=self._engine_kwargs(),
             runtime_env={"env_vars": self._environment()},
             placement_group_config={"bundle_per_worker": self._bundle()},
@@ -115,28 +117,28 @@ class VLLMEngine:
         stage = processor.get_stage_by_name(STAGE)
         # A copy: to set a field would run the stage's set-up again, without its placement.
         changes: dict[str, Any] = {"fn": _stage_with(stage.fn, work, self.tries)}
-        if self.config.labels:
+        if self.config.cluster.labels:
             if self._backend() == "ray":
                 raise ConfigError("--node_labels: an engine over several machines cannot be held to labels")
-            changes["map_batches_kwargs"] = {**stage.map_batches_kwargs, "label_selector": self.config.labels}
+            changes["map_batches_kwargs"] = {**stage.map_batches_kwargs, "label_selector": self.config.cluster.labels}
         processor.stages[STAGE] = stage.model_copy(update=changes)
         return processor
 
     def _engine_kwargs(self) -> dict[str, Any]:
-        config, site = self.config, self.site
+        config, worker = self.config, self.worker
         arguments: dict[str, Any] = {
             "max_model_len": self.plan.seq_len,
             "max_num_seqs": self._max_sequences(),
-            "dtype": site.dtype,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "pipeline_parallel_size": config.pipeline_parallel_size,
+            "dtype": worker.dtype,
+            "tensor_parallel_size": config.vllm.tensor_parallel_size,
+            "pipeline_parallel_size": config.vllm.pipeline_parallel_size,
             "enable_prefix_caching": True,
-            "trust_remote_code": config.trust_remote_code,
+            "trust_remote_code": config.model.trust_remote_code,
             "load_format": "safetensors",
             "distributed_executor_backend": self._backend(),
         }
-        if site.gpus:
-            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        if worker.gpus:
+            arguments["gpu_memory_utilization"] = config.vllm.gpu_memory_utilization
         else:
             arguments["enforce_eager"] = True
             # vLLM winds a request's generator back after a part of a prefill, which a CPU's generator cannot do: with
@@ -144,13 +146,13 @@ class VLLMEngine:
             arguments["enable_chunked_prefill"] = False
         if rope := self._rope():
             arguments["hf_overrides"] = {"rope_parameters": rope}
-        return {**arguments, **json.loads(config.vllm_args or "{}")}
+        return {**arguments, **json.loads(config.vllm.vllm_args or "{}")}
 
     def _rope(self) -> dict[str, Any] | None:
         """RoPE parameters that take the place of the model's; None where they are those of the model."""
-        config, name = self.config, self.config.model or ""
-        folder = resolve(name, config.cache_dir)
-        hf = load_config(folder, config.cache_dir, config.trust_remote_code, name)
+        config, name = self.config, self.config.model_name or ""
+        folder = resolve(name, config.model.cache_dir)
+        hf = load_config(folder, config.model.cache_dir, config.model.trust_remote_code, name)
         before = dict(getattr(hf, "rope_parameters", None) or {})
         scale_rope(hf, self.plan.rope_factor)
         after = dict(getattr(hf, "rope_parameters", None) or {})
@@ -160,9 +162,9 @@ class VLLMEngine:
         """vLLM's CPU build takes its settings from the environment."""
         level = "INFO" if debugging() else "ERROR"
         variables = {"VLLM_LOGGING_LEVEL": level, "VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "1"}
-        if self.site.gpus:
+        if self.worker.gpus:
             return variables
-        threads = self.config.threads_per_actor or max(1, self.site.cores // self.config.pool[1])
+        threads = self.config.resources.threads_per_actor or max(1, self.worker.cores // self.config.pool[1])
         return {
             **variables,
             "VLLM_CPU_KVCACHE_SPACE": str(self._cpu_cache_gib()),
@@ -172,18 +174,18 @@ class VLLMEngine:
 
     def _cpu_cache_gib(self) -> int:
         """Whole GiB for keys and values."""
-        share = self.site.free_memory * CPU_CACHE_SHARE / self.config.pool[1]
-        if self.config.batch_tokens:
-            share = self.config.batch_tokens * model_shape(self.config, self.site.dtype).kv_bytes
+        share = self.worker.free_memory * CPU_CACHE_SHARE / self.config.pool[1]
+        if self.config.resources.batch_tokens:
+            share = self.config.resources.batch_tokens * model_shape(self.config, self.worker.dtype).kv_bytes
         return max(1, round(share / 2**30))
 
     def _bundle(self) -> dict[str, float]:
         """What Ray reserves for each of an engine's workers."""
-        return {"CPU": self.config.cpus_per_actor, **({"GPU": self.site.gpus} if self.site.gpus else {})}
+        return {"CPU": self.config.resources.cpus_per_actor, **({"GPU": self.worker.gpus} if self.worker.gpus else {})}
 
     def _backend(self) -> str:
         """How an engine runs its workers: processes of one machine while they fit on one, else Ray's actors."""
-        if not self.site.gpus:
+        if not self.worker.gpus:
             return "mp"
         if self._devices() == 1:
             return "uni"
@@ -193,17 +195,17 @@ class VLLMEngine:
         return "mp" if most >= self._devices() else "ray"
 
     def _devices(self) -> int:
-        return self.config.tensor_parallel_size * self.config.pipeline_parallel_size
+        return self.config.vllm.gpus_per_engine
 
     def _max_sequences(self) -> int:
         wanted = self.config.max_batch if isinstance(self.config, GenerateConfig) else None
-        return wanted or MAX_SEQUENCES["cuda" if self.site.gpus else "cpu"]
+        return wanted or MAX_SEQUENCES["cuda" if self.worker.gpus else "cpu"]
 
 
-def _stage_with(stage: type, work: _Answers | _Scores, tries: Tries) -> type:
+def _stage_with(stage: type, work: _Generation | _Scoring, tries: Tries) -> type:
     """vLLM's stage of ray.data.llm whose rows are answered by ``work``, which asks the engine as often as it wants."""
 
-    class Stage(stage):
+    class GuardedStage(stage):
         def __init__(self, *args: Any, **options: Any) -> None:
             with tries.starting(actor_name(), "loading the model"):
                 super().__init__(*args, **options)
@@ -214,7 +216,7 @@ def _stage_with(stage: type, work: _Answers | _Scores, tries: Tries) -> type:
 
             async def engine(token_ids: Sequence[int], parameters: dict[str, Any]) -> dict[str, Any]:
                 row = {"tokenized_prompt": list(token_ids), PARAMETERS: parameters, place: 0}
-                async for output in super(Stage, self).udf([row]):
+                async for output in super(GuardedStage, self).udf([row]):
                     return output
                 raise RuntimeError("vLLM gave no output")
 
@@ -235,11 +237,11 @@ def _stage_with(stage: type, work: _Answers | _Scores, tries: Tries) -> type:
                     finally:
                         self._guard.leave(part)
 
-    return Stage
+    return GuardedStage
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _Generation:
     """Prompts to completions."""
 
     config: GenerateConfig
@@ -247,7 +249,7 @@ class _Answers:
     should_stop: StopCheck
 
     async def __call__(self, row: dict[str, Any], engine: Any) -> dict[str, Any]:
-        prompt: Prompt = taken(row, PROMPT_COLUMNS)
+        prompt: Prompt = select(row, PROMPT_COLUMNS)
 
         async def once(asked: Prompt) -> Completion:
             output = await engine(prompt["token_ids"], self._parameters(asked))
@@ -266,24 +268,24 @@ class _Answers:
 
     @staticmethod
     def give_up(row: dict[str, Any]) -> dict[str, Any]:
-        prompt: Prompt = taken(row, PROMPT_COLUMNS)
+        prompt: Prompt = select(row, PROMPT_COLUMNS)
         return {"answers": [given_up(prompt)]}
 
     def _parameters(self, prompt: Prompt) -> dict[str, Any]:
         from vllm.sampling_params import RepetitionDetectionParams
 
         config = self.config
-        seed = stream_seed(config.seed, prompt["doi"], prompt["window"], prompt["attempt"])
+        seed = stream_seed(config.sampling.seed, prompt["doi"], prompt["window"], prompt["attempt"])
         parameters: dict[str, Any] = {
-            "temperature": config.temperature,
-            "top_p": config.top_p,
+            "temperature": config.sampling.temperature,
+            "top_p": config.sampling.top_p,
             "seed": seed % 2**63,
             "max_tokens": prompt["max_tokens"],
-            "min_tokens": config.min_gen_len,
+            "min_tokens": config.sampling.min_gen_len,
         }
-        if config.structured:
+        if config.asking.structured:
             parameters["structured_outputs"] = {"json": json_schema(prompt["num_qas"])}
-        elif not config.min_gen_len:
+        elif not config.sampling.min_gen_len:
             parameters["stop"] = stop_strings(prompt["num_qas"])
             parameters["repetition_detection"] = RepetitionDetectionParams(
                 min_pattern_size=LOOP_TOKENS, max_pattern_size=LONGEST_PERIOD, min_count=2
@@ -314,7 +316,7 @@ class _Answers:
 
 
 @dataclass(frozen=True)
-class _Scores:
+class _Scoring:
     """Requests for scores to log-probabilities."""
 
     config: EngineConfig
@@ -324,7 +326,7 @@ class _Scores:
     async def __call__(self, row: dict[str, Any], engine: Any) -> dict[str, Any]:
         if self.should_stop():
             return _result(None, None)
-        request: ScoreRequest = taken(row, REQUEST_COLUMNS)
+        request: ScoreRequest = select(row, REQUEST_COLUMNS)
         try:
             return _result(await self._logprobs(request, engine), None)
         except ValueError as problem:
@@ -343,11 +345,13 @@ class _Scores:
         return {name: value for name, value in row.items() if name not in (*REQUEST_COLUMNS, PARAMETERS)}
 
     async def _logprobs(self, request: ScoreRequest, engine: Any) -> list[list[float]]:
-        tokenizer = load_tokenizer(self.config.model or "", self.config.cache_dir, self.config.trust_remote_code)
+        tokenizer = load_tokenizer(
+            self.config.model_name or "", self.config.model.cache_dir, self.config.model.trust_remote_code
+        )
         prefix, asked = tokenised(tokenizer, request["prefix"], request["suffixes"], request["choices"], self.seq_len)
         return list(await asyncio.gather(*(self._one(prefix, each, engine) for each in asked)))
 
-    async def _one(self, prefix: list[int], asked: Asked, engine: Any) -> list[float]:
+    async def _one(self, prefix: list[int], asked: TokenizedSuffix, engine: Any) -> list[float]:
         """Log-probabilities of the choices of one suffix."""
         heads = asked.heads()
         steps = await asyncio.gather(*(self._step(prefix, head, tokens, engine) for head, tokens in heads.items()))
@@ -388,4 +392,4 @@ def _unpacked_scores(rows: pa.Table) -> pa.Table:
 
 
 def _eos_ids(config: EngineConfig) -> frozenset[int]:
-    return eos_ids(config.model or "", config.cache_dir, config.trust_remote_code)
+    return eos_ids(config.model_name or "", config.model.cache_dir, config.model.trust_remote_code)

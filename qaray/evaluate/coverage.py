@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def embedding(context: Context, config: EvaluateConfig) -> Stage:
     """Coverage, and the vectors of questions that similarity goes by."""
     asked = {"coverage": COVERAGE, "similarity": QUESTIONS}
-    tables = tuple(table for metric, table in asked.items() if metric in config.measures)
+    tables = tuple(table for metric, table in asked.items() if metric in config.metrics.names)
 
     def flow(work: Dataset) -> Dataset:
         texts = lightly(work, _ReadTexts(context, tables), batch_size=1)

@@ -27,10 +27,10 @@ def find_duplicates(context: Context, config: EvaluateConfig) -> dict[str, Any] 
     """The counts of ``near_duplicates``; None where questions were not asked for. Ray must be connected."""
     import ray
 
-    if "similarity" not in config.measures:
+    if "similarity" not in config.metrics.names:
         return None
     task = ray.remote(near_duplicates).options(num_cpus=1)
-    return ray.get(task.remote(context, config.duplicate_cosine))
+    return ray.get(task.remote(context, config.metrics.duplicate_cosine))
 
 
 def near_duplicates(context: Context, threshold: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qaray.evaluate.rubrics import RacarAsked, SimilarityAsked
+from qaray.evaluate.rubrics import RacarTargets, SimilarityTargets
 from qaray.metrics import racar, similarity
 from qaray.metrics.grounding import leans_on
 from qaray.schema import DIMENSIONS, Failure, ScoreReason, failed
@@ -16,7 +16,7 @@ NOT_FINITE = Failure(str(ScoreReason.NOT_FINITE), "the model gave values that ar
 
 
 def similarity_row(
-    key: dict[str, Any], known: SimilarityAsked, logprobs: list[list[float]] | None, failure: Failure | None
+    key: dict[str, Any], known: SimilarityTargets, logprobs: list[list[float]] | None, failure: Failure | None
 ) -> Any:
     """The row of similarity.parquet: a record for each pair of questions, judged or not."""
     questions = len(known["pair_ids"])
@@ -46,7 +46,7 @@ def similarity_row(
 
 
 def racar_rows(
-    key: dict[str, Any], known: RacarAsked, logprobs: list[list[float]] | None, failure: Failure | None
+    key: dict[str, Any], known: RacarTargets, logprobs: list[list[float]] | None, failure: Failure | None
 ) -> Iterator[Any]:
     """The rows of racar.parquet, one a pair."""
     own: dict[int, dict[str, list[float]]] = {}

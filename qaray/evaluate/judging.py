@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from qaray.config import EvaluateConfig
-from qaray.engines import Engine, Site
+from qaray.engines import Engine, WorkerInfo
 from qaray.evaluate.controls import CONTROL_PAIRS, other_answers, other_questions
 from qaray.evaluate.grades import racar_rows, similarity_row
 from qaray.evaluate.measure import ROW_KEY, ROWS_AT_ONCE, Context, Stage, lightly, score_key, tables_of, write_scores
-from qaray.evaluate.rubrics import JudgePrompts, RacarAsked, SimilarityAsked
+from qaray.evaluate.rubrics import JudgePrompts, RacarTargets, SimilarityTargets
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import QUESTIONS, RACAR, SIMILARITY, Table
 from qaray.models.planner import ModelPlan
@@ -36,15 +36,15 @@ class JudgeFactory:
 
     def __call__(self) -> JudgePrompts:
         template, tokenizer = replace(self.plan.template, opening=""), tokenizer_of(self.config)
-        return JudgePrompts(template, tokenizer, self.plan.seq_len, self.config.judge_above)
+        return JudgePrompts(template, tokenizer, self.plan.seq_len, self.config.metrics.judge_above)
 
 
 REQUEST_SCHEMA = pa.schema(
     [
         *ROW_KEY,
         ("table", pa.string()),
-        (SIMILARITY.name, arrow_type(SimilarityAsked)),  # what the suffixes are about, in a row of that table
-        (RACAR.name, arrow_type(RacarAsked)),
+        (SIMILARITY.name, arrow_type(SimilarityTargets)),  # what the suffixes are about, in a row of that table
+        (RACAR.name, arrow_type(RacarTargets)),
         *arrow_schema(ScoreRequest),
     ]
 )
@@ -52,15 +52,20 @@ REQUESTS_PER_BLOCK = {"cpu": 8, "cuda": 64}  # up to half a minute of work
 
 
 def judging(
-    context: Context, config: EvaluateConfig, engine: Engine, site: Site, make_prompts: JudgeFactory, papers: int
+    context: Context,
+    config: EvaluateConfig,
+    engine: Engine,
+    worker: WorkerInfo,
+    make_prompts: JudgeFactory,
+    papers: int,
 ) -> Stage:
     """Similarity and RACAR by the engine's ``score``. ``papers``: of the source, of which some are controls."""
-    tables = tuple(each for each in (SIMILARITY, RACAR) if each.name in config.measures)
-    share = min(1.0, config.control_papers / max(1, papers))
+    tables = tuple(each for each in (SIMILARITY, RACAR) if each.name in config.metrics.names)
+    share = min(1.0, config.metrics.control_papers / max(1, papers))
 
     def flow(work: Dataset) -> Dataset:
         requests = lightly(work, _ReadRequests(context, tables, make_prompts, share), batch_size=1)
-        size = REQUESTS_PER_BLOCK["cuda" if site.gpus else "cpu"]
+        size = REQUESTS_PER_BLOCK["cuda" if worker.gpus else "cpu"]
         blocks = requests.repartition(target_num_rows_per_block=size, strict=True)
         return lightly(engine.score(blocks), _WriteJudged(context.run, tables[-1].name))
 

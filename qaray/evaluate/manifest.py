@@ -15,35 +15,35 @@ def evaluation_identity(config: EvaluateConfig, plan: ModelPlan | None) -> dict[
     """Metric → what may not change between two starts of an evaluation."""
     embedding = {
         "embedding_model": config.embedder,
-        "query_instruction": config.query_instruction,
-        "dtype": config.dtype,
+        "query_instruction": config.metrics.query_instruction,
+        "dtype": config.model.dtype,
     }
     parts: dict[str, dict[str, Any]] = {"coverage": embedding, "grounding": {}}
     if plan is not None:
         judging = {
             "engine": config.engine,
-            "judge_model": config.model,
+            "judge_model": config.model_name,
             "template_sha256": plan.template.sha256,
             "seq_len": plan.seq_len,
             "rope_factor": plan.rope_factor,
-            "dtype": config.dtype,
+            "dtype": config.model.dtype,
         }
         parts["similarity"] = {
             **judging,
             **embedding,
-            "judge_above": config.judge_above,
+            "judge_above": config.metrics.judge_above,
             "rubric_sha256": sha256(INSTRUCTION + "\0" + SIMILARITY_RUBRIC + TWO_QUESTIONS),
         }
         parts["racar"] = {
             **judging,
             "rubric_sha256": sha256(INSTRUCTION + "\0" + RACAR_RUBRIC + ONE_PAIR),
         }
-    return {metric: parts[metric] for metric in config.measures}
+    return {metric: parts[metric] for metric in config.metrics.names}
 
 
 def evaluation_manifest(
     config: EvaluateConfig,
-    why: str,
+    engine_reason: str,
     run: Run,
     summary: dict[str, Any],
     rejected: int,
@@ -55,10 +55,10 @@ def evaluation_manifest(
         "run": run.identity.read_json(),
         "versions": versions(),
         "git_commit": git_commit(),
-        "judge": {"engine": config.engine, "why": why} if config.judges else None,
-        "pairs_of": config.processed_output or THE_RUN,
+        "judge": {"engine": config.engine, "why": engine_reason} if config.judges else None,
+        "pairs_of": config.pairs.processed_output or THE_RUN,
         "counts": {"papers": summary["papers"], "pairs": summary["pairs"], "rejected": rejected},
         "problems": summary["problems"],
-        "pools": {"embed_actors": config.embed_actors, "judge_actors": config.judge_actors},
+        "pools": {"embed_actors": config.embedding.embed_actors, "judge_actors": config.judge_actors},
         "last_start": {"finished": utc_now(), "seconds": round(seconds, 2), "stages": stage_seconds},
     }

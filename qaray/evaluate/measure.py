@@ -13,9 +13,10 @@ import pyarrow as pa
 from qaray.evaluate.sources import Source
 from qaray.evaluate.tables import Table
 from qaray.run.cluster import LIGHT, in_order
-from qaray.run.directory import Run, RunError
-from qaray.run.events import tell
+from qaray.run.directory import Run
+from qaray.run.events import log_event
 from qaray.run.lease import Lease
+from qaray.run.rounds import Owed, run_rounds
 from qaray.run.stopping import StopCheck
 from qaray.schema import Paired, ScoreKey, arrow_schema
 
@@ -59,26 +60,26 @@ class Stage:
     flow: Callable[[Dataset], Dataset]
 
 
-def measure(context: Context, stage: Stage, held: Lease, report: Callable[[Measured], None]) -> Measured:
-    """Runs a stage until no paper is owed anything, or the run is told to stop. Raises RunError if it gets nowhere."""
+def measure(context: Context, stage: Stage, lease: Lease, report: Callable[[Measured], None]) -> Measured:
+    """Runs a stage until every paper has its scores, or a stop is requested.
+
+    Raises RunError if a round makes no progress.
+    """
     papers, owed = _owed(context, stage.tables)
-    left = sum(owed.values())
-    progress = Measured(stage.name, papers, papers - left, papers - left)
-    if left:
+    progress = Measured(stage.name, papers, papers - owed.papers, papers - owed.papers)
+    if owed.papers:
         context.run.manifest.remove()  # the evaluation is not finished
-    while left and not context.should_stop():
-        for done in _round(stage, sorted(owed)):
+
+    def score(owed: Owed) -> Iterator[None]:
+        progress.done = papers - owed.papers
+        for done in _round(stage, owed.shards):
             progress.done = min(papers, progress.done + done)
-            held.check()
             report(progress)
-        if context.run.stop_flag.exists():  # should_stop() may be two seconds late, and another round find nothing done
-            break
-        before = left
-        _, owed = _owed(context, stage.tables)
-        left = sum(owed.values())
-        progress.done = papers - left
-        if left >= before:
-            raise RunError(f"{stage.name} measured nothing, and {left} papers are left")
+            yield
+
+    left = run_rounds(stage.name, context.run, lease, owed, score, lambda: _owed(context, stage.tables)[1])
+    if not left.papers:
+        progress.done = papers
     return progress
 
 
@@ -94,12 +95,12 @@ def lightly(rows: Dataset, work: Callable[[pa.Table], Any], batch_size: int | No
     return rows.map_batches(work, batch_size=batch_size, num_cpus=LIGHT, batch_format="pyarrow", zero_copy_batch=True)
 
 
-def _owed(context: Context, tables: tuple[Table, ...]) -> tuple[int, dict[str, int]]:
-    """(papers of the source, shard → papers that lack rows in one of ``tables``). Looked up in parallel."""
+def _owed(context: Context, tables: tuple[Table, ...]) -> tuple[int, Owed]:
+    """(papers of the source, those that lack rows in one of ``tables``). Looked up in parallel."""
     shards = context.source.shards()
     found = list(in_order(_owed_by_shard, context, ((tables, shard) for shard in shards), ahead=64))
-    owed = {shard: lacking for shard, (_, lacking) in zip(shards, found, strict=True) if lacking}
-    return sum(papers for papers, _ in found), owed
+    lacking = {shard: owed for shard, (_, owed) in zip(shards, found, strict=True) if owed}
+    return sum(papers for papers, _ in found), Owed(sorted(lacking), sum(lacking.values()))
 
 
 def count_papers(context: Context) -> int:
@@ -109,7 +110,7 @@ def count_papers(context: Context) -> int:
 
 def papers_owed(context: Context, tables: tuple[Table, ...]) -> int:
     """Papers of the source that lack rows in one of ``tables``."""
-    return sum(_owed(context, tables)[1].values())
+    return _owed(context, tables)[1].papers
 
 
 def _owed_by_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tuple[int, int]:
@@ -138,8 +139,8 @@ def write_scores(run: Run, scores: Table, rows: list[Any], make: Callable[[Any],
             place = {name: scored[name] for name in ("qa", "pair_id") if name in scored}
             if scored.get("reason"):
                 why = {"reason": scored["reason"], "detail": scored["detail"]}
-                tell("not_measured", run, scores.name, row["doi"], WARNING, **why, **place)
+                log_event("not_measured", run, scores.name, row["doi"], WARNING, **why, **place)
             else:
-                tell("measured", run, scores.name, row["doi"], DEBUG, **place)
+                log_event("measured", run, scores.name, row["doi"], DEBUG, **place)
     for shard, own in by_shard.items():
         scores.write(run, shard, own)

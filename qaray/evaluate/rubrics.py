@@ -54,7 +54,7 @@ class AskedQuestions(TypedDict):
     j: Int32
 
 
-class SimilarityAsked(TypedDict):
+class SimilarityTargets(TypedDict):
     """What the suffixes of a similarity request are about: both orders of ``asked``, then the controls."""
 
     places: list[Int32]  # numbers of the suffixes that fit the judge's context
@@ -71,7 +71,7 @@ class AskedPair(TypedDict):
     swapped: bool
 
 
-class RacarAsked(TypedDict):
+class RacarTargets(TypedDict):
     """What the suffixes of a RACAR request are about, five to a pair."""
 
     asked: list[AskedPair]
@@ -93,7 +93,7 @@ class JudgePrompts:
 
     def similarity(
         self, paper: Paired, cosines: np.ndarray, others: Sequence[str]
-    ) -> tuple[ScoreRequest, SimilarityAsked]:
+    ) -> tuple[ScoreRequest, SimilarityTargets]:
         """Both orders of all pairs of questions that are near enough, and the control against ``others``, questions of
         other papers (none: no control)."""
         questions = [self._literal(pair["Q"]) for pair in paper["pairs"]]
@@ -118,7 +118,7 @@ class JudgePrompts:
                 suffixes=[suffixes[place] for place in fits],
                 choices=[f"{level}\n" for level in similarity.LEVELS],  # the line's end tells 10 from 100
             ),
-            SimilarityAsked(
+            SimilarityTargets(
                 places=fits,
                 asked=[AskedQuestions(i=i, j=j) for i, j in asked],
                 cosines=[_finite(cosines[i, j]) for i, j in similarity.question_pairs(len(questions))],
@@ -127,7 +127,7 @@ class JudgePrompts:
             ),
         )
 
-    def racar(self, paper: Paired, others: Sequence[str]) -> tuple[ScoreRequest, RacarAsked]:
+    def racar(self, paper: Paired, others: Sequence[str]) -> tuple[ScoreRequest, RacarTargets]:
         """All dimensions of every pair, and the control: the first pairs with ``others``, answers of other papers."""
         pairs, literal = paper["pairs"], self._literal
         places = [i for i, pair in enumerate(pairs) if pair["Q"].strip() and pair["A"].strip()]
@@ -143,7 +143,7 @@ class JudgePrompts:
         suffixes = [f"{heads[n]}{name.capitalize()}: " for n in kept for name in DIMENSIONS]
         return (
             ScoreRequest(prefix=head + text, suffixes=suffixes, choices=[str(level) for level in racar.LEVELS]),
-            RacarAsked(
+            RacarTargets(
                 asked=[AskedPair(qa=asked[n][0], swapped=asked[n][3]) for n in kept],
                 too_long=sorted({asked[n][0] for n in set(range(len(asked))) - set(kept) if not asked[n][3]}),
                 empty=[i for i in range(len(pairs)) if i not in set(places)],

@@ -139,15 +139,17 @@ def open_source(
     papers that stayed the same keep their scores. Raises FileNotFoundError, or RunError if no record is a paper
     with pairs.
     """
-    if not config.processed_output:
+    if not config.pairs.processed_output:
         return GeneratedPapers.of(generated), 0
     run = generated.evaluation
-    files = input_files(config.processed_output, run)
+    files = input_files(config.pairs.processed_output, run)
     known = (run.sources.read_json() or {"files": []})["files"]
     if unread(files, known) or len(files) != len(known):
         for old in (*run.paper_shards(), *run.rejected_papers.files(".parquet"), run.sources):
             old.remove()
-    intake = Intake(config.processed_output, config.papers_per_shard, fields=paired_fields, schema=PAIRED_SCHEMA)
+    intake = Intake(
+        config.pairs.processed_output, config.pairs.papers_per_shard, fields=paired_fields, schema=PAIRED_SCHEMA
+    )
     ingested = ingest(intake, run, WordTokenizer().count, should_stop, report)
     with rejected_file(run.root) as reject:
         for row in run.rejected_records():

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from qaray.config import EvaluateConfig
-from qaray.engines import Site, build_engine
+from qaray.engines import WorkerInfo, build_engine
 from qaray.evaluate.coverage import embedding
 from qaray.evaluate.grounding import grounding
 from qaray.evaluate.judging import JudgeFactory, judging
@@ -25,17 +25,17 @@ def stages(
     context: Context,
     config: EvaluateConfig,
     plan: ModelPlan | None,
-    site: Site,
+    worker: WorkerInfo,
     papers: int,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Iterator[Stage]:
     """The stages that the metrics ask for, in order. ``plan``, ``site``: the judge's, ``papers``: of the source."""
     if config.embeds:
-        say(f"embedding with {config.embedder}")
+        notify(f"embedding with {config.embedder}")
         yield embedding(context, config)
-    if "grounding" in config.measures:
+    if "grounding" in config.metrics.names:
         yield grounding(context)
     if plan is not None:
-        engine = build_engine(config, plan, site, context.should_stop, Tries.of(context.run))
-        say(f"judging with {config.model or 'no model'}: {engine.describe()}")
-        yield judging(context, config, engine, site, JudgeFactory(config, plan), papers)
+        engine = build_engine(config, plan, worker, context.should_stop, Tries.of(context.run))
+        notify(f"judging with {config.model_name or 'no model'}: {engine.describe()}")
+        yield judging(context, config, engine, worker, JudgeFactory(config, plan), papers)

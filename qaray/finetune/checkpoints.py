@@ -42,7 +42,7 @@ def last_checkpoint(place: Location) -> Location:
     return found
 
 
-def resume_point(place: Location, say: Callable[[str], None]) -> Location | None:
+def resume_point(place: Location, notify: Callable[[str], None]) -> Location | None:
     """The checkpoint that training must be told to resume from; None if Ray Train finds it, or if there is none.
 
     A folder whose account is torn is set aside, and Ray Train starts a new one. Raises RunError where folders cannot be
@@ -57,7 +57,7 @@ def resume_point(place: Location, say: Callable[[str], None]) -> Location | None
     os.rename(place.path, aside.path)
     found = _pointed(place)
     where = f"training resumes from {found}" if found else "no complete checkpoint is known, and training starts over"
-    say(f"Ray Train's account of checkpoints was cut short by a kill: set aside as {aside}; {where}")
+    notify(f"Ray Train's account of checkpoints was cut short by a kill: set aside as {aside}; {where}")
     return found
 
 

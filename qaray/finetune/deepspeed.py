@@ -10,7 +10,7 @@ from qaray.config import ConfigError
 from qaray.run.storage import Location
 
 # What the JSON calls a figure that a flag gives too; "auto" takes the flag's.
-TWINS = {
+FLAG_OF_KEY = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
@@ -51,7 +51,7 @@ def read_config(path: str, arguments: Any, given: set[str], workers: int) -> Dee
     stage = config.get("zero_optimization", {}).get("stage")
     if stage not in (1, 2, 3):
         raise ConfigError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, got {stage}")
-    for name, flag in TWINS.items():
+    for name, flag in FLAG_OF_KEY.items():
         _check(path, config, name, getattr(arguments, flag), f"--{flag}")
     whole = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * workers
     _check(path, config, "train_batch_size", whole, "batch size · accumulation steps · workers")

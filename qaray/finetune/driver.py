@@ -16,7 +16,6 @@ import math
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,11 +27,9 @@ from qaray.finetune.deepspeed import DeepSpeedPlan, read_config
 from qaray.finetune.flags import for_cpu, normal, training_arguments
 from qaray.finetune.loop import TRAINING, LoopSettings, train_loop
 from qaray.finetune.model import contract_of, plan_training
-from qaray.models.catalogue import located
 from qaray.models.planner import ModelPlan
 from qaray.run import cluster as runtime
 from qaray.run.directory import Run, RunError, identity_hash, logged_steps, utc_now
-from qaray.run.lease import lease
 from qaray.run.manifests import versions
 from qaray.run.rejects import rejected_file
 from qaray.run.storage import Location
@@ -110,42 +107,11 @@ def identity(job: Job) -> dict[str, Any]:
     }
 
 
-def run_fine_tune(
-    config: FineTuneConfig, say: Callable[[str], None], progress: Callable[[dict], None]
-) -> dict[str, Any]:
-    """The whole of it. Returns the manifest.
-
-    Raises ConfigError, FileNotFoundError or RunError with one line for the user.
-    """
-    begun = time.monotonic()
-    config = located(config)
-    job = decide(config)
-    run = Run.at(config.output_dir)
-    with lease(run) as held:
-        own = identity(job)
-        run.identify(own)
-        run.clean()
-        done = run.manifest.read_json()
-        if done:
-            say("this run is finished")
-            return done
-        name = identity_hash(own)
-        check_checkpoint(job, name)
-        for note in job.deepspeed.notes if job.deepspeed else ():
-            say(note)
-        runtime.connect(config.address, config.local_cpus or local_cpus(config))
-        _say_precision(job, say)
-        prepared = prepare(job, run, say)
-        _train(job, run, prepared, progress, say, name)
-        held.check()
-        log = run.training_log.read_json() or {}
-        if log.get("failure"):
-            raise RunError(log["failure"])
-        say("writing the model")
-        _export(job, run)
-        manifest = _manifest(job, run, prepared, log, time.monotonic() - begun)
-        run.manifest.write_json(manifest)
-    return manifest
+def finished(job: Job, run: Run) -> dict[str, Any] | None:
+    """The manifest if this very fine-tuning is finished already."""
+    stored = run.identity.read_json() or {}
+    manifest: dict[str, Any] | None = run.manifest.read_json()
+    return manifest if stored.get("hash") == identity_hash(identity(job)) else None
 
 
 def model_folder(run: Run) -> Location:
@@ -162,10 +128,10 @@ def uses_gpus(config: FineTuneConfig) -> bool:
     return runtime.cluster_gpus() > 0 if config.use_gpu is None else config.use_gpu
 
 
-def check_checkpoint(job: Job, name: str) -> None:
+def check_checkpoint(job: Job) -> None:
     """A run goes on from checkpoints of its own only, sharded ones with as many workers as wrote them.
 
-    Raises ConfigError for another run's, or another number. ``name``: the hash of the run's identity.
+    Raises ConfigError for another run's, or another number.
     """
     from qaray.finetune.checkpoints import last_checkpoint
 
@@ -174,7 +140,7 @@ def check_checkpoint(job: Job, name: str) -> None:
     except ConfigError:
         return
     note = (place / TRAINING).read_json() or {}
-    if note.get("identity") != name:
+    if note.get("identity") != identity_hash(identity(job)):
         raise ConfigError(
             f"{place} is a checkpoint of another run: choose another --run_name or --storage_path, or remove it"
         )
@@ -186,13 +152,16 @@ def check_checkpoint(job: Job, name: str) -> None:
         )
 
 
-def _say_precision(job: Job, say: Callable[[str], None]) -> None:
+def _warn_of_precision(job: Job, notify: Callable[[str], None]) -> None:
     if not uses_gpus(job.config) and for_cpu(job.flags) != job.flags:
-        say("--bf16 True: this CPU has no bfloat16 units; it computes in float32, which is faster here")
+        notify("--bf16 True: this CPU has no bfloat16 units; it computes in float32, which is faster here")
 
 
-def prepare(job: Job, run: Run, say: Callable[[str], None]) -> dict[str, ex.Prepared]:
+def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.Prepared]:
     """Examples and, if there are any, those kept out; rejected.jsonl."""
+    for note in job.deepspeed.notes if job.deepspeed else ():
+        notify(note)
+    _warn_of_precision(job, notify)
     factory = ex.EncoderFactory(job.config, job.plan.template)
     known_as = json.dumps([ex.identity_of(job.config.data_path), job.plan.template.sha256, job.config.model_max_length])
     prepared = {"train": ex.prepare(job.config.data_path, run.root / "examples", factory, known_as)}
@@ -205,22 +174,21 @@ def prepare(job: Job, run: Run, say: Callable[[str], None]) -> dict[str, ex.Prep
                 reject(row)
     for name, each in prepared.items():
         c = each.counts
-        say(
+        notify(
             f"{name}: {c['examples']} examples, {c['tokens']:,} tokens ({c['answer_tokens']:,} with loss), "
             f"{c['rejected']} rejected, {c['truncated']} cut by {c['truncated_tokens']:,} tokens"
         )
     return prepared
 
 
-def _train(
+def train(
     job: Job,
     run: Run,
     prepared: dict[str, ex.Prepared],
+    notify: Callable[[str], None],
     progress: Callable[[dict], None],
-    say: Callable[[str], None],
-    name: str,
-) -> None:
-    """Runs the training processes until they are through. Raises RunError if they fail for good."""
+) -> dict[str, Any]:
+    """Runs the training processes to their end; returns the training log. Raises RunError if they fail for good."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -238,10 +206,10 @@ def _train(
         eval_examples=prepared["eval"].folder if "eval" in prepared else None,
         log=run.training_log,
         contract=contract_of(config, job.plan, job.request).model_dump(),
-        identity=name,
-        resume=resume_point(job.checkpoints, say),
+        identity=identity_hash(identity(job)),
+        resume=resume_point(job.checkpoints, notify),
     )
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(3600 * config.wait_hours))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(3600 * config.cluster.wait_hours))
     resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpus else {})}
     trainer = TorchTrainer(
         train_loop,
@@ -251,7 +219,7 @@ def _train(
             num_workers=config.num_workers,
             use_gpu=gpus,
             resources_per_worker=resources,
-            label_selector=config.labels or None,
+            label_selector=config.cluster.labels or None,
         ),
         run_config=RunConfig(
             name=config.run_name,
@@ -262,12 +230,16 @@ def _train(
             callbacks=[CheckpointPointer(job.checkpoints)],
         ),
     )
-    say(f"{config.num_workers} training processes on {'GPUs' if gpus else 'CPUs'}")
+    notify(f"{config.num_workers} training processes on {'GPUs' if gpus else 'CPUs'}")
     with _followed(run.training_log, progress), _interrupt_handler_kept():
         try:
             trainer.fit()
         except TrainingFailedError as error:
             raise RunError(_reason(error)) from None
+    log: dict[str, Any] = run.training_log.read_json() or {}
+    if log.get("failure"):
+        raise RunError(log["failure"])
+    return log
 
 
 @contextlib.contextmanager
@@ -326,12 +298,13 @@ def _followed(log: Location, progress: Callable[[dict], None]) -> Iterator[None]
         look()
 
 
-def _export(job: Job, run: Run) -> None:
-    """As a task, where the checkpoint lies; the driver may have little memory."""
+def write_model(job: Job, run: Run, notify: Callable[[str], None]) -> None:
+    """The last checkpoint as a model folder; in a task, since the driver may have little memory."""
     import ray
 
     from qaray.finetune.export import export
 
+    notify("writing the model")
     place = job.checkpoints
     write = ray.remote(export).options(num_cpus=job.config.cpus_per_worker)
     ray.get(
@@ -339,7 +312,9 @@ def _export(job: Job, run: Run) -> None:
     )
 
 
-def _manifest(job: Job, run: Run, prepared: dict[str, ex.Prepared], log: dict, seconds: float) -> dict[str, Any]:
+def training_manifest(
+    job: Job, run: Run, prepared: dict[str, ex.Prepared], log: dict, seconds: float
+) -> dict[str, Any]:
     steps = logged_steps(log)
     losses = {entry["step"]: entry["eval_loss"] for entry in log["log"] if "eval_loss" in entry}
     evaluation = None

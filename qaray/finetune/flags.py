@@ -21,9 +21,9 @@ RENAMED = {
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "warmup_ratio": "warmup_steps",  # below 1 it is a share of the steps
 }
-OF_NO_USE = {"overwrite_output_dir", "save_safetensors", "logging_dir", "group_by_length"}  # accepted from old scripts
+IGNORED = {"overwrite_output_dir", "save_safetensors", "logging_dir", "group_by_length"}  # accepted from old scripts
 # What qaray decides itself, or cannot keep, and why.
-OWN = {
+MANAGED = {
     "use_cpu": "--use_gpu says what trains",
     "no_cuda": "--use_gpu says what trains",
     "resume_from_checkpoint": "a run resumes by itself",
@@ -43,10 +43,10 @@ def normal(flags: dict[str, str]) -> dict[str, str]:
         from transformers import TrainingArguments
 
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    named = {RENAMED.get(name, name): value for name, value in flags.items() if name not in OF_NO_USE}
+    named = {RENAMED.get(name, name): value for name, value in flags.items() if name not in IGNORED}
     for name in named:
-        if name in OWN:
-            raise ConfigError(f"--{name} is no flag of the trainer's here: {OWN[name]}")
+        if name in MANAGED:
+            raise ConfigError(f"--{name} is no flag of the trainer's here: {MANAGED[name]}")
         if name not in known:
             raise ConfigError(f"no such option: --{name}")
     return named

@@ -8,7 +8,7 @@ from typing import Any
 
 from qaray.config import GenerateConfig
 from qaray.corpus.doi_index import Ingested
-from qaray.engines import Site
+from qaray.engines import WorkerInfo
 from qaray.generate.outputs import Totals
 from qaray.generate.rounds import Progress
 from qaray.models.planner import ModelPlan
@@ -27,15 +27,15 @@ def generation_identity(config: GenerateConfig, plan: ModelPlan) -> dict[str, An
         "context_size": plan.context_size,
         "seq_len": plan.seq_len,
         "rope_factor": plan.rope_factor,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_gen_len": config.max_gen_len,
-        "min_gen_len": config.min_gen_len,
-        "num_qas": config.num_qas,
-        "overlength": config.overlength,
-        "seed": config.seed,
-        "dtype": config.dtype,
-        **({"structured": True} if config.structured else {}),
+        "temperature": config.sampling.temperature,
+        "top_p": config.sampling.top_p,
+        "max_gen_len": config.sampling.max_gen_len,
+        "min_gen_len": config.sampling.min_gen_len,
+        "num_qas": config.asking.num_qas,
+        "overlength": config.asking.overlength,
+        "seed": config.sampling.seed,
+        "dtype": config.model.dtype,
+        **({"structured": True} if config.asking.structured else {}),
     }
 
 
@@ -44,8 +44,8 @@ class Account:
     """What a generation run has to tell at its end."""
 
     config: GenerateConfig
-    why: str  # the engine is this one
-    site: Site
+    engine_reason: str  # why the engine is this one
+    worker: WorkerInfo
     papers: Ingested
     progress: Progress
     totals: Totals
@@ -54,8 +54,8 @@ class Account:
     @property
     def devices(self) -> float:
         """GPUs of a worker; 1 where it has none."""
-        shared = self.config.tensor_parallel_size * self.config.pipeline_parallel_size
-        return (self.site.gpus or 1.0) * (shared if self.config.engine == "vllm" else 1)
+        shared = self.config.vllm.gpus_per_engine
+        return (self.worker.gpus or 1.0) * (shared if self.config.engine == "vllm" else 1)
 
 
 def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
@@ -65,18 +65,18 @@ def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
     work, loading = _last_start(account)
     if account.progress.prompts == 0 and previous:
         work, loading = previous["last_start"], previous["ledger"]["loading_seconds_per_worker"]
-    site, devices = account.site, account.devices
-    used = totals.ledger.utilisation(site.shape, site.peaks, devices)
+    worker, devices = account.worker, account.devices
+    used = totals.ledger.utilisation(worker.shape, worker.peaks, devices)
     return {
         "run": run.identity.read_json(),
         "versions": versions(),
         "git_commit": git_commit(),
         "engine": {
             "name": config.engine,
-            "why": account.why,
+            "why": account.engine_reason,
             "actors": config.actors,
-            "device": site.device or None,
-            "gpus_per_actor": site.gpus,
+            "device": worker.device or None,
+            "gpus_per_actor": worker.gpus,
         },
         "inputs": papers.sources,
         "counts": {

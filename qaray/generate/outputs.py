@@ -127,7 +127,7 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
     """Writes the exports and rejected.jsonl. Raises RunError unless papers in = papers with pairs + rejected."""
     export = config.export_json == "always" or (config.export_json == "auto" and ingested.papers <= EXPORT_LIMIT)
     files = run.generation_files()
-    split = config.overlength == "split"
+    split = config.asking.overlength == "split"
     totals = Totals()
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(rejected_file(run.root))

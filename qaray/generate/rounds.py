@@ -24,9 +24,10 @@ from qaray.generate.answers import best_answers, by_doi, by_window, merge_answer
 from qaray.models.planner import ModelPlan
 from qaray.models.tokenizer import tokenizer_of
 from qaray.run.cluster import LIGHT, in_order
-from qaray.run.directory import Run, RunError
-from qaray.run.events import tell
+from qaray.run.directory import Run
+from qaray.run.events import log_event
 from qaray.run.lease import Lease
+from qaray.run.rounds import Owed, run_rounds
 from qaray.run.stopping import StopSignal
 from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, RejectReason, table
 
@@ -77,53 +78,45 @@ def generate(
     lease: Lease,
     report: Callable[[Progress], None],
 ) -> Progress:
-    """Asks the engine until no paper is owed anything, or the run is told to stop. Raises RunError if a round gets
-    nowhere."""
+    """Asks the engine until every paper has its pairs or no attempt left, or a stop is requested.
+
+    Raises RunError if a round makes no progress.
+    """
     progress = Progress(papers=ingested.papers, rejected=ingested.rejected)
     owed = owed_prompts(run, ingested.papers, max_attempts)
     progress.settled = progress.settled_before = ingested.papers - owed.papers
-    should_stop = StopSignal(run.stop_flag)
-    if owed.shards:
+    if owed.papers:
         run.manifest.remove()  # the run is not finished any more
         if run.measured():
             run.evaluation.manifest.remove()  # nor measured
-    while owed.shards and not should_stop():
-        before = progress.prompts
-        expected = None if make_builder().overlength == "split" else owed.papers
-        for summary in _round(run, engine, make_builder, max_attempts, owed.shards, expected, should_stop):
+
+    def ask(owed: Owed) -> Iterator[None]:
+        for summary in _round(run, engine, make_builder, max_attempts, owed):
             _add(progress, summary)
-            lease.check()
             report(progress)
-        if run.stop_flag.exists():
-            break
-        owed = owed_prompts(run, ingested.papers, max_attempts)
-        if owed.shards and progress.prompts == before:
-            raise RunError(f"the engine answered nothing, and {owed.papers} papers are left")
+            yield
+
+    run_rounds("generate", run, lease, owed, ask, lambda: owed_prompts(run, ingested.papers, max_attempts))
     return progress
 
 
 def _round(
-    run: Run,
-    engine: Engine,
-    make_builder: MakeBuilder,
-    max_attempts: int,
-    shards: list[str],
-    expected: int | None,
-    should_stop: StopSignal,
+    run: Run, engine: Engine, make_builder: MakeBuilder, max_attempts: int, owed: Owed
 ) -> Iterator[dict[str, Any]]:
     """One pass over the shards that are owed something; a summary for each block that is durable."""
     import ray
 
     files = run.generation_files()
-    work = [{"shard": name, "answers": files.get(name, [])} for name in shards]
+    work = [{"shard": name, "answers": files.get(name, [])} for name in owed.shards]
     todo = ray.data.from_items(work, override_num_blocks=len(work))
     prompts = todo.map_batches(
-        _Prompter(run, make_builder, max_attempts, should_stop),
+        _Prompter(run, make_builder, max_attempts, StopSignal(run.stop_flag)),
         batch_size=1,
         num_cpus=LIGHT,
         zero_copy_batch=True,
         batch_format="pyarrow",
     )
+    expected = None if make_builder().overlength == "split" else owed.papers
     completions = engine.generate(prompts, expected)
     written = completions.map_batches(
         _Writer(run, max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=LIGHT
@@ -222,23 +215,15 @@ class _Writer:
             for row in answers:
                 place = {"window": row["window"], "attempt": row["attempt"]}
                 if row["reason"] is None:
-                    tell("answered", self.run, "generate", doi, DEBUG, pairs=len(row["pairs"]), **place)
+                    log_event("answered", self.run, "generate", doi, DEBUG, pairs=len(row["pairs"]), **place)
                     continue
-                tell("rejected", self.run, "generate", doi, reason=row["reason"], detail=row["detail"], **place)
+                log_event("rejected", self.run, "generate", doi, reason=row["reason"], detail=row["detail"], **place)
                 yield doi, row["reason"]
             spent = all(next_owed(own, self.max_attempts) is None for own in by_window(answers).values())
             if spent and not any(row["pairs"] or row["reason"] is not None for row in answers):
                 reason = str(RejectReason.NO_PAIRS)
-                tell("rejected", self.run, "generate", doi, reason=reason, attempts=len(answers))
+                log_event("rejected", self.run, "generate", doi, reason=reason, attempts=len(answers))
                 yield doi, reason
-
-
-@dataclass
-class Owed:
-    """What is left to ask."""
-
-    shards: list[str]  # names of paper shards that are owed something
-    papers: int  # papers that are owed something
 
 
 def owed_prompts(run: Run, papers: int, max_attempts: int) -> Owed:

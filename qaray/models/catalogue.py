@@ -36,14 +36,15 @@ CATALOGUE = {
 AnyConfig = TypeVar("AnyConfig", EvaluateConfig, FineTuneConfig, GenerateConfig)
 
 
-def located(config: AnyConfig) -> AnyConfig:
-    """The configuration with absolute folders: workers run in other directories."""
-    changes = {"cache_dir": os.path.abspath(os.path.expanduser(config.cache_dir))}
-    for field in ("base_model", "judge_model", "embedding_model", "model_name_or_path"):
-        name = getattr(config, field, None)
-        if name and os.path.isdir(os.path.expanduser(name)):
-            changes[field] = os.path.abspath(os.path.expanduser(name))
-    return config.model_copy(update=changes)
+def with_absolute_paths(config: AnyConfig) -> AnyConfig:
+    """The configuration with the absolute paths of its model folders: workers run in other directories."""
+    values = config.values()
+    changes = {"cache_dir": os.path.abspath(os.path.expanduser(values["cache_dir"]))}
+    for name in ("base_model", "judge_model", "embedding_model", "model_name_or_path"):
+        model = values.get(name)
+        if model and os.path.isdir(os.path.expanduser(model)):
+            changes[name] = os.path.abspath(os.path.expanduser(model))
+    return config.replace(**changes)
 
 
 def resolve(name: str, cache_dir: str) -> str:

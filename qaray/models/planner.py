@@ -27,29 +27,29 @@ class ModelPlan:
 
 def plan_model(config: EngineConfig) -> ModelPlan:
     """Template, lengths and RoPE factor of a run. Raises ConfigError on what contradicts the model or its contract."""
-    name = config.model
+    name = config.model_name
     if name is None:  # echo without a model
-        size = config.context_size or config.seq_len or 1 << 20
-        template = named_template(config.prompt_template, None) or Template("llama2", LLAMA2)
+        size = config.model.context_size or config.model.seq_len or 1 << 20
+        template = named_template(config.model.prompt_template, None) or Template("llama2", LLAMA2)
         return ModelPlan(template, size, _seq_len(config, size), 1.0, _request(config, None))
-    tokenizer = load_tokenizer(name, config.cache_dir, config.trust_remote_code)
-    folder = resolve(name, config.cache_dir)
+    tokenizer = load_tokenizer(name, config.model.cache_dir, config.model.trust_remote_code)
+    folder = resolve(name, config.model.cache_dir)
     contract = Contract.load(folder)
-    own, factor, rope_type = model_context(name, folder, config.cache_dir, config.trust_remote_code)
-    size = config.context_size or (contract.context_size if contract else int(own * factor))
+    own, factor, rope_type = model_context(name, folder, config.model.cache_dir, config.model.trust_remote_code)
+    size = config.model.context_size or (contract.context_size if contract else int(own * factor))
     if contract and size > contract.context_size:
         raise ConfigError(
             f"context_size {size} exceeds the {contract.context_size} tokens that {name} was fine-tuned with: "
             "lower --context_size"
         )
-    named = named_template(config.prompt_template, tokenizer)
+    named = named_template(config.model.prompt_template, tokenizer)
     template = named or (contract.template if contract else default_template(tokenizer))
     if contract and template.sha256 != contract.template_sha256:
         raise ConfigError(
-            f"--prompt_template {config.prompt_template} is not the template that {name} was fine-tuned with "
+            f"--prompt_template {config.model.prompt_template} is not the template that {name} was fine-tuned with "
             f"({contract.template_name}): leave the flag out"
         )
-    if getattr(config, "structured", False):
+    if isinstance(config, GenerateConfig) and config.asking.structured:
         template = replace(template, opening="")  # the answer begins with a bracket
     wanted = max(rope_factor(size, own, factor), contract.rope_factor if contract else 0.0)
     check_rope(wanted, own, factor, rope_type, name, f"context_size {size}", "--context_size")
@@ -61,18 +61,19 @@ def _request(config: EngineConfig, contract: Contract | None) -> Request:
     if not isinstance(config, GenerateConfig):
         return default_request()
     trained = contract.request if contract else None
-    if config.request is None and trained:
-        return trained if config.language is None else replace(trained, language=config.language)
-    request = named_request(config.request, config.language)
+    if config.asking.request is None and trained:
+        return trained if config.asking.language is None else replace(trained, language=config.asking.language)
+    request = named_request(config.asking.request, config.asking.language)
     if trained and request.text != trained.text:
         raise ConfigError(
-            f"--request {config.request} is not the request that {config.model} was fine-tuned with: leave the flag out"
+            f"--request {config.asking.request} is not the request that {config.model_name} was fine-tuned with: "
+            "omit the flag"
         )
     return request
 
 
 def _seq_len(config: EngineConfig, context_size: int) -> int:
-    seq_len = config.seq_len or context_size
+    seq_len = config.model.seq_len or context_size
     if seq_len > context_size:
         raise ConfigError(seq_len_message(seq_len, context_size))
     return seq_len

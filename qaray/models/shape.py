@@ -25,10 +25,12 @@ def model_shape(config: EngineConfig, dtype: str) -> ModelShape:
     import torch
     from transformers import AutoModelForCausalLM
 
-    name = config.model or ""
-    hf = load_config(resolve(name, config.cache_dir), config.cache_dir, config.trust_remote_code, name)
+    name = config.model_name or ""
+    hf = load_config(
+        resolve(name, config.model.cache_dir), config.model.cache_dir, config.model.trust_remote_code, name
+    )
     with torch.device("meta"), quiet_transformers():
-        model = AutoModelForCausalLM.from_config(hf, trust_remote_code=config.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(hf, trust_remote_code=config.model.trust_remote_code)
     text = hf.get_text_config()
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads

@@ -84,6 +84,6 @@ def eos_ids(name: str, cache_dir: str, trust_remote_code: bool = False) -> froze
 
 def tokenizer_of(config: EngineConfig) -> Tokenizer:
     """The tokenizer of the configuration's model; words and punctuation marks where it has none."""
-    if config.model is None:
+    if config.model_name is None:
         return WordTokenizer()
-    return load_tokenizer(config.model, config.cache_dir, config.trust_remote_code)
+    return load_tokenizer(config.model_name, config.model.cache_dir, config.model.trust_remote_code)

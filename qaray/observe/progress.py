@@ -25,7 +25,7 @@ class Display:
         self._last = time.monotonic()
         self._told = 0  # step of a fine-tuning that the last line was of
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         """A line that is always worth showing."""
         if not self.quiet:
             self.close()

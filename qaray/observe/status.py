@@ -24,7 +24,7 @@ TABLES = (COVERAGE, QUESTIONS, SIMILARITY, RACAR, GROUNDING)
 
 
 @dataclass
-class Stage:
+class StageStatus:
     """One stage of a run."""
 
     name: str
@@ -64,7 +64,7 @@ def show(config: StatusConfig) -> int:
         time.sleep(config.watch)
 
 
-def status(run: Run) -> list[Stage]:
+def status(run: Run) -> list[StageStatus]:
     """The stages of a run that have begun."""
     identity = run.identity.read_json()
     if identity is None and run.evaluation.identity.read_json() is None:
@@ -87,7 +87,7 @@ def _state(run: Run) -> tuple[str, str]:
     return ("finished" if run.manifest.exists() else "cut short"), ""
 
 
-def _generation(run: Run) -> Stage:
+def _generation(run: Run) -> StageStatus:
     state, driver = _state(run)
     answered = failed = recent = 0
     now = oldest = time.time()
@@ -115,10 +115,10 @@ def _generation(run: Run) -> Stage:
     records = sum(in_threads(Location.count_rows, run.rejected_papers.files(".parquet")))
     seconds = time.time() - oldest
     rate = 3600 * recent / seconds if recent and seconds > 1 else None
-    return Stage("generate", state, answered, papers, rejected=records + failed, per_hour=rate, driver=driver)
+    return StageStatus("generate", state, answered, papers, rejected=records + failed, per_hour=rate, driver=driver)
 
 
-def _evaluation(run: Run) -> Stage:
+def _evaluation(run: Run) -> StageStatus:
     own = run.evaluation
     state, driver = _state(own)
     shards = own.paper_shards() or run.paper_shards()  # of the run's own some may have no pairs to measure
@@ -134,10 +134,10 @@ def _evaluation(run: Run) -> Stage:
     total = finished["counts"]["papers"] if finished else sum(in_threads(Location.count_rows, shards))
     least = total if finished else min(done.values(), default=0)
     rejected = sum(in_threads(Location.count_rows, own.rejected_papers.files(".parquet")))
-    return Stage("evaluate", state, least, total, rejected=rejected, driver=driver, more=done)
+    return StageStatus("evaluate", state, least, total, rejected=rejected, driver=driver, more=done)
 
 
-def _training(run: Run) -> Stage:
+def _training(run: Run) -> StageStatus:
     state, driver = _state(run)
     log = run.training_log.read_json() or {"step": 0, "steps": 0, "log": []}
     last: dict[str, Any] = next(reversed(logged_steps(log)), {})
@@ -145,7 +145,7 @@ def _training(run: Run) -> Stage:
     rate = None
     if last.get("tokens_per_second") and last.get("tokens"):
         rate = 3600 * last["tokens_per_second"] / last["tokens"]
-    return Stage("fine-tune", state, log["step"], log["steps"], "steps", per_hour=rate, driver=driver, more=more)
+    return StageStatus("fine-tune", state, log["step"], log["steps"], "steps", per_hour=rate, driver=driver, more=more)
 
 
 def _rows(fs: pafs.FileSystem, path: str, columns: list[str]) -> list[dict[str, Any]]:

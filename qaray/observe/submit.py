@@ -41,7 +41,11 @@ def submit(config: SubmitConfig) -> int:
     name = config.submission_id or f"qaray-{config.command}-{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1, config.resubmit + 2):
         job = name if attempt == 1 else f"{name}-{attempt}"
-        metadata = {"qaray_command": config.command, "output_dir": config.flags.get("output_dir", ""), "run": name}
+        metadata = {
+            "qaray_command": config.command,
+            "output_dir": config.command_flags.get("output_dir", ""),
+            "run": name,
+        }
         hand_over(client, job, entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
         say(f"submitted {job}; stop it with: ray job stop {job}")
         if not config.wait:
@@ -59,7 +63,7 @@ def submit(config: SubmitConfig) -> int:
 
 
 def flags_of(config: SubmitConfig) -> list[str]:
-    return [word for name, value in config.flags.items() for word in (f"--{name}", value)]
+    return [word for name, value in config.command_flags.items() for word in (f"--{name}", value)]
 
 
 def environment_of(config: SubmitConfig) -> dict[str, Any]:

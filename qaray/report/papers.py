@@ -56,7 +56,7 @@ def spans(source: Source, most: int, size: int) -> Iterator[Span]:
 def papers_of(run: Run, source: Source, evaluated: bool, span: Span) -> Iterator[dict[str, Any]]:
     """The span's papers, those without pairs too; with an evaluation, their scores and figures."""
     rows = (source.run.papers / f"{span.shard}.parquet").read_table().slice(span.first, span.papers).to_pylist()
-    scores = _Scores(run.evaluation, source, span.shard, {row["doi"] for row in rows}) if evaluated else None
+    scores = _PaperScores(run.evaluation, source, span.shard, {row["doi"] for row in rows}) if evaluated else None
     for paper in _generated(source, span.shard, rows) if isinstance(source, GeneratedPapers) else _measured(rows):
         yield _with_scores(paper, scores)
 
@@ -98,7 +98,7 @@ def _facts(paper: dict[str, Any]) -> dict[str, Any]:
     return {"title": title, **{name: paper[name] for name in ("doi", "source", "keywords", "tokens", "txt")}}
 
 
-class _Scores:
+class _PaperScores:
     """The rows of some of a shard's papers, by doi."""
 
     def __init__(self, run: Run, source: Source, shard: str, dois: set[str]) -> None:
@@ -110,7 +110,7 @@ class _Scores:
         self.grounding = GROUNDING.read(run, shard, keys)
 
 
-def _with_scores(paper: dict[str, Any], scores: _Scores | None) -> dict[str, Any]:
+def _with_scores(paper: dict[str, Any], scores: _PaperScores | None) -> dict[str, Any]:
     doi = paper["doi"]
     own = scores.papers.get(doi, [{}])[0] if scores else {}
     columns = [len(paper["pairs"]), paper["tokens"]]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from qaray.config import Cluster
 from qaray.run.directory import RunError
 
 # Light stages (reading, prompting, writing) take this share of a logical CPU, so that they never starve the engine's
@@ -26,8 +27,8 @@ def debugging() -> bool:
     return os.environ.get(DEBUG, "").lower() not in ("", "0", "false")
 
 
-def connect(address: str | None = None, local_cpus: int | None = None) -> None:
-    """Connects to ``address``, else RAY_ADDRESS or the job's cluster, else starts a local cluster.
+def connect(cluster: Cluster = Cluster()) -> None:  # noqa: B008  frozen
+    """Connects to ``cluster.address``, else RAY_ADDRESS or the job's cluster, else starts a local cluster.
 
     Does nothing if the process is connected. A local cluster gets at least four logical CPUs: light stages share them.
     Raises RunError if the cluster does not answer, or does not start in time.
@@ -47,12 +48,12 @@ def connect(address: str | None = None, local_cpus: int | None = None) -> None:
     else:
         # Ray's core writes errors of its own workings into the driver's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    named = address or os.environ.get("RAY_ADDRESS")
+    named = cluster.address or os.environ.get("RAY_ADDRESS")
     if named:
-        options["address"] = address
+        options["address"] = cluster.address
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        options |= {"address": "local", "num_cpus": local_cpus or max(4, cores), "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": cluster.local_cpus or max(4, cores), "include_dashboard": False}
     try:
         _init(options)
     except Exception as error:  # Ray raises errors of many kinds here, a bare Exception where a node is late

@@ -21,12 +21,12 @@ from typing import Any
 
 from qaray.run.directory import Run
 
-LONGEST = 500  # characters of a doi that are written
+MAX_DOI_CHARS = 500  # characters of a doi that are written
 
 
-def tell(event: str, run: Run, stage: str, doi: str | None, level: int = logging.WARNING, **more: Any) -> None:
+def log_event(event: str, run: Run, stage: str, doi: str | None, level: int = logging.WARNING, **more: Any) -> None:
     """Writes the event, ``more`` being fields of its own."""
-    fields = {"event": event, "run": run.root.path, "stage": stage, "doi": doi and doi[:LONGEST], **more}
+    fields = {"event": event, "run": run.root.path, "stage": stage, "doi": doi and doi[:MAX_DOI_CHARS], **more}
     _logger().log(level, event, extra={"fields": fields})
 
 

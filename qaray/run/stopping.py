@@ -63,7 +63,7 @@ def end_on_signal() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            raise Stopped("stopped before there was work in hand: run the same command to go on") from None
+            raise Stopped("stopped before work began; rerun the command to resume") from None
 
 
 @contextlib.contextmanager

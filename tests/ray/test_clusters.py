@@ -68,7 +68,7 @@ def test_a_node_that_never_comes_is_told_after_the_stated_wait(tmp_path, tiny_mo
     args = ("generate", "--file_path", file, "--output_dir", tmp_path / "out", "--base_model", tiny_model, *SMALL)
     done = qaray(*args, "--engine", "transformers", "--gpus_per_actor", "1", "--wait_hours", "0.0001")
     assert done.returncode == 1
-    assert "no node with 1 GPU came within 0.0001 hours" in done.stderr
+    assert "no node with 1 GPU joined the cluster within 0.0001 hours" in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("qaray: ")]) == 1
     assert "Traceback" not in done.stderr
     done = qaray(*args, "--engine", "transformers", "--node_labels", "kind=none", "--wait_hours", "0.0001")
@@ -84,7 +84,7 @@ def test_a_run_that_waits_for_its_node_can_be_stopped(tmp_path, tiny_model):
     waiting.terminate()
     output, _ = waiting.communicate(timeout=PATIENCE)
     assert waiting.returncode == 143, output
-    assert "stopped before there was work in hand" in output
+    assert "stopped before work began" in output
     assert not (out / "lease.json").exists()
 
 

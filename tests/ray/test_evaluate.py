@@ -124,8 +124,8 @@ def test_killed_and_stopped_evaluation_goes_on(tmp_path):
         output, _ = process.communicate(timeout=PATIENCE)
         if number == signal.SIGTERM:
             assert process.returncode == 143, output
-            assert "stopped in judging" in output
-            assert "run the same command to go on" in output
+            assert "stopped: judging" in output
+            assert "rerun the command to resume" in output
         assert not (out / "evaluation" / "manifest.json").exists()
     done = qaray(*args)
     assert done.returncode == 0, done.stderr

@@ -154,7 +154,7 @@ def test_sigterm_ends_in_a_resumable_run_and_a_second_driver_is_refused(tmp_path
     release(tmp_path, "generate")
     output, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode == 143, output
-    assert "run the same command to go on" in output
+    assert "rerun the command to resume" in output
     assert not (out / "lease.json").exists()
     assert not (out / "manifest.json").exists()
     assert 0 < len(generations(out)) < number

@@ -10,7 +10,8 @@ import subprocess
 import pytest
 from transformers import TrainingArguments
 
-from qaray.cli import COMMANDS
+from qaray.cli import CONFIGS
+from qaray.schema import pair_id
 from tests.commands import PATIENCE, check_complete, qaray, shards, shell, start, wait_for
 from tests.conftest import ROOT, make_paper, write_jsonl
 from tests.train.conftest import write_examples
@@ -135,7 +136,7 @@ def test_a_stopped_job_ends_in_order(front, cluster, tmp_path):
     assert subprocess.run(line, env=environment, capture_output=True, timeout=PATIENCE, check=False).returncode == 0
     output, _ = following.communicate(timeout=PATIENCE)
     assert following.returncode != 0
-    assert "run the same command to go on" in output
+    assert "rerun the command to resume" in output
     assert not (out / "lease.json").exists()
 
 
@@ -180,7 +181,7 @@ def test_commands_of_the_readme(tmp_path, monkeypatch):
     assert ran == 9
     assert json.loads((tmp_path / "runs/parsed/processed_output.json").read_text())
     flags = re.findall(r"--[a-z][a-z_0-9]+", README)
-    known = "".join(qaray(command, "--help").stdout for command in COMMANDS)
+    known = "".join(qaray(command, "--help").stdout for command in CONFIGS)
     assert {f for f in flags if f not in known and f not in trainer} <= {"--working", "--port"}
 
 
@@ -201,7 +202,9 @@ def test_parse_needs_no_cluster(tmp_path):
     done = qaray("parse", "--original_output", tmp_path / "o.jsonl", "--file_path", papers, "--output_dir", out)
     assert done.returncode == 0, done.stderr
     processed = {r["doi"]: r for r in json.loads((out / "processed_output.json").read_text())}
-    assert processed[make_paper(0)["doi"]]["Q&A"] == [{"Q": "a?", "A": "b."}]
+    assert processed[make_paper(0)["doi"]]["Q&A"] == [
+        {"Q": "a?", "A": "b.", "pair_id": pair_id(make_paper(0)["doi"], 1, window=0)}
+    ]
     assert [p["Q"] for p in processed[make_paper(2)["doi"]]["Q&A"]] == ["e?", "c?"]
     rejected = [(r["doi"], r["reason"]) for r in map(json.loads, (out / "rejected.jsonl").read_text().splitlines())]
     assert sorted(rejected, key=str) == sorted(

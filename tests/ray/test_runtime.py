@@ -8,8 +8,9 @@ from tests.commands import PATIENCE
 
 MORE_WORKERS_THAN_CPUS = """
 import pathlib, sys, time
+from qaray.config import Cluster
 from qaray.run.cluster import connect
-connect(local_cpus=2)
+connect(Cluster(local_cpus=2))
 import ray
 
 folder = pathlib.Path(sys.argv[1])
@@ -34,7 +35,8 @@ def test_ray_does_not_speak_into_the_results(tmp_path):
 
 
 def test_debugging_shows_what_workers_say():
-    script = "from qaray.run.cluster import connect; connect(local_cpus=2)\nimport ray\n"
+    script = "from qaray.config import Cluster\nfrom qaray.run.cluster import connect\n"
+    script += "connect(Cluster(local_cpus=2))\nimport ray\n"
     script += "@ray.remote\ndef one():\n    print('a word of a worker', flush=True)\n"
     script += "ray.get(one.remote()); input(); ray.shutdown()"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"QARAY_DEBUG": "1"}

@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from qaray.cli import _run
-from qaray.config import ConfigError
+from qaray.config import Cluster, ConfigError
 from qaray.run.cluster import connect
 from qaray.run.directory import RunError, RunRefused
 from qaray.run.stopping import Stopped
@@ -27,11 +27,19 @@ def in_a_task(error):
         (
             in_a_task(FileNotFoundError(errno.ENOENT, "No such file", "a.parquet")),
             1,
-            "a.parquet: No such file; what is",
+            "a.parquet: No such file; completed",
         ),
         (in_a_task(RunError("papers would be lost")), 1, "papers would be lost"),
-        (in_a_task(OSError(errno.ENOSPC, "No space left", "out/x")), 1, "out/x: No space left; what is done is kept"),
-        (in_a_task(StoreFailed("cannot read s3/a: SLOW_DOWN")), 1, "cannot read s3/a: SLOW_DOWN; what is done is kept"),
+        (
+            in_a_task(OSError(errno.ENOSPC, "No space left", "out/x")),
+            1,
+            "out/x: No space left; completed work is saved",
+        ),
+        (
+            in_a_task(StoreFailed("cannot read s3/a: SLOW_DOWN")),
+            1,
+            "cannot read s3/a: SLOW_DOWN; completed work is saved",
+        ),
         (WorkerCrashedError(), 1, "The worker died unexpectedly"),
         (Stopped("stopped with 3 papers done"), 143, "stopped with 3 papers done"),
     ],
@@ -81,7 +89,7 @@ def test_a_cluster_that_does_not_start_is_one_line(capsys, monkeypatch):
     told = capsys.readouterr().err
     assert told.startswith("qaray: no local Ray cluster could be started: The current node timed out during startup.")
     assert told.count("\n") == 1
-    assert _run(lambda _: connect("127.0.0.1:1"), None) == 1
+    assert _run(lambda _: connect(Cluster(address="127.0.0.1:1")), None) == 1
     assert "the Ray cluster at 127.0.0.1:1 cannot be joined" in capsys.readouterr().err
 
 
@@ -98,5 +106,5 @@ def test_a_busy_head_is_asked_again(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", busy)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    connect("127.0.0.1:1")
+    connect(Cluster(address="127.0.0.1:1"))
     assert len(tries) == 3

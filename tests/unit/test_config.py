@@ -17,7 +17,7 @@ def config(**values):
             {"seq_len": 16384, "context_size": 12288},
             "seq_len 16384 exceeds context_size 12288: lower --seq_len",
         ),
-        ({"base_model": None}, "--base_model is needed"),
+        ({"base_model": None}, "--base_model is required"),
         ({"actors": "3:1"}, "actors must be MIN:MAX"),
         ({"overlength": "cut"}, "overlength must be 'truncate', 'skip' or 'split'"),
         ({"batch": 3}, "unknown setting batch"),
@@ -38,11 +38,11 @@ def test_frozen():
 
 
 def test_echo_needs_no_model():
-    assert config(base_model=None, engine="echo").model is None
+    assert config(base_model=None, engine="echo").model_name is None
 
 
 def test_every_field_says_what_it_is():
-    assert not [name for name, field in GenerateConfig.model_fields.items() if not field.description]
+    assert not [name for name, flag in GenerateConfig.flags().items() if not flag.field.description]
 
 
 def test_parse_pool():

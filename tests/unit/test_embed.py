@@ -77,7 +77,7 @@ def test_a_model_without_a_transformer(tmp_path):
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer
 
-    folder = Path(resolve(EvaluateConfig(output_dir="-").embedder, CONFIG.cache_dir))
+    folder = Path(resolve(EvaluateConfig(output_dir="-").embedder, CONFIG.model.cache_dir))
     torch.manual_seed(0)
     words = StaticEmbedding(Tokenizer.from_file(str(folder / "tokenizer.json")), embedding_dim=8)
     SentenceTransformer(modules=[words], device="cpu", truncate_dim=6).save(str(tmp_path / "static"))

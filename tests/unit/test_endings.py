@@ -10,7 +10,7 @@ from qaray.engines.attempts import attempts_of
 from qaray.engines.choices import tokenised
 from qaray.engines.endings import ending
 from qaray.engines.http import Gate
-from qaray.engines.site import Site, begun_with, choose
+from qaray.engines.worker import WorkerInfo, resolve_engine, resume_engine
 from qaray.models.tokenizer import load_tokenizer
 from qaray.schema import Failure, FinishReason, complete, failure_of
 
@@ -114,24 +114,24 @@ def generation(**values):
 
 
 def test_auto_takes_vllm_where_a_worker_has_it_and_keeps_to_it():
-    config, why = choose(generation(), Site(vllm="0.32.0"), "")
+    config, why = resolve_engine(generation(), WorkerInfo(vllm="0.32.0"), "")
     assert (config.engine, why) == ("vllm", "auto: a worker has vllm 0.32.0")
-    config, why = choose(generation(), Site(problem="it is not installed"), "")
+    config, why = resolve_engine(generation(), WorkerInfo(problem="it is not installed"), "")
     assert (config.engine, why) == ("transformers", "auto: no vllm on a worker (it is not installed)")
-    begun, why = begun_with(generation(), "transformers")
-    assert choose(begun, Site(vllm="0.32.0"), why) == (begun, "auto: the run was begun with it")
+    begun, why = resume_engine(generation(), "transformers")
+    assert resolve_engine(begun, WorkerInfo(vllm="0.32.0"), why) == (begun, "auto: the run was begun with it")
     assert begun.engine == "transformers"
     with pytest.raises(ConfigError, match="cannot import vllm: it is not installed"):
-        choose(generation(engine="vllm"), Site(problem="it is not installed"), "asked for")
+        resolve_engine(generation(engine="vllm"), WorkerInfo(problem="it is not installed"), "asked for")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"engine": "http"}, "--engine http and --base_url belong together"),
-        ({"base_url": "http://x/v1"}, "belong together"),
+        ({"engine": "http"}, "--engine http and --base_url must be used together"),
+        ({"base_url": "http://x/v1"}, "must be used together"),
         ({"engine": "http", "base_url": "x:8000"}, "base_url must be http://"),
-        ({"engine": "transformers", "structured": True}, "not served by --engine transformers"),
+        ({"engine": "transformers", "structured": True}, "not supported by --engine transformers"),
         ({"vllm_args": "[1]"}, "must be a JSON object"),
     ],
 )
@@ -141,5 +141,5 @@ def test_flags_of_engines_that_contradict(values, message):
 
 
 def test_an_endpoint_cannot_judge():
-    with pytest.raises(ConfigError, match="judge with transformers or vllm"):
+    with pytest.raises(ConfigError, match="use transformers or vllm for the judge"):
         EvaluateConfig(output_dir="o", engine="http")

@@ -25,9 +25,9 @@ def fresh(monkeypatch):
 
 def test_an_event_is_a_line(tmp_path, fresh, capsys):
     fresh("INFO")
-    events.tell("rejected", Run.at(str(tmp_path / "first")), "generate", 'a"\n\ud800', reason="over_length")
-    events.tell("answered", Run.at(str(tmp_path / "first")), "generate", "b", logging.DEBUG)
-    events.tell("rejected", Run.at(str(tmp_path / "first")), "ingest", None)
+    events.log_event("rejected", Run.at(str(tmp_path / "first")), "generate", 'a"\n\ud800', reason="over_length")
+    events.log_event("answered", Run.at(str(tmp_path / "first")), "generate", "b", logging.DEBUG)
+    events.log_event("rejected", Run.at(str(tmp_path / "first")), "ingest", None)
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     assert first["run"] == str(tmp_path / "first")
     assert (first["event"], first["doi"], first["reason"]) == ("rejected", 'a"\n\ud800', "over_length")
@@ -40,8 +40,8 @@ def test_an_event_is_a_line(tmp_path, fresh, capsys):
 def test_the_level_is_the_environments(tmp_path, fresh, capsys, level, lines):
     fresh(level)
     run = Run.at(str(tmp_path))
-    events.tell("rejected", run, "generate", "x" * 10_000)
-    events.tell("answered", run, "generate", "b", logging.DEBUG)
+    events.log_event("rejected", run, "generate", "x" * 10_000)
+    events.log_event("answered", run, "generate", "b", logging.DEBUG)
     written = capsys.readouterr().err.splitlines()
     assert len(written) == lines
     assert all(len(line) < 1000 for line in written)

@@ -15,7 +15,7 @@ from qaray.corpus.records import Problem, Record
 from qaray.run.storage import Location
 from qaray.schema import RejectReason
 
-LONGEST = 1 << 28  # characters: a record beyond this is given up as broken
+MAX_RECORD_CHARS = 1 << 28  # characters: a record beyond this is given up as broken
 _LOOKAHEAD = 16  # an error closer than this to the buffer's end may only mean that the buffer ends
 _BLANK = re.compile(r"[\s\ufeff]*")
 _SEPARATOR = re.compile(r"[\s,]*")
@@ -40,7 +40,7 @@ def json_values(file: Location) -> Iterator[Record]:
         except json.JSONDecodeError as error:
             unread = len(buffer.text) - buffer.at
             may_go_on = error.msg.startswith("Unterminated string") or error.pos >= len(buffer.text) - _LOOKAHEAD
-            if may_go_on and unread < LONGEST and buffer.more():
+            if may_go_on and unread < MAX_RECORD_CHARS and buffer.more():
                 continue
             detail = f"record {position}: {error.msg}"
             yield Record(position, problem=Problem(RejectReason.NOT_JSON, detail))

@@ -14,7 +14,7 @@ from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.attempts import attempts, next_attempt
 from qaray.engines.guarded import guarded_answers, guarded_scores
 from qaray.engines.pool import Share, actor_name, actor_resources, actors_in_words, pool
-from qaray.engines.site import Site
+from qaray.engines.worker import WorkerInfo
 from qaray.models.planner import ModelPlan
 from qaray.run.stopping import StopCheck
 from qaray.run.telemetry import EngineMeter
@@ -42,8 +42,10 @@ AHEAD = 1.5  # prompts that an actor has, for each slot: the next one is there w
 
 
 class TransformersEngine:
-    def __init__(self, config: EngineConfig, plan: ModelPlan, site: Site, should_stop: StopCheck, tries: Tries) -> None:
-        self.config, self.plan, self.site, self.should_stop, self.tries = config, plan, site, should_stop, tries
+    def __init__(
+        self, config: EngineConfig, plan: ModelPlan, worker: WorkerInfo, should_stop: StopCheck, tries: Tries
+    ) -> None:
+        self.config, self.plan, self.worker, self.should_stop, self.tries = config, plan, worker, should_stop, tries
 
     def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
         max_batch = self._max_batch()
@@ -55,7 +57,7 @@ class TransformersEngine:
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=pool(*self.config.pool, share.calls, share.in_flight),
-            **actor_resources(self.config.cpus_per_actor, self.site.gpus, self.config.labels),
+            **actor_resources(self.config.resources.cpus_per_actor, self.worker.gpus, self.config.cluster.labels),
         )
 
     def score(self, requests: Dataset) -> Dataset:
@@ -66,14 +68,14 @@ class TransformersEngine:
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=pool(*self.config.pool),
-            **actor_resources(self.config.cpus_per_actor, self.site.gpus, self.config.labels),
+            **actor_resources(self.config.resources.cpus_per_actor, self.worker.gpus, self.config.cluster.labels),
         )
 
     def describe(self) -> str:
-        gpus = self.site.gpus
+        gpus = self.worker.gpus
         if not gpus:
             return f"transformers, {actors_in_words(self.config.pool)} on CPUs, attention on SDPA"
-        has_flash = self.site.flash_attn and self.config.flash_attn
+        has_flash = self.worker.flash_attn and self.config.model.flash_attn
         attention = "flash-attn" if has_flash else "SDPA (flash-attn is not installed or not wanted)"
         return f"transformers, {actors_in_words(self.config.pool)} on {gpus:g} GPU each, attention on {attention}"
 
@@ -81,24 +83,24 @@ class TransformersEngine:
         from qaray.engines.local.causal_lm import ModelSettings
 
         config = self.config
-        assert config.model is not None
+        assert config.model_name is not None
         return ModelSettings(
-            name=config.model,
-            cache_dir=config.cache_dir,
+            name=config.model_name,
+            cache_dir=config.model.cache_dir,
             seq_len=self.plan.seq_len,
             rope_factor=self.plan.rope_factor,
-            dtype=config.dtype,
-            flash_attn=config.flash_attn,
-            gpus=self.site.gpus,
-            threads=config.threads_per_actor,
+            dtype=config.model.dtype,
+            flash_attn=config.model.flash_attn,
+            gpus=self.worker.gpus,
+            threads=config.resources.threads_per_actor,
             actors=config.pool[1],
-            batch_tokens=config.batch_tokens,
-            trust_remote_code=config.trust_remote_code,
+            batch_tokens=config.resources.batch_tokens,
+            trust_remote_code=config.model.trust_remote_code,
         )
 
     def _max_batch(self) -> int:
         wanted = self.config.max_batch if isinstance(self.config, GenerateConfig) else None
-        return wanted or MAX_BATCH["cuda" if self.site.gpus else "cpu"]
+        return wanted or MAX_BATCH["cuda" if self.worker.gpus else "cpu"]
 
 
 class _Generator:
@@ -114,7 +116,9 @@ class _Generator:
         with tries.starting(actor_name(), "loading the model"):
             model = CausalLM(settings)
         self.guard = Guard(tries)
-        sampling = Sampling(config.temperature, config.top_p, config.seed, config.min_gen_len)
+        sampling = Sampling(
+            config.sampling.temperature, config.sampling.top_p, config.sampling.seed, config.sampling.min_gen_len
+        )
         self.max_attempts = attempts(config)
         self.should_stop = should_stop
         self.batcher = ContinuousBatcher(model, sampling, max_batch, self._again, should_stop)

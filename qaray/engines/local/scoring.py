@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qaray.engines.choices import MOST_CHOICE_TOKENS, Asked, shared, tokenised
+from qaray.engines.choices import MOST_CHOICE_TOKENS, TokenizedSuffix, shared, tokenised
 from qaray.engines.local.causal_lm import CausalLM
 
 TREE_TOKENS = {"cpu": 512, "cuda": 4096}  # of one pass
@@ -59,7 +59,7 @@ class Scorer:
             self.computed += len(ids) - common
         self.prefix_ids = ids
 
-    def _passes(self, asked: Sequence[Asked], order: Sequence[int]) -> Iterator[list[int]]:
+    def _passes(self, asked: Sequence[TokenizedSuffix], order: Sequence[int]) -> Iterator[list[int]]:
         """Neighbours in ``order`` whose tree has at most ``tree_tokens`` tokens, or one that has more by itself."""
         members: list[int] = []
         tree = _Tree()
@@ -76,7 +76,7 @@ class Scorer:
         if members:
             yield members
 
-    def _one_pass(self, members: Sequence[tuple[int, Asked]]) -> Iterator[tuple[int, list[float]]]:
+    def _one_pass(self, members: Sequence[tuple[int, TokenizedSuffix]]) -> Iterator[tuple[int, list[float]]]:
         """(request, log-probabilities) of requests whose tokens make one tree."""
         tree = _Tree()
         for ids in sorted(ids for _, asked in members for ids in asked.inner()):  # in this order nodes are depth-first

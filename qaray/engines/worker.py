@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Site:
+class WorkerInfo:
     """What a worker of the engine's pool has."""
 
     gpus: float = 0.0  # that an actor takes
@@ -37,22 +37,22 @@ class Site:
     shape: ModelShape | None = None  # of the model, where the peaks are known
 
 
-def look(config: EngineConfig, say: Callable[[str], None]) -> Site:
+def inspect_worker(config: EngineConfig, notify: Callable[[str], None]) -> WorkerInfo:
     """Asks a worker. Ray must be connected; where the pool's machines are still to come, this waits for the first.
 
-    Raises RunError if none came within ``config.wait_hours``.
+    Raises RunError if none came within ``config.cluster.wait_hours``.
     """
     if config.engine in ("echo", "http"):
-        return Site()
-    gpus = actor_gpus(config.gpus_per_actor)
-    return _answer_of(_site, (config, gpus), gpus, config, say)
+        return WorkerInfo()
+    gpus = actor_gpus(config.resources.gpus_per_actor)
+    return _answer_of(inspect_this, (config, gpus), gpus, config, notify)
 
 
-def await_node(config: EngineConfig, say: Callable[[str], None]) -> None:
-    """Waits as long as ``look`` for the first node that can hold an actor, if it takes more than a CPU."""
-    gpus = actor_gpus(config.gpus_per_actor)
-    if gpus or config.labels:
-        _answer_of(_here, (), gpus, config, say)
+def wait_for_node(config: EngineConfig, notify: Callable[[str], None]) -> None:
+    """Waits as long as ``inspect_worker`` for the first node that can hold an actor, if it takes more than a CPU."""
+    gpus = actor_gpus(config.resources.gpus_per_actor)
+    if gpus or config.cluster.labels:
+        _answer_of(_here, (), gpus, config, notify)
 
 
 def _here() -> None:
@@ -60,25 +60,25 @@ def _here() -> None:
 
 
 def _answer_of(
-    work: Callable[..., T], arguments: tuple[Any, ...], gpus: float, config: EngineConfig, say: Callable[[str], None]
+    work: Callable[..., T], arguments: tuple[Any, ...], gpus: float, config: EngineConfig, notify: Callable[[str], None]
 ) -> T:
     """What ``work`` returns on the first node that has what an actor needs."""
     import ray
 
     # One call a process: what it imports is not kept in memory while the run works.
-    ask = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus, config.labels))(work)
+    ask = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus, config.cluster.labels))(work)
     asked = ask.remote(*arguments)
-    place = wanted_place(gpus, config.labels)
+    place = wanted_place(gpus, config.cluster.labels)
     begun, patience = time.monotonic(), FIRST_WORD
-    while not ray.wait([asked], timeout=min(patience, left_of(begun, config.wait_hours)))[0]:
+    while not ray.wait([asked], timeout=min(patience, left_of(begun, config.cluster.wait_hours)))[0]:
         waited = time.monotonic() - begun
-        if waited >= 3600 * config.wait_hours:
+        if waited >= 3600 * config.cluster.wait_hours:
             ray.cancel(asked, force=True)
             raise RunError(
-                f"no node with {place} came within {config.wait_hours:g} hours (--wait_hours): what is done is kept; "
-                "see `ray status` for what the cluster can give"
+                f"no node with {place} joined the cluster within {config.cluster.wait_hours:g} hours (--wait_hours); "
+                "completed work is saved; `ray status` shows the cluster's resources"
             )
-        say(f"waiting for a node with {place}, for {duration(waited)} now")
+        notify(f"waiting for a node with {place}, for {duration(waited)} now")
         patience = EVERY_WORD
     answer: T = ray.get(asked)
     return answer
@@ -95,39 +95,41 @@ def left_of(begun: float, hours: float) -> float:
     return max(0.1, begun + 3600 * hours - time.monotonic())
 
 
-def begun_with(config: AnyEngineConfig, stored: str | None) -> tuple[AnyEngineConfig, str]:
+def resume_engine(config: AnyEngineConfig, stored: str | None) -> tuple[AnyEngineConfig, str]:
     """The configuration, ``auto`` replaced by the engine that run.json names, and why it is this one."""
     if config.engine != "auto":
         return config, "asked for"
     if stored is not None:
-        return config.model_copy(update={"engine": stored}), "auto: the run was begun with it"
+        return config.replace(engine=stored), "auto: the run was begun with it"
     return config, ""
 
 
-def choose(config: AnyEngineConfig, site: Site, why: str) -> tuple[AnyEngineConfig, str]:
-    """The configuration with its engine settled, and why it is this one; ``why``: if that is known already.
+def resolve_engine(config: AnyEngineConfig, worker: WorkerInfo, reason: str) -> tuple[AnyEngineConfig, str]:
+    """The configuration with its engine settled, and why it is this one; ``reason``: if that is known already.
 
     Raises ConfigError if the engine is vllm and a worker cannot import it.
     """
-    if config.engine == "vllm" and site.vllm is None:
-        raise ConfigError(f"--engine vllm ({why}): a worker cannot import vllm: {site.problem}; install qaray[vllm]")
+    if config.engine == "vllm" and worker.vllm is None:
+        raise ConfigError(
+            f"--engine vllm ({reason}): a worker cannot import vllm: {worker.problem}; install qaray[vllm]"
+        )
     if config.engine != "auto":
-        return config, why
-    if site.vllm is not None:
-        return config.model_copy(update={"engine": "vllm"}), f"auto: a worker has vllm {site.vllm}"
-    return config.model_copy(update={"engine": "transformers"}), f"auto: no vllm on a worker ({site.problem})"
+        return config, reason
+    if worker.vllm is not None:
+        return config.replace(engine="vllm"), f"auto: a worker has vllm {worker.vllm}"
+    return config.replace(engine="transformers"), f"auto: no vllm on a worker ({worker.problem})"
 
 
-def _site(config: EngineConfig, gpus: float) -> Site:
+def inspect_this(config: EngineConfig, gpus: float) -> WorkerInfo:
     import torch
 
     from qaray.models.hardware import available_memory, cores, device_name, peaks, pick_dtype
 
     device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
-    dtype = pick_dtype(config.dtype, device)
+    dtype = pick_dtype(config.model.dtype, device)
     version, problem = _vllm() if config.engine != "transformers" else (None, "not looked for")
     known = peaks(device_name(device))
-    return Site(
+    return WorkerInfo(
         gpus=gpus,
         device=device_name(device),
         cores=cores(),
@@ -137,7 +139,7 @@ def _site(config: EngineConfig, gpus: float) -> Site:
         vllm=version,
         problem=problem,
         peaks=known,
-        shape=model_shape(config, str(dtype).removeprefix("torch.")) if known and config.model else None,
+        shape=model_shape(config, str(dtype).removeprefix("torch.")) if known and config.model_name else None,
     )
 
 
