@@ -195,14 +195,14 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise click.UsageError(f"--config {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
-        raise click.UsageError(f"--config {path}: must hold keys and values")
+        raise click.UsageError(f"--config {path}: must contain keys and values")
     return values or {}
 
 
 def _run(command: Callable[[Any], int | None], config: Any) -> int:
     """Runs a command and turns what the user can mend into one line; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if config is not None and config.values().get("debug"):
+    if config is not None and config.shows_logs:
         os.environ["QARAY_DEBUG"] = "1"
     from qaray.config import ConfigError
     from qaray.pipeline import Stopped
@@ -323,7 +323,7 @@ def _make_sft(config: Any) -> None:
     from qaray.finetune.make_sft import make_sft
 
     counts = make_sft(config)
-    print(f"{counts['examples']} examples, {counts['rejected']} records left out: {config.output}")
+    print(f"{counts['examples']} examples, {counts['rejected']} records skipped: {config.output}")
 
 
 def _fine_tune(config: Any) -> None:

@@ -68,14 +68,18 @@ class Config(Settings):
     def values(self) -> dict[str, Any]:
         """Flag → value."""
         found = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
+        for name, value in self:
             found.update(dict(value) if isinstance(value, Settings) else {name: value})
         return found
 
     def replace(self, **changes: Any) -> Self:
         """The same with other values for some flags."""
         return type(self)(**{**self.values(), **changes})
+
+    @property
+    def shows_logs(self) -> bool:
+        """Whether --debug asks for the logs of Ray and the workers."""
+        return False
 
 
 def option(heading: str, default: Any, description: str, **limits: Any) -> Any:
@@ -362,6 +366,10 @@ class EngineConfig(Config):
         """Minimum and maximum number of engine actors."""
         raise NotImplementedError
 
+    @property
+    def shows_logs(self) -> bool:
+        return self.output.debug
+
 
 class GenerateConfig(EngineConfig):
     """Generate question-answer pairs from papers."""
@@ -491,6 +499,10 @@ class PipelineConfig(Config):
         if evaluate.get("engine") is None:
             evaluate["engine"] = "echo" if generate.get("engine") == "echo" else "auto"
         super().__init__(generation=GenerateConfig(**generate), evaluation=EvaluateConfig(**evaluate))
+
+    @property
+    def shows_logs(self) -> bool:
+        return self.generation.shows_logs
 
     @classmethod
     def flags(cls) -> dict[str, Flag]:
@@ -652,6 +664,10 @@ class DemoConfig(Config):
     output_dir: str = option("Output", "runs/demo", "run directory to write")
     no_progress: bool = option("Output", False, "hide progress")
     debug: bool = option("Output", False, "show the logs of Ray and the workers, and full tracebacks")
+
+    @property
+    def shows_logs(self) -> bool:
+        return self.debug
 
 
 # Values

@@ -47,7 +47,7 @@ class Request:
     def __post_init__(self) -> None:
         for slot in REQUIRED:
             if (times := self.text.count(f"{{{slot}}}")) != 1:
-                raise ConfigError(f"{self.name} must hold {{{slot}}} exactly once, found {times or 'none'}")
+                raise ConfigError(f"{self.name} must contain {{{slot}}} exactly once, found {times or 'none'}")
         if self.language and "{language}" not in self.text:
             raise ConfigError(f"--language {self.language}: {self.name} has no slot {{language}}")
 

@@ -85,7 +85,7 @@ class Template:
     def __post_init__(self) -> None:
         for slot in ("{instruction}", "{input}"):
             if self.text.count(slot) != 1:
-                raise ConfigError(f"the prompt template must hold {slot} exactly once")
+                raise ConfigError(f"the prompt template must contain {slot} exactly once")
 
     @property
     def sha256(self) -> str:

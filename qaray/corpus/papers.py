@@ -90,7 +90,7 @@ def input_files(pattern: str, run: Run) -> list[Location]:
     own = run.root.path.rstrip("/") + "/"
     files = [file for file in expand(pattern, SUFFIXES) if not file.path.startswith(own)]
     if not files:
-        raise FileNotFoundError(f"no input file: {pattern} holds the run's own files only")
+        raise FileNotFoundError(f"no input file: {pattern} contains only files of the run itself")
     return files
 
 

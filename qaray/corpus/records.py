@@ -59,7 +59,9 @@ def paper_fields(value: Any) -> dict[str, Any]:
                 where = f"character {bad.start()} of {key}"
                 raise Problem(RejectReason.UNDECODABLE, f"{where} is not valid Unicode ({bad[0]!a})")
     if not any(c.isprintable() and not c.isspace() for c in fields["txt"]):
-        raise Problem(RejectReason.EMPTY_TEXT, f"txt has no visible character ({len(fields['txt'])} in all)")
+        raise Problem(
+            RejectReason.EMPTY_TEXT, f"txt has no visible characters ({len(fields['txt'])} characters in total)"
+        )
     return fields
 
 

@@ -55,7 +55,7 @@ def unanswerable(prompt: Prompt) -> Failure | None:
     """Why an engine need not ask this prompt."""
     if failure := failure_of(prompt):
         return failure
-    return Failure.of(RejectReason.OVER_LENGTH, "no token is left for the answer") if prompt["max_tokens"] < 1 else None
+    return Failure.of(RejectReason.OVER_LENGTH, "no tokens left for the answer") if prompt["max_tokens"] < 1 else None
 
 
 async def attempts_of(prompt: Prompt, once: Once, max_attempts: int, should_stop: StopCheck) -> list[Completion]:

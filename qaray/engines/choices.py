@@ -47,9 +47,9 @@ def tokenised(
     asked = [_asked(tokenizer, suffix, choices) for suffix in suffixes]
     longest = len(ids) + max((len(own) for each in asked for own in each.sequences), default=0)
     if longest > seq_len:
-        raise ValueError(f"the prompt has {longest} tokens, {seq_len} fit")
+        raise ValueError(f"the prompt has {longest} tokens, the maximum is {seq_len}")
     if sum(map(len, choices)) > MOST_CHOICE_TOKENS:
-        raise ValueError(f"the choices have more than {MOST_CHOICE_TOKENS} characters in all")
+        raise ValueError(f"the choices have more than {MOST_CHOICE_TOKENS} characters in total")
     return ids, asked
 
 

@@ -88,7 +88,9 @@ class HttpEngine:
         return done.map_batches(unpacked, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
 
     def score(self, requests: Dataset) -> Dataset:
-        raise ConfigError("an endpoint gives no log-probabilities of chosen texts: judge with transformers or vllm")
+        raise ConfigError(
+            "an endpoint does not return log-probabilities of given texts: use transformers or vllm for the judge"
+        )
 
 
 def _stage_with(stage: type, work: _EndpointRequests, config: GenerateConfig) -> type:
@@ -114,7 +116,7 @@ def _stage_with(stage: type, work: _EndpointRequests, config: GenerateConfig) ->
                     self.failures += 1
                     if self.failures >= max(MOST_FAILURES, config.endpoint.requests_at_once):
                         why = str(error).partition("Previous Exception: ")[2].partition(". Full")[0] or repr(error)
-                        raise RunError(f"{config.endpoint.base_url} has stopped answering ({why})") from None
+                        raise RunError(f"{config.endpoint.base_url} stopped responding ({why})") from None
                 return {"error": {"code": 503, "message": "no response"}}
 
             async def answer(row: dict[str, Any]) -> dict[str, Any]:
@@ -253,7 +255,7 @@ def _served_model(config: GenerateConfig) -> str:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"--base_url {config.endpoint.base_url}: no OpenAI-compatible endpoint there ({error})"
+            f"--base_url {config.endpoint.base_url}: not an OpenAI-compatible endpoint ({error})"
         ) from None
     wanted = config.endpoint.served_model or (served[0] if served else "")
     if wanted not in served:

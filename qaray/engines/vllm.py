@@ -119,7 +119,7 @@ class VLLMEngine:
         changes: dict[str, Any] = {"fn": _stage_with(stage.fn, work, self.tries)}
         if self.config.cluster.labels:
             if self._backend() == "ray":
-                raise ConfigError("--node_labels: an engine over several machines cannot be held to labels")
+                raise ConfigError("--node_labels: not supported for an engine that spans several nodes")
             changes["map_batches_kwargs"] = {**stage.map_batches_kwargs, "label_selector": self.config.cluster.labels}
         processor.stages[STAGE] = stage.model_copy(update=changes)
         return processor
@@ -218,7 +218,7 @@ def _stage_with(stage: type, work: _Generation | _Scoring, tries: Tries) -> type
                 row = {"tokenized_prompt": list(token_ids), PARAMETERS: parameters, place: 0}
                 async for output in super(GuardedStage, self).udf([row]):
                     return output
-                raise RuntimeError("vLLM gave no output")
+                raise RuntimeError("vLLM returned no output")
 
             async def answer(row: dict[str, Any]) -> dict[str, Any]:
                 return {**await work(row, engine), place: row[place]}

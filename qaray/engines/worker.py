@@ -78,7 +78,7 @@ def _answer_of(
                 f"no node with {place} joined the cluster within {config.cluster.wait_hours:g} hours (--wait_hours); "
                 "completed work is saved; `ray status` shows the cluster's resources"
             )
-        notify(f"waiting for a node with {place}, for {duration(waited)} now")
+        notify(f"waiting for a node with {place} ({duration(waited)} so far)")
         patience = EVERY_WORD
     answer: T = ray.get(asked)
     return answer

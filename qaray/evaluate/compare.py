@@ -12,12 +12,12 @@ from qaray.run.directory import Run, RunRefused
 def compare(first: Run, second: Run) -> dict[str, Any]:
     """Paired differences second − first, by doi, with their intervals.
 
-    Raises RunRefused if one of the runs is not evaluated, or they have no paper in common.
+    Raises RunRefused if one of the runs is not evaluated, or they have no papers in common.
     """
     before, after = _scores_by_doi(first), _scores_by_doi(second)
     shared = sorted(before.keys() & after.keys())
     if not shared:
-        raise RunRefused(f"{first.root} and {second.root} have no paper in common")
+        raise RunRefused(f"{first.root} and {second.root} have no papers in common")
     metrics = {}
     for name in BOUNDS:
         pairs = [(before[doi][name], after[doi][name]) for doi in shared]
@@ -43,7 +43,7 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
 
 def _scores_by_doi(run: Run) -> dict[str, dict[str, Any]]:
     if not run.manifest.exists():
-        raise RunRefused(f"{run.root} holds no finished evaluation: run qaray evaluate on it first")
+        raise RunRefused(f"{run.root} has no finished evaluation: run qaray evaluate first")
     return {row["doi"]: row for row in PAPER_SCORES.rows(run)}
 
 

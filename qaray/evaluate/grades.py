@@ -12,7 +12,7 @@ from qaray.metrics import racar, similarity
 from qaray.metrics.grounding import leans_on
 from qaray.schema import DIMENSIONS, Failure, ScoreReason, failed
 
-NOT_FINITE = Failure(str(ScoreReason.NOT_FINITE), "the model gave values that are no numbers")
+NOT_FINITE = Failure(str(ScoreReason.NOT_FINITE), "the model returned values that are not finite")
 
 
 def similarity_row(

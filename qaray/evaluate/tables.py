@@ -103,7 +103,7 @@ class Table:
         ordered = [rows.get(key.doi, []) for key in keys]
         for key, own in zip(keys, ordered, strict=True):
             if len(own) != (key.pairs if self.by_pair else 1):
-                raise RunError(f"{self.name}: {key.doi} of {shard} has {len(own)} rows: scores would be lost")
+                raise RunError(f"{self.name}: {key.doi} of {shard} has {len(own)} rows; scores would be lost")
         flat = [row for own in ordered for row in own]
         if self.pieces(run, shard).exists() or self._merged_rows(run, shard) != len(flat):
             self.replace(run, shard, flat)

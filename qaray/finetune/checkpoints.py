@@ -38,7 +38,7 @@ def last_checkpoint(place: Location) -> Location:
         if (found := _reported(place)) is not None:
             return found
     if (found := _pointed(place)) is None:
-        raise ConfigError(f"no whole checkpoint in {place}")
+        raise ConfigError(f"no complete checkpoint in {place}")
     return found
 
 
@@ -52,12 +52,12 @@ def resume_point(place: Location, notify: Callable[[str], None]) -> Location | N
         return _pointed(place) if _reported(place) is None else None
     except TornAccount as torn:
         if not place.is_local:
-            raise RunError(f"{place}: {torn}: remove that folder, or name another --run_name") from torn
+            raise RunError(f"{place}: {torn}: remove that folder or use another --run_name") from torn
     aside = _set_aside(place, 1 + len(_asides(place)))
     os.rename(place.path, aside.path)
     found = _pointed(place)
     where = f"training resumes from {found}" if found else "no complete checkpoint is known, and training starts over"
-    notify(f"Ray Train's account of checkpoints was cut short by a kill: set aside as {aside}; {where}")
+    notify(f"Ray Train's checkpoint index was damaged by a kill and moved to {aside}; {where}")
     return found
 
 
@@ -89,7 +89,7 @@ def _reported(place: Location) -> Location | None:
     except OSError:
         raise
     except Exception as error:  # Ray's error for an account that it cannot read is private
-        raise TornAccount(f"Ray Train cannot read its account of checkpoints ({type(error).__name__})") from error
+        raise TornAccount(f"Ray Train cannot read its checkpoint index ({type(error).__name__})") from error
     found = place / _name(checkpoint) if checkpoint else None
     return found if found and (found / TRAINING).exists() else None
 

@@ -42,9 +42,9 @@ def read_config(path: str, arguments: Any, given: set[str], workers: int) -> Dee
     except FileNotFoundError:
         raise ConfigError(f"--deepspeed {path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--deepspeed {path}: it is no JSON: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"--deepspeed {path}: not valid JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
-        raise ConfigError(f"--deepspeed {path}: it must hold a JSON object")
+        raise ConfigError(f"--deepspeed {path}: must be a JSON object")
     for name in ("zero_optimization", "scheduler", "optimizer"):
         if not isinstance(config.get(name, {}), dict):
             raise ConfigError(f"--deepspeed {path}: {name} must be an object")
@@ -69,4 +69,4 @@ def read_config(path: str, arguments: Any, given: set[str], workers: int) -> Dee
 def _check(path: str, config: dict[str, Any], name: str, flag_value: int, flag: str) -> None:
     value = config.get(name, "auto")
     if value not in ("auto", flag_value):
-        raise ConfigError(f'--deepspeed {path}: {name} is {value}, {flag} gives {flag_value}: write "auto" there')
+        raise ConfigError(f'--deepspeed {path}: {name} is {value} but {flag} gives {flag_value}: set it to "auto"')

@@ -142,19 +142,19 @@ def check_checkpoint(job: Job) -> None:
     note = (place / TRAINING).read_json() or {}
     if note.get("identity") != identity_hash(identity(job)):
         raise ConfigError(
-            f"{place} is a checkpoint of another run: choose another --run_name or --storage_path, or remove it"
+            f"{place} is a checkpoint of another run: use another --run_name or --storage_path, or remove it"
         )
     if note.get("deepspeed") and note["world_size"] != job.config.num_workers:
         raise ConfigError(
-            f"the checkpoint {place} was written by {note['world_size']} workers, --num_workers is "
-            f"{job.config.num_workers}: continue with {note['world_size']}, or make a model of it with `qaray export "
-            f"--checkpoint {place} --output_dir FOLDER` and begin a run from that with another --output_dir"
+            f"the checkpoint {place} was written by {note['world_size']} workers but --num_workers is "
+            f"{job.config.num_workers}: resume with {note['world_size']} workers, or export it with `qaray export "
+            f"--checkpoint {place} --output_dir FOLDER` and start a new run from that model with another --output_dir"
         )
 
 
 def _warn_of_precision(job: Job, notify: Callable[[str], None]) -> None:
     if not uses_gpus(job.config) and for_cpu(job.flags) != job.flags:
-        notify("--bf16 True: this CPU has no bfloat16 units; it computes in float32, which is faster here")
+        notify("--bf16 True: this CPU does not support bfloat16 natively; training in float32, which is faster")
 
 
 def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.Prepared]:
@@ -176,7 +176,7 @@ def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.P
         c = each.counts
         notify(
             f"{name}: {c['examples']} examples, {c['tokens']:,} tokens ({c['answer_tokens']:,} with loss), "
-            f"{c['rejected']} rejected, {c['truncated']} cut by {c['truncated_tokens']:,} tokens"
+            f"{c['rejected']} rejected, {c['truncated']} truncated ({c['truncated_tokens']:,} tokens)"
         )
     return prepared
 

@@ -77,13 +77,13 @@ class Encoder:
         prompt = self._prompt(instruction, text)
         whole = len(prompt) + len(answer)
         if whole > self.max_length and self.overlength == "reject":
-            raise Problem(RejectReason.OVER_LENGTH, f"it has {whole} tokens, {self.max_length} fit")
+            raise Problem(RejectReason.OVER_LENGTH, f"{whole} tokens, the maximum is {self.max_length}")
         if whole > self.max_length and self.overlength == "shorten":
             prompt = self._shortened(instruction, text, self.max_length - len(answer))
         if len(prompt) >= self.max_length:
             raise Problem(
                 RejectReason.OVER_LENGTH,
-                f"the prompt alone has {len(prompt)} tokens of {self.max_length}: nothing of the answer would be left",
+                f"the prompt alone has {len(prompt)} tokens, the maximum is {self.max_length}: no answer would be left",
             )
         ids = [*prompt, *answer][: self.max_length]
         return Example(id=name, input_ids=ids, prompt_tokens=len(prompt), truncated_tokens=whole - len(ids))
@@ -103,7 +103,7 @@ class Encoder:
             if len(prompt) <= room:
                 return prompt
             kept -= len(prompt) - room
-        raise Problem(RejectReason.OVER_LENGTH, f"{room} tokens are left for the prompt beside the answer")
+        raise Problem(RejectReason.OVER_LENGTH, f"only {room} tokens are left for the prompt")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def request_of(config: FineTuneConfig) -> Request | None:
         if text is not None and not request.matches(text):
             if config.request or config.language:
                 raise ConfigError(
-                    f"{request.name} did not make the examples of {config.data_path}: record {record.position} differs"
+                    f"{request.name} does not match the examples of {config.data_path}: "
+                    f"record {record.position} differs"
                 )
             return None
     return request

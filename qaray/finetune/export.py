@@ -34,7 +34,7 @@ def export(checkpoint: str, output_dir: str, dtype: str = "auto") -> None:
     with quiet_transformers(), local_copy(last_checkpoint(Location.of(checkpoint))) as folder:
         note = Location.of(str(folder / TRAINING)).read_json()
         if note is None:
-            raise ConfigError(f"{checkpoint} holds no {TRAINING}: it is no checkpoint of qaray's")
+            raise ConfigError(f"{checkpoint} is not a qaray checkpoint ({TRAINING} is missing)")
         config = FineTuneConfig(**note["config"])
         model = load_model(config, note["rope_factor"], torch.float32, training=False)
         put_weights(model, _weights(folder, note["deepspeed"]))
@@ -48,9 +48,9 @@ def writable(output_dir: str) -> Path:
     """The folder to write a model to. Raises ConfigError for a URI, or a folder that holds anything else."""
     target = Path(output_dir).expanduser().absolute()
     if "://" in output_dir:
-        raise ConfigError(f"output_dir {output_dir}: a model is written to a local or shared disk, not to a URI")
+        raise ConfigError(f"output_dir {output_dir}: must be a local path, not a URI")
     if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONTRACT).exists())):
-        raise ConfigError(f"output_dir {output_dir} holds something else than a model of qaray's: choose another")
+        raise ConfigError(f"output_dir {output_dir} contains files that are not a qaray model: choose another folder")
     return target
 
 

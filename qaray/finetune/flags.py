@@ -46,7 +46,7 @@ def normal(flags: dict[str, str]) -> dict[str, str]:
     named = {RENAMED.get(name, name): value for name, value in flags.items() if name not in IGNORED}
     for name in named:
         if name in MANAGED:
-            raise ConfigError(f"--{name} is no flag of the trainer's here: {MANAGED[name]}")
+            raise ConfigError(f"--{name} is not supported: {MANAGED[name]}")
         if name not in known:
             raise ConfigError(f"no such option: --{name}")
     return named
@@ -78,7 +78,7 @@ def training_arguments(flags: dict[str, str], folder: str, deepspeed: dict[str, 
             (parsed,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(line, look_for_args_file=False)
     except SystemExit:
         text = said.getvalue().strip().splitlines()[-1:]
-        raise ConfigError(re.sub(r"^.*error: ", "", text[0]) if text else "the trainer refuses its flags") from None
+        raise ConfigError(re.sub(r"^.*error: ", "", text[0]) if text else "invalid training arguments") from None
     except (ValueError, ImportError) as error:
         raise ConfigError(str(error).strip().splitlines()[0]) from None
     if parsed.gradient_checkpointing and parsed.gradient_checkpointing_kwargs is None:

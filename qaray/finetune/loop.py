@@ -242,7 +242,7 @@ class RunCallback(TrainerCallback):
         assert self.trainer is not None
         self.engine = engine_facts(self.trainer)
         if self.settings.deepspeed is not None and self.engine["name"] != DEEPSPEED:
-            raise RuntimeError(f"DeepSpeed was asked for, but the trainer runs {self.engine['name']}")
+            raise RuntimeError(f"DeepSpeed was requested but the trainer uses {self.engine['name']}")
         self._write(args, state, at_once=True)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:

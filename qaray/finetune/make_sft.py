@@ -51,7 +51,7 @@ def make_sft(config: MakeSftConfig) -> dict[str, int]:
             write(example_of({**paper, "pairs": pairs}, request))
             counts["examples"] += 1
         if not counts["examples"]:
-            raise ConfigError(f"no example could be made of {config.processed_output}: {counts['rejected']} rejected")
+            raise ConfigError(f"no examples in {config.processed_output}: {counts['rejected']} records were rejected")
     return counts
 
 

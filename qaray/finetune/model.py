@@ -43,7 +43,8 @@ def _check_attention(hf_config: Any, name: str) -> None:
     windows = not getattr(hf_config, "layer_types", None) and getattr(hf_config, "sliding_window", None)
     if kinds != {"full_attention"} or windows or getattr(hf_config, "attn_logit_softcapping", None):
         raise ConfigError(
-            f"model {name} has windows or caps in its attention, which S²-Attn lacks: --use_full_attn True"
+            f"model {name} uses sliding-window or soft-capped attention, which S²-Attn does not support: "
+            "add --use_full_attn True"
         )
 
 

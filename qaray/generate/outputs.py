@@ -76,7 +76,7 @@ def settle_shard(run: Run, shard: str, files: list[str], make_builder: MakeBuild
     for paper in papers:
         own = answers.get(paper["doi"], [])
         if not own:
-            raise RunError(f"{paper['doi']} of {shard} has no answer: papers would be lost")
+            raise RunError(f"{paper['doi']} of {shard} has no answer; papers would be lost")
         pairs, status, rejected = paper_outcome(paper, own)
         _count(settled.totals, own, pairs, status, rejected)
         if rejected:

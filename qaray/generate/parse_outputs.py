@@ -112,7 +112,7 @@ def _output_fields(value: Any) -> tuple[str, int, str]:
             raise Problem(RejectReason.UNDECODABLE, f"{key} is not valid Unicode")
     window = value.get("window") or 0
     if not isinstance(window, int):
-        raise Problem(RejectReason.WRONG_TYPE, f"window must be a whole number, got {type(window).__name__}")
+        raise Problem(RejectReason.WRONG_TYPE, f"window must be an integer, got {type(window).__name__}")
     return value["doi"], window, value["output"]
 
 

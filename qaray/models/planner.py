@@ -47,7 +47,7 @@ def plan_model(config: EngineConfig) -> ModelPlan:
     if contract and template.sha256 != contract.template_sha256:
         raise ConfigError(
             f"--prompt_template {config.model.prompt_template} is not the template that {name} was fine-tuned with "
-            f"({contract.template_name}): leave the flag out"
+            f"({contract.template_name}): omit the flag"
         )
     if isinstance(config, GenerateConfig) and config.asking.structured:
         template = replace(template, opening="")  # the answer begins with a bracket

@@ -22,7 +22,7 @@ def check_rope(wanted: float, own: int, factor: float, rope_type: str, name: str
     if wanted != factor and rope_type not in ("default", "linear"):
         raise ConfigError(
             f"{what} needs linear RoPE scaling beyond the {int(own * factor)} tokens of {name}, "
-            f"but the model has RoPE type {rope_type!r}, which is not overwritten: lower {flag}"
+            f"but the model has RoPE type {rope_type!r}, which is not changed: lower {flag}"
         )
 
 
@@ -37,7 +37,7 @@ def scale_rope(config: Any, factor: float) -> None:
     if factor == present or factor <= 1:
         return
     if kind not in ("default", "linear"):
-        raise ConfigError(f"RoPE type {kind!r} is not overwritten by linear scaling")
+        raise ConfigError(f"RoPE type {kind!r} cannot be combined with linear scaling")
     config.rope_parameters = {**rope, "rope_type": "linear", "factor": factor}
 
 
@@ -46,7 +46,7 @@ def model_context(name: str, folder: str, cache_dir: str, trust_remote_code: boo
     hf = load_config(folder, cache_dir, trust_remote_code, name)
     own = getattr(hf, "max_position_embeddings", None)
     if not own:
-        raise ConfigError(f"model {name}: its config names no max_position_embeddings: it is no causal LM with RoPE")
+        raise ConfigError(f"model {name}: its config has no max_position_embeddings: not a causal LM with RoPE")
     rope = getattr(hf, "rope_parameters", None) or {}
     rope_type = str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "unknown"
     if rope and "rope_type" not in rope and any(isinstance(v, dict) for v in rope.values()):

@@ -61,7 +61,7 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"model {name}: no tokenizer could be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
-        raise ConfigError(f"model {name}: a fast tokenizer (tokenizer.json) is needed for character offsets")
+        raise ConfigError(f"model {name}: requires a fast tokenizer (tokenizer.json)")
     if add_special:
         tokenizer.add_special_tokens(
             {role: token for role, token in SPECIAL.items() if getattr(tokenizer, role) is None}

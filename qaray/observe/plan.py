@@ -17,7 +17,7 @@ def plan_corpus(config: PlanConfig) -> dict[str, Any]:
     manifest = Run.at(config.output_dir).finished()
     ledger, counts, tokens = manifest["ledger"], manifest["counts"], manifest["tokens"]
     if not ledger["workers"]:
-        raise ConfigError(f"{config.output_dir} has no times to go by: it was written by another release")
+        raise ConfigError(f"{config.output_dir} has no timings: it was written by an earlier release")
     devices, papers = ledger["devices_per_worker"], counts["papers"]
     loading = ledger["loading_seconds_per_worker"]
     own_tokens = tokens["papers"] / papers

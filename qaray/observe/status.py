@@ -68,7 +68,7 @@ def status(run: Run) -> list[StageStatus]:
     """The stages of a run that have begun."""
     identity = run.identity.read_json()
     if identity is None and run.evaluation.identity.read_json() is None:
-        raise RunRefused(f"{run.root} holds no run (run.json is missing)")
+        raise RunRefused(f"{run.root} is not a run directory (run.json is missing)")
     stages = []
     if identity is not None:
         stages.append(_training(run) if "training" in identity else _generation(run))

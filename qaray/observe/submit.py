@@ -34,7 +34,7 @@ def submit(config: SubmitConfig) -> int:
     """Submits, follows, and submits again; returns the command's exit code. Raises ConfigError or RunError."""
     script = JOBS.get(config.command)
     if script is None:
-        raise ConfigError(f"{config.command!r} is no job: choose from {', '.join(JOBS)}")
+        raise ConfigError(f"{config.command!r} cannot be submitted: choose from {', '.join(JOBS)}")
     entrypoint = shlex.join(["python", f"jobs/{script}", *flags_of(config)])
     environment = environment_of(config)
     client = connect(config)
@@ -70,7 +70,7 @@ def environment_of(config: SubmitConfig) -> dict[str, Any]:
     """The job's runtime environment. Raises ConfigError for a folder without the jobs, or a variable that is unset."""
     is_folder = "://" not in config.working_dir
     if is_folder and not (Path(config.working_dir) / "jobs").is_dir():
-        raise ConfigError(f"--working_dir {config.working_dir}: there is no jobs/ in it; name a checkout of qaray")
+        raise ConfigError(f"--working_dir {config.working_dir}: not a checkout of qaray (jobs/ is missing)")
     environment: dict[str, Any] = {"working_dir": config.working_dir}
     if is_folder:
         environment["excludes"] = EXCLUDES
@@ -78,7 +78,7 @@ def environment_of(config: SubmitConfig) -> dict[str, Any]:
         environment["pip"] = config.pip
     names = [name.strip() for name in (config.env or "").split(",") if name.strip()]
     if missing := [name for name in names if name not in os.environ]:
-        raise ConfigError(f"--env {missing[0]}: that variable is not set here")
+        raise ConfigError(f"--env {missing[0]}: not set in this environment")
     environment["env_vars"] = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT, **{name: os.environ[name] for name in names}}
     return environment
 
@@ -115,7 +115,7 @@ def hand_over(client: JobSubmissionClient, job: str, **what: Any) -> None:
         except RuntimeError as error:
             words = " ".join(str(error).split())
             if "No available agent" not in words or time.monotonic() > end:
-                raise RunError(f"the cluster did not take the job {job}: {words[:300]}") from None
+                raise RunError(f"the cluster did not accept the job {job}: {words[:300]}") from None
             time.sleep(POLL)
         else:
             return
@@ -147,7 +147,7 @@ def follow(client: JobSubmissionClient, job: str) -> JobInfo:
             if time.monotonic() - silent_since > SILENCE:
                 words = " ".join(str(error).split())
                 raise RunError(
-                    f"the cluster is silent ({words[:200]}); {job} may go on: ray job status {job}"
+                    f"the cluster does not respond ({words[:200]}); {job} may still be running: ray job status {job}"
                 ) from None
         else:
             silent_since = None

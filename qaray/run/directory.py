@@ -138,7 +138,7 @@ class Run:
             return
         changes = differences({**stored, "hash": None}, {**record, "hash": None})
         raise RunRefused(
-            f"{self.root} holds another run ({changes}): choose another --output_dir or the run's own settings"
+            f"{self.root} belongs to another run ({changes}): use another --output_dir or the run's settings"
         )
 
     def identify_parts(self, parts: dict[str, dict[str, Any]]) -> None:
@@ -151,8 +151,8 @@ class Run:
             changes = differences(known, wanted)
             if changes:
                 raise RunRefused(
-                    f"{self.root} holds another {part} ({changes}): remove that folder, or choose the settings that it "
-                    "was made with"
+                    f"{self.root} has {part} scores with other settings ({changes}): remove that folder or use the "
+                    "same settings"
                 )
         merged = {**stored, **parts}
         if merged != stored:
@@ -164,7 +164,7 @@ class Run:
         manifest = self.manifest.read_json()
         if manifest is None:
             raise RunRefused(
-                f"{self.root} holds no finished run (manifest.json is missing): run the command that began it again"
+                f"{self.root} has no finished run (manifest.json is missing): rerun the command that started it"
             )
         self._stored_identity()
         return manifest
@@ -174,11 +174,11 @@ class Run:
         try:
             stored = self.identity.read_json()
         except ValueError as error:
-            raise RunError(f"{error}: remove it if the run is to start anew") from None
+            raise RunError(f"{error}: remove it to start the run again") from None
         if stored is not None and (written := stored.get("format", 1)) != FORMAT:
             raise RunRefused(
-                f"{self.root} has the layout {written} of an earlier release, this one has {FORMAT}: finish the run "
-                "with that release and pass its processed_output.json to --processed_output, or choose another "
+                f"{self.root} was written by an earlier release (layout {written}, expected {FORMAT}): finish the run "
+                "with that release and pass its processed_output.json to --processed_output, or use another "
                 "--output_dir"
             )
         return stored

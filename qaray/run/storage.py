@@ -303,7 +303,7 @@ class Location:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{self} is damaged: {error}") from None
+            raise ValueError(f"{self} is corrupt: {error}") from None
 
 
 def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:

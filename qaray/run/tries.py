@@ -69,7 +69,7 @@ class Tries:
         key = digest([what, name])
         if self.begin(key) >= START_TRIES:
             self.end(key)
-            raise RunError(f"{what} killed its process {START_TRIES} times: is there memory enough?")
+            raise RunError(f"{what} killed its process {START_TRIES} times: it may need more memory")
         try:
             yield
         finally:

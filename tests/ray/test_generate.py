@@ -82,7 +82,7 @@ def test_a_run_of_an_earlier_release_is_refused(tmp_path):
     for args in (generate, ("evaluate", "--engine", "echo", "--output_dir", out), ("report", "--output_dir", out)):
         done = qaray(*args)
         assert done.returncode == 2, (args[0], done.stderr)
-        assert "has the layout 1 of an earlier release, this one has 2" in done.stderr
+        assert "was written by an earlier release (layout 1, expected 2)" in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (out / "generations").exists()
 
@@ -147,7 +147,7 @@ def test_sigterm_ends_in_a_resumable_run_and_a_second_driver_is_refused(tmp_path
     wait_for(lambda: shards(out / "generations", 2), running)
     second = qaray(*args)
     assert second.returncode == 2
-    assert "another driver works on" in second.stderr
+    assert "another driver is working on" in second.stderr
     assert len(second.stderr.splitlines()) == 1
     running.send_signal(signal.SIGTERM)
     wait_for((out / "stop").exists, running)

@@ -54,7 +54,7 @@ def test_a_submitted_job(cluster, tmp_path):
     check_complete(out, {make_paper(i)["doi"] for i in range(3)})
     measured = submit(cluster, "--output_dir", out, "--engine", "echo", job="evaluate")
     assert measured.returncode == 0, measured.stdout + measured.stderr
-    assert "9 pairs of 3 papers measured" in measured.stdout + measured.stderr
+    assert "9 pairs of 3 papers evaluated" in measured.stdout + measured.stderr
     failed = submit(cluster, *args, "--num_qas", "4")
     assert failed.returncode != 0
     assert "num_qas: 3 in the run, 4 asked for" in failed.stdout + failed.stderr
@@ -67,7 +67,7 @@ def test_the_whole_pipeline_as_a_job(cluster, tmp_path):
         cluster, "--file_path", file, "--output_dir", out, "--engine", "echo", "--num_qas", "3", job="pipeline"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "9 pairs of 3 papers measured" in done.stdout + done.stderr
+    assert "9 pairs of 3 papers evaluated" in done.stdout + done.stderr
     check_complete(out, {make_paper(i)["doi"] for i in range(3)})
     assert (out / "evaluation" / "summary.json").exists()
     assert (out / "report" / "index.html").exists()
@@ -145,7 +145,7 @@ def test_status_of_runs(tmp_path):
     file, out = write_jsonl(tmp_path / "p.jsonl", [*[make_paper(i) for i in range(3)], {"doi": 1}]), tmp_path / "out"
     none = qaray("status", out)
     assert none.returncode == 2
-    assert "holds no run" in none.stderr
+    assert "is not a run directory" in none.stderr
     assert qaray("run", "--file_path", file, "--output_dir", out, "--engine", "echo", "--num_qas", "3").returncode == 0
     lines = qaray("status", out).stdout.splitlines()
     assert lines[0] == "generate: finished, 3 of 3 papers, 1 rejected"

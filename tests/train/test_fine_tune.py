@@ -154,7 +154,7 @@ def test_a_finished_run_does_nothing_again_and_another_is_refused(finished, tiny
     assert "this run is finished" in done.stderr
     other = fine_tune(tiny_model, data, out, *FLAGS, *more, "--learning_rate", "1e-3")
     assert other.returncode == 2
-    assert "holds another run (training:" in other.stderr
+    assert "belongs to another run (training:" in other.stderr
 
 
 def test_low_rank_training_without_deepspeed_is_merged(tmp_path, tiny_model):
@@ -178,12 +178,12 @@ def test_low_rank_training_without_deepspeed_is_merged(tmp_path, tiny_model):
 
 
 MISTAKES = [
-    (("--save_only_model", "True"), "--save_only_model is no flag of the trainer's here"),
+    (("--save_only_model", "True"), "--save_only_model is not supported"),
     (("--output_dir", "s3://bucket/x"), "only --storage_path"),
     (("--model_max_length", "0"), "model_max_length"),
     (("--deepspeed", "nowhere.json"), "nowhere.json: no such file"),
-    (("--deepspeed", "README.md"), "it is no JSON"),
-    (("--deepspeed", "BATCH"), "train_micro_batch_size_per_gpu is 4, --per_device_train_batch_size gives 1"),
+    (("--deepspeed", "README.md"), "not valid JSON"),
+    (("--deepspeed", "BATCH"), "train_micro_batch_size_per_gpu is 4 but --per_device_train_batch_size gives 1"),
     (("--no_such_flag", "1"), "no such option: --no_such_flag"),
     (("--learning_rate", "hot"), "learning_rate"),
     (("--data_path", "nowhere.json"), "nowhere.json"),

@@ -245,7 +245,7 @@ def test_errors_and_prompts_without_room_come_back(model):
     done = batcher.complete_all([prompt(0, [], reason="over_length", detail="x"), prompt(1, ids_of(9), max_tokens=0)])
     assert [failure_of(c) for c in done] == [
         Failure("over_length", "x"),
-        Failure("over_length", "no token is left for the answer"),
+        Failure("over_length", "no tokens left for the answer"),
     ]
 
 

@@ -69,7 +69,7 @@ def test_attempts_go_on_until_the_pairs_are_there():
 
 def test_prompts_that_cannot_be_asked_are_answered_with_their_error():
     assert asked(prompt(reason="over_length", detail="x"), [GOOD], 3) == ([], [""], [Failure("over_length", "x")])
-    assert asked(prompt(max_tokens=0), [GOOD], 3)[2] == [Failure("over_length", "no token is left for the answer")]
+    assert asked(prompt(max_tokens=0), [GOOD], 3)[2] == [Failure("over_length", "no tokens left for the answer")]
 
 
 def test_heads_are_where_choices_part(tiny_model):

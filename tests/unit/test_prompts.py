@@ -99,8 +99,8 @@ def test_a_request_of_ones_own():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{paper}", "must hold {format} exactly once, found none"),
-        ("{format}", "must hold {paper} exactly once, found none"),
+        ("{paper}", "must contain {format} exactly once, found none"),
+        ("{format}", "must contain {paper} exactly once, found none"),
         ("{paper} {paper} {format}", "exactly once, found 2"),
     ],
 )

@@ -60,7 +60,7 @@ def test_lease_of_another_process_with_the_same_number_is_free(run):
 
 def test_lease_of_another_machine_ends_with_its_heartbeat(run):
     holder(run, host="elsewhere", pid=1, started=1.0)
-    with pytest.raises(RunRefused, match="last sign of life"), lease(run):
+    with pytest.raises(RunRefused, match="last heartbeat"), lease(run):
         pass
     holder(run, host="elsewhere", pid=1, started=1.0, heartbeat=time.time() - 60)
     with lease(run):

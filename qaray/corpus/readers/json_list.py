@@ -65,7 +65,7 @@ def json_values(file: Location) -> Iterator[Record]:
     elif first == "":
         yield Record(0, problem=Problem(RejectReason.NOT_JSON, "the file is empty"))
     elif in_list and head != "]" and not lost:
-        yield Record(position, problem=Problem(RejectReason.NOT_JSON, "the list has no end: the file is cut off"))
+        yield Record(position, problem=Problem(RejectReason.NOT_JSON, "the list does not end: the file is truncated"))
     elif in_list:
         buffer.at += 1
         if buffer.skip(_BLANK):

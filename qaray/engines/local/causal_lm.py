@@ -177,7 +177,7 @@ class CausalLM:
         alike = torch.nn.functional.cosine_similarity(found, expected[None], dim=-1).min().item()
         if alike < 0.99:
             raise ConfigError(
-                f"the transformers engine cannot run this model: with its cache the logits agree to {alike:.3f} only"
+                f"the transformers engine cannot run this model: with its cache, the logits agree only to {alike:.3f}"
             )
 
     def _free_tokens(self, settings: ModelSettings) -> int:

@@ -143,9 +143,9 @@ def slot_attention(
     window = unsupported.get("sliding_window")
     for name in ("softcap", "s_aux", "position_bias"):
         if unsupported.get(name) is not None:
-            raise ValueError(f"the model's attention uses {name}, which the transformers engine does not do")
+            raise ValueError(f"the model's attention uses {name}, which the transformers engine does not support")
     if slot_step is None:
-        raise ValueError("the model does not hand the engine's step to its attention layers")
+        raise ValueError("the model does not pass the engine's step to its attention layers")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if slot_step.lengths is None:
         return _prefill(query, key, value, scaling, window, slot_step), None
