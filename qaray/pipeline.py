@@ -29,10 +29,11 @@ from qaray.evaluate.measure import Context, count_papers, measure
 from qaray.evaluate.sources import GeneratedPapers, open_source
 from qaray.evaluate.stages import stages
 from qaray.evaluate.summary import summarise
+from qaray.finetune import require_extra
 from qaray.generate.manifest import Account, generation_identity, generation_manifest
 from qaray.generate.outputs import write_outputs
 from qaray.generate.rounds import BuilderFactory, generate
-from qaray.models.catalogue import with_absolute_paths
+from qaray.models.catalogue import require_bundled, with_absolute_paths
 from qaray.models.planner import plan_model
 from qaray.observe.meter import Meter
 from qaray.observe.progress import Display
@@ -157,6 +158,7 @@ def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
 
     Raises ConfigError, FileNotFoundError or RunError with one line for the user.
     """
+    require_extra()
     from qaray.finetune import driver  # seven seconds of imports, which other commands do not need
 
     config = with_absolute_paths(config)
@@ -203,7 +205,9 @@ def demo_config(config: DemoConfig) -> GenerateConfig:
 
 
 def run_demo(config: DemoConfig) -> str:
-    """Runs the demo; returns the path of its report."""
+    """Runs the demo; returns the path of its report. Raises ConfigError if the bundled models are not installed."""
+    if config.engine != "echo":
+        require_bundled()
     run_generate(demo_config(config))
     settings = {
         "engine": config.engine,

