@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python jobs/evaluate.py …`: the flags of `qaray evaluate`."""
+"""Run with `ray job submit --working-dir . -- python jobs/evaluate.py …`; takes the flags of `qaray evaluate`."""
 
 import sys
 from pathlib import Path

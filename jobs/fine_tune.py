@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python jobs/fine_tune.py …`: the flags of `qaray fine-tune`."""
+"""Run with `ray job submit --working-dir . -- python jobs/fine_tune.py …`; takes the flags of `qaray fine-tune`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python jobs/generate.py …`: the flags of `qaray generate`."""
+"""Run with `ray job submit --working-dir . -- python jobs/generate.py …`; takes the flags of `qaray generate`."""
 
 import sys
 from pathlib import Path

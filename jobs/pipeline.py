@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python jobs/pipeline.py …`: the flags of `qaray run`."""
+"""Run with `ray job submit --working-dir . -- python jobs/pipeline.py …`; takes the flags of `qaray run`."""
 
 import sys
 from pathlib import Path

@@ -264,12 +264,14 @@ class Metrics(Settings):
     @field_validator("metrics")
     @classmethod
     def _metrics(cls, value: str) -> str:
-        names = [name.strip() for name in value.split(",") if name.strip()]
-        if unknown := [name for name in names if name not in METRICS]:
-            raise ValueError(f"has the unknown metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
-        if not names:
-            raise ValueError(f"is empty: choose from {', '.join(METRICS)}")
-        return ",".join(name for name in METRICS if name in names)
+        names = {name.strip() for name in value.split(",") if name.strip()}
+        return ",".join([*(name for name in METRICS if name in names), *sorted(names - {*METRICS})])
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if unknown := [name for name in self.names if name not in METRICS]:
+            raise ValueError(f"unknown metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:

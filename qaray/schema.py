@@ -1,7 +1,7 @@
-"""One row type a stage: Paper → Prompt → Completion → Parsed → Paired → scores.
+"""One row type per stage: Paper → Prompt → Completion → Parsed → Paired → scores.
 
-A row type is written once, as a ``TypedDict``; ``arrow_schema`` derives the schema of its shards and ``columns`` its
-column names. Letters in shape comments: P papers, Q pairs, S sentences, T tokens.
+Each row type is defined once, as a ``TypedDict``; ``arrow_schema`` derives the schema of its shards and ``columns`` its
+column names. Dimension letters in shape comments: P papers, Q pairs, S sentences, T tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.boo
 
 
 def arrow_type(annotation: Any) -> pa.DataType:
-    """The Arrow type of a field: ``list[…]`` is a list, a TypedDict a struct, ``… | None`` the type itself."""
+    """The Arrow type of a field: a list for ``list[…]``, a struct for a TypedDict, the type of X for ``X | None``.
+
+    Raises KeyError for an unsupported annotation.
+    """
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         return typing.get_args(annotation)[1]
@@ -49,7 +52,7 @@ def columns(row_type: Any) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    """Rows (TypedDicts) as an Arrow table of exactly that schema."""
+    """Rows (TypedDicts) as an Arrow table with this schema."""
     return pa.Table.from_pylist(rows, schema=schema)
 
 
@@ -61,61 +64,61 @@ class Outcome(str, Enum):
 
 
 class RejectReason(Outcome):
-    """Why a record has no pairs in the output. Every rejected row carries exactly one."""
+    """Why a record has no pairs in the output. Every rejected row has exactly one reason."""
 
-    MISSING_KEY = "missing_key"  # doi, txt or keywords is absent, null or an empty id
-    WRONG_TYPE = "wrong_type"  # a field has another type than the schema's
-    EMPTY_TEXT = "empty_text"  # txt holds no visible character
+    MISSING_KEY = "missing_key"  # doi, txt or keywords is absent or null, or doi is empty
+    WRONG_TYPE = "wrong_type"  # a field's type does not match the schema
+    EMPTY_TEXT = "empty_text"  # txt has no visible character
     DUPLICATE_DOI = "duplicate_doi"  # an earlier record (file, position) has the same doi
-    UNDECODABLE = "undecodable"  # the bytes are not text, or not a Parquet file
-    NOT_JSON = "not_json"  # no JSON value at that position
-    OVER_LENGTH = "over_length"  # longer than the prompt budget under --overlength skip
-    ENGINE_ERROR = "engine_error"  # the engine could not answer this prompt
-    PROCESS_KILLED = "process_killed"  # every process that worked on it died: see qaray.run.tries
-    NO_PAIRS = "no_pairs"  # no attempt gave a single question-answer pair
-    NO_PAPER = "no_paper"  # an output whose doi is none of the papers'
-    NO_OUTPUT = "no_output"  # a paper that no output belongs to
+    UNDECODABLE = "undecodable"  # the bytes are not valid text or not a valid Parquet file
+    NOT_JSON = "not_json"  # invalid JSON at this position
+    OVER_LENGTH = "over_length"  # too long for its token budget, such as a prompt with --overlength skip
+    ENGINE_ERROR = "engine_error"  # the engine failed on this prompt
+    PROCESS_KILLED = "process_killed"  # every process that ran it was killed: see qaray.run.tries
+    NO_PAIRS = "no_pairs"  # no attempt produced a question-answer pair
+    NO_PAPER = "no_paper"  # an output whose doi matches no paper
+    NO_OUTPUT = "no_output"  # a paper without an output
 
 
 class FinishReason(Outcome):
-    """Why an engine stopped writing."""
+    """Why an engine stopped generating."""
 
-    STOP = "stop"  # end of text, or the answer grammar was complete
-    LENGTH = "length"  # the token limit
-    REPETITION = "repetition"  # the text ran in a loop and was cut
+    STOP = "stop"  # end of text, or the answer is complete
+    LENGTH = "length"  # the token limit was reached
+    REPETITION = "repetition"  # the text repeated itself and was cut
 
 
 class ParseStatus(Outcome):
-    """What the parser made of a completion."""
+    """Result of parsing a completion."""
 
-    COMPLETE = "complete"  # at least as many pairs as asked for
-    SHORT = "short"  # fewer pairs, but the text ended of itself
+    COMPLETE = "complete"  # at least as many pairs as requested
+    SHORT = "short"  # fewer pairs, and the model ended the text
     TRUNCATED = "truncated"  # fewer pairs, and the text was cut off
-    MALFORMED = "malformed"  # no pair at all
+    MALFORMED = "malformed"  # no pair
 
 
 class ScoreReason(Outcome):
     """Why a pair or a paper has no score."""
 
-    NO_PAIRS = "no_pairs"  # the paper has none
+    NO_PAIRS = "no_pairs"  # the paper has no pairs
     FEWER_THAN_TWO_PAIRS = "fewer_than_two_pairs"  # no two questions to compare
     EMPTY_QUESTION = "empty_question"
     EMPTY_ANSWER = "empty_answer"
     OVER_LENGTH = "over_length"  # longer than the judge's context
-    NOT_FINITE = "not_finite"  # the model's values are NaN or infinite
-    ENGINE_ERROR = "engine_error"  # the engine could not answer
-    PROCESS_KILLED = "process_killed"  # every process that worked on it died: see qaray.run.tries
+    NOT_FINITE = "not_finite"  # the model returned NaN or infinite values
+    ENGINE_ERROR = "engine_error"  # the engine failed
+    PROCESS_KILLED = "process_killed"  # every process that ran it was killed: see qaray.run.tries
 
 
 class Failure(NamedTuple):
-    """Why a row has no result: the columns ``reason`` and ``detail``, both null where it has one."""
+    """Why a row has no result: the columns ``reason`` and ``detail``, both null if it has a result."""
 
     reason: str  # a RejectReason or a ScoreReason
     detail: str = ""  # one sentence for the user
 
     @classmethod
     def of(cls, reason: Outcome, error: BaseException | str = "") -> Failure:
-        """A failure with the first line of an error's message."""
+        """A failure whose detail is the first line of the error's message, at most 500 characters."""
         detail = str(error).strip().split("\n")[0][:500]
         if not detail and isinstance(error, BaseException):
             detail = type(error).__name__
@@ -126,24 +129,24 @@ class Failure(NamedTuple):
 
 
 def failure_of(row: Mapping[str, Any]) -> Failure | None:
-    """The failure that a row records, None for a row with a result."""
+    """The failure recorded in a row, None if the row has a result."""
     return None if row["reason"] is None else Failure(row["reason"], row["detail"] or "")
 
 
 def failed(failure: Failure | None) -> dict[str, str | None]:
-    """The columns ``reason`` and ``detail``."""
+    """The columns ``reason`` and ``detail`` of a failure, both None without one."""
     return {"reason": failure and failure.reason, "detail": failure and failure.detail}
 
 
 class QA(TypedDict):
-    """A question and its answer as a text holds them."""
+    """A question and its answer, as parsed from a text."""
 
     Q: str
     A: str
 
 
 class Pair(QA):
-    """A question and its answer, under the keys of the published data, and their id."""
+    """A question and its answer, under the keys of the published data, and the pair's id."""
 
     pair_id: str
 
@@ -156,19 +159,19 @@ def pair_id(
     anchor: int | None = None,
     sample: int | None = None,
 ) -> str:
-    """The id of a pair: 20 hexadecimal digits of the SHA-256 of where it comes from.
+    """The id of a pair: the first 20 hexadecimal digits of the SHA-256 hash of its origin.
 
     Args:
-        doi: The paper.
-        ordinal: The pair's number in its answer, from 1; for data made elsewhere, its number in the paper's list.
-        window, attempt, anchor, sample: The request that the answer belongs to; None where there is none.
+        doi: The id of the paper.
+        ordinal: Number of the pair in its answer, from 1; for imported pairs, its number in the paper's list.
+        window, attempt, anchor, sample: The request that produced the answer; None where not applicable.
     """
     origin = json.dumps([doi, window, attempt, anchor, sample, ordinal])
     return hashlib.sha256(origin.encode()).hexdigest()[:20]
 
 
 def identified(pairs: Sequence[QA], doi: str, window: int | None = None, attempt: int | None = None) -> list[Pair]:
-    """The pairs of one answer with their ids."""
+    """The pairs of one answer, with their ids."""
     return [
         Pair(Q=pair["Q"], A=pair["A"], pair_id=pair_id(doi, ordinal, window, attempt))
         for ordinal, pair in enumerate(pairs, start=1)
@@ -178,11 +181,11 @@ def identified(pairs: Sequence[QA], doi: str, window: int | None = None, attempt
 class Paper(TypedDict):
     """One accepted paper."""
 
-    row: int  # position among the accepted papers of this run, from 0
+    row: int  # index among the accepted papers of the run, from 0
     doi: str  # opaque id, unique in the run
-    file: str  # input file that the paper came from
+    file: str  # input file of the paper
     position: int  # record number within that file, from 0
-    tokens: int  # tokens of txt alone, under the run's tokenizer
+    tokens: int  # tokens of txt alone, counted with the run's tokenizer
     source: str | None
     abstract: str | None
     keywords: list[str]
@@ -191,7 +194,7 @@ class Paper(TypedDict):
 
 
 class Rejected(TypedDict):
-    """A record that yields no pairs, and why."""
+    """A record that yields no pairs, with the reason."""
 
     doi: str | None
     file: str | None
@@ -202,30 +205,30 @@ class Rejected(TypedDict):
 
 
 class PromptKey(TypedDict):
-    """What identifies a request to an engine and where it comes from; the key is (doi, window, attempt)."""
+    """Identity and origin of a request to an engine. The key is (doi, window, attempt)."""
 
     doi: str
-    shard: str  # name of the paper shard, which names the generation shards too
+    shard: str  # name of the paper shard; generation shards are named after it
     row: int
-    window: Int32  # 0 but for --overlength split
-    windows: Int32  # of the paper, in all
+    window: Int32  # 0 except with --overlength split
+    windows: Int32  # number of windows of the paper
     attempt: Int32  # from 1
-    num_qas: Int32  # pairs asked of this window
+    num_qas: Int32  # pairs requested from this window
     start: int  # first character of txt in the prompt
     end: int  # one past the last character of txt in the prompt
-    prompt_tokens: int  # tokens of the prompt, BOS included
-    truncated_tokens: int  # tokens of the paper that no window of it holds
+    prompt_tokens: int  # tokens of the prompt, including BOS
+    truncated_tokens: int  # tokens of the paper that are in none of its windows
 
 
 class Prompt(PromptKey):
-    """One request to an engine. With a failure the engine passes it through."""
+    """A request to an engine. A prompt with a failure is passed through without an answer."""
 
-    paper_start: int  # where txt[start:end] lies in `prompt`: characters
-    paper_end: int
-    prompt: str  # the rendered text, as the model reads it
-    token_ids: list[Int32]  # its tokens, BOS included once; empty where the engine has no tokenizer
-    opening: str  # first characters of the answer, which the prompt ends with
-    max_tokens: Int32  # cap on the answer, in tokens
+    paper_start: int  # first character of txt[start:end] in `prompt`
+    paper_end: int  # one past the last character of txt[start:end] in `prompt`
+    prompt: str  # the rendered text
+    token_ids: list[Int32]  # tokens of the prompt, with a single BOS; empty if the engine has no tokenizer
+    opening: str  # start of the answer, with which the prompt ends
+    max_tokens: Int32  # maximum length of the answer, in tokens
     reason: str | None
     detail: str | None
 
@@ -233,63 +236,63 @@ class Prompt(PromptKey):
 class Completion(PromptKey):
     """An engine's answer to a prompt."""
 
-    output: str  # the answer's text, `opening` included
-    output_tokens: int  # tokens written by the model, EOS not counted
+    output: str  # text of the answer, including `opening`
+    output_tokens: int  # generated tokens, EOS not counted
     finish_reason: str | None  # a FinishReason; null with a failure
     seconds: float  # from admission into a batch to the last token
-    prefill_seconds: float  # of them, up to the first token: the prompt is read
-    began: float  # admission into a batch, seconds since the epoch
-    worker: str  # which engine answered: "host:process", or an endpoint's address
+    prefill_seconds: float  # part of `seconds` up to the first token
+    began: float  # time of admission into a batch, seconds since the epoch
+    worker: str  # engine that answered: "host:process", or the address of an endpoint
     reason: str | None  # a RejectReason
     detail: str | None
 
 
 class Parsed(Completion):
-    """A completion and its pairs: the row of OUT/generations."""
+    """A completion with its parsed pairs: row of OUT/generations."""
 
     status: str  # a ParseStatus
     pairs: list[Pair]
 
 
 class Paired(TypedDict):
-    """A paper with its pairs, to be evaluated."""
+    """A paper with its pairs, the input of an evaluation."""
 
     doi: str
-    shard: str  # name of the shard that it was read from, which names its scores' shards too
-    digest: str  # of what the scores depend on: a paper with another digest is measured again
+    shard: str  # name of the input shard; score shards are named after it
+    digest: str  # hash of what the scores depend on; a paper with a changed digest is scored again
     title: str | None
     txt: str
     pairs: list[Pair]
 
 
 class IngestedPair(Paper):
-    """A paper of a processed output, as the evaluation's folder keeps it."""
+    """A paper of a processed output, as stored in the evaluation's folder."""
 
     pairs: list[Pair]
     digest: str
 
 
 class ScoreRequest(TypedDict):
-    """Questions to the scorer that share a prefix: how likely is each choice after prefix + suffix?
+    """A request to the scorer: the likelihood of each choice after prefix + suffix, for several suffixes.
 
-    A dataset of them may have further columns: they come back with the answer.
+    A dataset of requests may have further columns; they are returned with the results.
     """
 
-    prefix: str  # read once; neighbouring rows that begin alike share that part too
+    prefix: str  # processed once; a beginning shared with neighbouring rows is reused too
     suffixes: list[str]
     choices: list[str]
 
 
 class ScoreResult(TypedDict):
-    """The scorer's answer."""
+    """Result of a ScoreRequest."""
 
     logprobs: list[list[float]] | None  # natural log of P(choice | prefix, suffix), [suffixes][choices]; not normalised
-    reason: str | None  # set: no logprobs
+    reason: str | None  # if set, logprobs is null
     detail: str | None
 
 
 class ScoreKey(TypedDict):
-    """The paper that scores belong to."""
+    """Identifies the paper of a score row."""
 
     doi: str
     digest: str
@@ -298,31 +301,31 @@ class ScoreKey(TypedDict):
 class Evidence(TypedDict):
     """A sentence of the paper that supports a pair."""
 
-    sentence: Int32  # its number
+    sentence: Int32  # number of the sentence
     text: str
-    score: Float32  # cosine
+    score: Float32  # cosine similarity
 
 
 class Coverage(ScoreKey):
-    """Row of coverage.parquet, one a paper."""
+    """Row of coverage.parquet, one per paper."""
 
     pair_ids: list[str]  # [Q]
-    sentences: list[str]  # [S]; joined they are txt
-    matrix: list[list[Float32]]  # [Q][S], cosine of pair and sentence
+    sentences: list[str]  # [S]; their concatenation is txt
+    matrix: list[list[Float32]]  # [Q][S], cosine similarity of pair and sentence
     overall: float | None
     individual: float | None
     null: float | None
     lift: float | None
     sentence_std: list[float]  # [S]
-    evidence: list[list[Evidence]]  # [Q][at most 10], the best first
-    pair_tokens_lost: list[Int32]  # [Q], beyond the embedding model's limit
-    sentence_tokens_lost: list[Int32]  # [S]
+    evidence: list[list[Evidence]]  # [Q][at most 10], best first
+    pair_tokens_lost: list[Int32]  # [Q], tokens beyond the embedding model's limit
+    sentence_tokens_lost: list[Int32]  # [S], the same for sentences
     reason: str | None  # a ScoreReason
     detail: str | None
 
 
 class Questions(ScoreKey):
-    """Row of questions.parquet, one a paper: the vectors of its questions."""
+    """Row of questions.parquet, one per paper: the embeddings of its questions."""
 
     pair_ids: list[str]  # [Q]
     questions: list[str]  # [Q]
@@ -335,19 +338,19 @@ class QuestionPair(TypedDict):
     i: Int32
     j: Int32
     cosine: Float32 | None
-    judge: float | None  # in [0, 1]: question i first; null where it was not asked
-    judge_swapped: float | None  # question j first
+    judge: float | None  # in [0, 1], question i first; null if the judge was not asked
+    judge_swapped: float | None  # the same with question j first
 
 
 class ControlScore(TypedDict):
-    """The judge's score of two questions whose relation is known."""
+    """The judge's score of two questions with a known relation."""
 
     kind: str  # duplicate, paraphrase or unrelated
     score: float
 
 
 class Similarity(ScoreKey):
-    """Row of similarity.parquet, one a paper."""
+    """Row of similarity.parquet, one per paper."""
 
     pair_ids: list[str]  # [Q]
     pairs: list[QuestionPair]
@@ -357,7 +360,7 @@ class Similarity(ScoreKey):
 
 
 class Grades(TypedDict):
-    """A judge's grades of one pair: expected value, 1…5."""
+    """A judge's grades of one pair: expected values in [1, 5]."""
 
     relevance: float | None
     agnosticism: float | None
@@ -370,37 +373,37 @@ DIMENSIONS = columns(Grades)
 
 
 class PairKey(ScoreKey):
-    """The pair that scores belong to."""
+    """Identifies the pair of a score row."""
 
-    qa: Int32  # its index in the paper
+    qa: Int32  # index of the pair in the paper
     pair_id: str
 
 
 class Racar(PairKey, Grades):
-    """Row of racar.parquet, one a pair."""
+    """Row of racar.parquet, one per pair."""
 
-    relevance_argmax: Int32 | None  # the likeliest level
+    relevance_argmax: Int32 | None  # the most likely level
     agnosticism_argmax: Int32 | None
     completeness_argmax: Int32 | None
     accuracy_argmax: Int32 | None
     reasonableness_argmax: Int32 | None
-    passes: bool | None  # the rule of SciQAG's test set
-    paper_tokens_lost: int  # of the paper's end, which the judge's context did not hold
-    swapped: Grades | None  # control: with another paper's answer
+    passes: bool | None  # whether the pair meets the rule of SciQAG's test set
+    paper_tokens_lost: int  # tokens cut from the paper's end to fit the judge's context
+    swapped: Grades | None  # control: grades with another paper's answer
     reason: str | None  # a ScoreReason
     detail: str | None
 
 
 class Grounding(PairKey):
-    """Row of grounding.parquet, one a pair."""
+    """Row of grounding.parquet, one per pair."""
 
-    numbers: Int32  # in the answer
-    numbers_found: Int32  # of them in the paper, with their unit
-    missing: list[str]  # the others, as written
+    numbers: Int32  # numbers in the answer
+    numbers_found: Int32  # of these, found in the paper with their unit
+    missing: list[str]  # numbers not found, as written
     self_contained: bool
-    leans_on: str | None  # the words by which the question needs its paper
+    leans_on: str | None  # words that make the question depend on its paper
     answer_words: Int32
-    overlap: float | None  # of the answer's content words, those in its evidence; null without coverage
+    overlap: float | None  # share of the answer's content words found in its evidence; null without coverage
     reason: str | None  # a ScoreReason
     detail: str | None
 
@@ -409,9 +412,9 @@ class Example(TypedDict):
     """A training example as tokens."""
 
     id: str  # file:position
-    input_ids: list[Int32]  # [T], prompt + answer + EOS, cut to the model's length
-    prompt_tokens: Int32  # the first so many carry no loss
-    truncated_tokens: Int32  # that were cut
+    input_ids: list[Int32]  # [T], prompt + answer + EOS, truncated to the model's maximum length
+    prompt_tokens: Int32  # leading tokens that are excluded from the loss
+    truncated_tokens: Int32  # tokens cut off
 
 
 PAPER_SCHEMA = arrow_schema(Paper)
@@ -443,7 +446,7 @@ def complete(
     worker: str = "",
     failure: Failure | None = None,
 ) -> Completion:
-    """The Completion row that answers ``prompt``."""
+    """The Completion row of ``prompt``, with an answer or a failure."""
     answer = {
         **{name: prompt[name] for name in columns(PromptKey)},
         "output": output,
@@ -461,14 +464,14 @@ def complete(
 def scored(
     requests: pa.Table, logprobs: Sequence[list[list[float]] | None], failures: Sequence[Failure | None]
 ) -> pa.Table:
-    """The ScoreResult rows of ScoreRequest rows: their further columns, and the answers."""
+    """ScoreResult rows for ScoreRequest rows. Further columns of the requests are kept."""
     return with_scores(requests.drop_columns(list(REQUEST_COLUMNS)), logprobs, failures)
 
 
 def with_scores(
     rows: pa.Table, logprobs: Sequence[list[list[float]] | None], failures: Sequence[Failure | None]
 ) -> pa.Table:
-    """Rows and the ScoreResult of each."""
+    """The rows with the columns of their ScoreResult appended. Raises ValueError if the lengths differ."""
     results = [{"logprobs": own, **failed(failure)} for own, failure in zip(logprobs, failures, strict=True)]
     answers = table(results, arrow_schema(ScoreResult))
     for name in answers.column_names:

@@ -1,4 +1,4 @@
-"""Says what a machine lacks before anything is installed: `make demo` and `make test` begin with it."""
+"""Reports what this machine lacks, before anything is installed. `make demo` and `make test` run it first."""
 
 import importlib.util
 import platform
@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 def missing() -> list[str]:
+    """One line per missing requirement."""
     lacks = []
     if sys.version_info < (3, 11):
         lacks.append(f"Python 3.11 or newer (this is {platform.python_version()}): make PYTHON=/path/to/python3.11 …")

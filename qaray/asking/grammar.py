@@ -1,18 +1,18 @@
-"""The answer grammar: how pairs are asked for, written and read back, when an answer is complete, what stops it.
+"""The answer grammar: requesting, writing and parsing pairs, and the end of an answer.
 
     Q1: What is …?
     A1: It is …
 
     Q2: …
 
-That form is asked for and written. What models answer instead is read too: numbered or bare markers, with or without
-bold, numbered lists of questions with ``A:`` below, JSON objects {"Q": …, "A": …} alone or in a list:
+This format is requested and written. The parser also reads other formats that models produce: numbered or bare markers,
+with or without bold, numbered lists of questions with ``A:`` below, JSON objects {"Q": …, "A": …} alone or in a list:
 
     A   1. question            B   Keywords: …
         A: answer                  Q1: question
                                    A1: answer
 
-A pair ends where the next question begins, so that an answer may hold blank lines, lists, colons and formulas.
+A pair ends where the next question begins, so an answer may contain blank lines, lists, colons and formulas.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from typing import Any
 
 from qaray.schema import QA, FinishReason, ParseStatus
 
-OPENING = "Q1:"  # put at the end of a chat model's prompt: it keeps small models within the grammar
-END = "END"  # a line by which models say that they are done
+OPENING = "Q1:"  # appended to a chat model's prompt: keeps small models within the grammar
+END = "END"  # a line with which some models end the answer
 
 
-# Asked for
+# Request
 
 
 def answer_format(num_qas: int, structured: bool = False) -> str:
-    """How the answer to a request for ``num_qas`` pairs is to be written, for the model to read."""
+    """Format instructions for an answer of ``num_qas`` pairs; for JSON if ``structured``."""
     if structured:
         return f'a JSON list of {num_qas} objects, one a pair: [{{"Q": "…?", "A": "…"}}, …]'
-    shown = [f"Q{i}: {'What' if i % 2 else 'How'} …?\nA{i}: …" for i in range(1, min(num_qas, 2) + 1)]
+    lines = [f"Q{i}: {'What' if i % 2 else 'How'} …?\nA{i}: …" for i in range(1, min(num_qas, 2) + 1)]
     if num_qas > 2:
-        shown.append(f"and so on up to Q{num_qas} and A{num_qas}.")
-    return "\n\n".join(shown)
+        lines.append(f"and so on up to Q{num_qas} and A{num_qas}.")
+    return "\n\n".join(lines)
 
 
 def json_schema(num_qas: int) -> dict[str, Any]:
-    """JSON schema of an answer under --structured."""
+    """JSON schema of an answer of ``num_qas`` pairs, for --structured."""
     text = {"type": "string", "minLength": 1}
     pair = {
         "type": "object",
@@ -54,43 +54,42 @@ def json_schema(num_qas: int) -> dict[str, Any]:
     return {"type": "array", "items": pair, "minItems": num_qas, "maxItems": num_qas}
 
 
-# Written
+# Writing
 
 
 def write_pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
-    """The answer that holds ``pairs``; ``parse_answer`` reads the same pairs from it."""
+    """Formats ``pairs`` as an answer, from which ``parse_answer`` reads the same pairs."""
     return "\n\n".join(f"Q{i}: {pair['Q']}\nA{i}: {pair['A']}" for i, pair in enumerate(pairs, start=1))
 
 
-# Complete
+# End of the answer
 
 
 def answer_end(text: str, num_qas: int) -> int | None:
-    """Where an answer of ``num_qas`` pairs ends: the position in characters of what follows it; None while it goes on.
+    """End of an answer of ``num_qas`` pairs, as a character position in ``text``; None while it is incomplete.
 
-    What follows is a question past the last one asked for, or a line END.
+    The answer ends before a question beyond the requested number, or before a line END.
     """
-    thought = re.match(r"(?s).*</(?:think|thinking|reasoning)>", text)
-    start = thought.end() if thought else 0
+    reasoning = re.match(r"(?s).*</(?:think|thinking|reasoning)>", text)
+    start = reasoning.end() if reasoning else 0
     if re.search(r"<(?:think|thinking|reasoning)>", text[start:]):
-        return None  # a draft in a thought ends nothing
+        return None  # a draft in unfinished reasoning does not count
     match = re.search(rf"\n\s*(?:\*\*)?(?:Q(?:uestion )?0*{num_qas + 1}\s*[:.)]|{END}\b)", text[start:])
     return start + match.start() if match else None
 
 
 def stop_strings(num_qas: int) -> list[str]:
-    """Strings at which an answer of ``num_qas`` pairs is complete, the likely ones first: for engines that stop at
-    fixed strings only."""
+    """Stop strings for an answer of ``num_qas`` pairs, most likely first. For engines that need fixed strings."""
     after = num_qas + 1
     heads = (f"\nQ{after}", f"\n**Q{after}", f"\nQuestion {after}")
     likely = [*(head + ":" for head in heads), f"\n{END}\n"]
     return [*likely, *(head + mark for head in heads for mark in ".)"), f"\n**Question {after}:"]
 
 
-# Read back
+# Parsing
 
 _DECORATION = r"[\s>#*_`\-•]*"
-# A marker may stand behind a list number ("1. **Question:** …"), and its bold may close before or after the colon.
+# A marker may follow a list number ("1. **Question:** …"), and its bold may close before or after the colon.
 _MARKER = (
     rf"^(?P<deco>{_DECORATION}(?:\d+\s*[.)]{_DECORATION})?)(?:WORD)\s*"
     r"(?:(?P<no>\d+)(?P<early>[*_`]*)\s*[:.)\-–]|(?P<early2>[*_`]*)\s*:)(?P<close>[*_`]*)\s*(?P<text>.*)$"
@@ -98,7 +97,7 @@ _MARKER = (
 _QUESTION = re.compile(_MARKER.replace("WORD", "Q|Question"), re.I)
 _ANSWER = re.compile(_MARKER.replace("WORD", "A|Ans|Answer"), re.I)
 _NUMBERED = re.compile(rf"^(?P<deco>{_DECORATION})(?P<no>\d+)\s*[.):](?P<close>[*_`]*)\s+(?P<text>\S.*)$")
-# "…basis? A1: It is" on one line: the marker is put on its own.
+# "…basis? A1: It is" on one line: the marker is moved to a line of its own.
 _INLINE = re.compile(r"(?<=[.?!:)\]*])(?<!\d[.)])[ \t]+(?=\**(?:Q|A|Question |Answer )\d+:\**\s)")
 _INLINE_ANSWER = re.compile(
     r"(?m)^(.{0,4}(?:(?:Q|Question)(?:\s*\d+)?\s*:|\d+[.)]\s).*?\?\**)[ \t]+(?=\**(?:A|Answer):\**\s)"
@@ -108,7 +107,7 @@ _THOUGHT = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.S | re.I)
 _PLACEHOLDER = re.compile(
     r"[\[<({]?\s*(?:(?:your\s+)?(?:question|answer)(?:\s*\d+)?(?:\s+here)?|\.{2,}|…)\s*[\])}>]?[.?]?", re.I
 )
-# What models say when they are done: a last paragraph that begins like this is no part of the answer.
+# Closing remarks of models: a paragraph that begins like this ends the last answer and is not part of it.
 _FAREWELL = re.compile(
     r"^\W*(?:END\b\W*$|\[?END\]?$|-{3,}$|```|I hope\b|Let me know\b|Please (?:let|note|feel)\b|Feel free\b"
     r"|(?:All |The |Each of )?(?:these|the above) (?:\w+ ){0,3}(?:questions?|Q&As?|pairs)\b|Keywords?:)",
@@ -125,7 +124,7 @@ _SENTENCE_END = re.compile(r"[.!?…。)\]}\"'”’:;*`%°]\s*$")
 
 @dataclass(frozen=True)
 class ParsedText:
-    """The pairs of one text, in order, and what they are worth."""
+    """The pairs of one text, in order, and the status of the text."""
 
     pairs: list[QA]
     status: ParseStatus
@@ -133,7 +132,7 @@ class ParsedText:
 
 @dataclass
 class _Draft:
-    """A question that is being read, and its answer once that has begun."""
+    """A question that is being parsed, and its answer once it has begun."""
 
     number: str | None
     question: list[str]
@@ -141,11 +140,15 @@ class _Draft:
 
 
 def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> ParsedText:
-    """Question-answer pairs of a model's text.
+    """Parses the question-answer pairs of a model's text.
 
-    ``num_qas``: pairs that make it complete. ``finish_reason``: a FinishReason where it is known; a text that was cut
-    off loses a last answer that stops in the middle of a sentence. Repeated questions keep their first answer.
-    Nothing is raised: text without pairs gives none, with status MALFORMED.
+    Raises nothing: a text without pairs has status MALFORMED. Repeated questions keep their first answer.
+
+    Args:
+        text: The generated text.
+        num_qas: Number of pairs of a complete answer.
+        finish_reason: A FinishReason, if known. If the text was cut off, a last answer that stops in the middle of a
+            sentence is dropped.
     """
     if (found := _json_pairs(text)) is not None:
         return _parsed(found, num_qas, finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION))
@@ -160,7 +163,7 @@ def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> P
 
 
 def _parsed(pairs: list[QA], num_qas: int, cut: bool) -> ParsedText:
-    """``cut``: the text ends before its time."""
+    """Removes repeated questions and sets the status. ``cut``: the text was cut off."""
     pairs = _distinct(pairs)
     if not pairs:
         return ParsedText([], ParseStatus.MALFORMED)
@@ -170,7 +173,7 @@ def _parsed(pairs: list[QA], num_qas: int, cut: bool) -> ParsedText:
 
 
 def _json_pairs(text: str) -> list[QA] | None:
-    """The pairs of a text that begins as JSON, whole objects only; None if it is no such text."""
+    """The pairs of a text that begins as JSON, complete objects only; None if it has none or is another format."""
     text = _THOUGHT.sub("", _THINKING.sub("", text))
     if not _JSON_BEGINS.match(text):
         return None
@@ -179,19 +182,19 @@ def _json_pairs(text: str) -> list[QA] | None:
         try:
             question, answer = (json.loads(part, strict=False).strip() for part in match.groups())
         except ValueError:
-            continue  # an escape that is none
+            continue  # an invalid escape
         if question and answer and not _PLACEHOLDER.fullmatch(question) and not _PLACEHOLDER.fullmatch(answer):
             pairs.append(QA(Q=question, A=answer))
     return pairs or None
 
 
 def question_key(question: str) -> str:
-    """A question's letters and digits, case folded: equal for repeated questions."""
+    """The case-folded letters and digits of a question: the key for repeated questions."""
     return "".join(c for c in question.casefold() if c.isalnum())
 
 
 def _normal(text: str) -> str:
-    """Line ends unified, reasoning gone, every marker at the start of a line."""
+    """Normalizes line ends, removes reasoning, and moves every marker to the start of a line."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _THOUGHT.sub("", _THINKING.sub("", text))
     text = _INLINE.sub("\n", text)
@@ -206,10 +209,10 @@ def _drafts(text: str) -> list[_Draft]:
 
 
 def _marked(lines: list[str]) -> list[_Draft]:
-    """Grammar B and ours: questions carry a Q marker.
+    """Parses grammar B and the requested format, where questions have a Q marker.
 
-    The first marker tells whether they are numbered. One of the other kind counts if an answer marker of its own
-    follows; else it is text ("Q: heat" in an answer).
+    The first marker decides whether questions are numbered. A marker of the other kind counts only if its own answer
+    marker follows; else it is text ("Q: heat" in an answer).
     """
     drafts: list[_Draft] = []
     numbered: bool | None = None
@@ -221,7 +224,7 @@ def _marked(lines: list[str]) -> list[_Draft]:
                 numbered = kind if numbered is None else numbered
                 drafts.append(_open(question))
                 continue
-            if numbered is None and kind:  # a numbered question that the text's end cut off
+            if numbered is None and kind:  # a numbered question, cut off at the end of the text
                 numbered = kind
                 drafts.append(_open(question))
                 continue
@@ -231,7 +234,7 @@ def _marked(lines: list[str]) -> list[_Draft]:
 
 
 def _listed(lines: list[str]) -> list[_Draft]:
-    """Grammar A: a numbered line is a question if an answer marker follows before another numbered line."""
+    """Parses grammar A: a numbered line is a question if an answer marker follows before the next numbered line."""
     drafts: list[_Draft] = []
     for i, line in enumerate(lines):
         numbered = _NUMBERED.match(line)
@@ -245,7 +248,7 @@ def _listed(lines: list[str]) -> list[_Draft]:
 
 
 def _answered(lines: Sequence[str], first: int, another: re.Pattern[str]) -> bool:
-    """Whether an answer marker comes within three lines of text from ``first`` on and before ``another`` question."""
+    """Whether an answer marker follows within three lines of text from ``first``, before ``another`` question."""
     seen = 0
     for place in range(first, len(lines)):
         line = lines[place]
@@ -259,12 +262,17 @@ def _answered(lines: Sequence[str], first: int, another: re.Pattern[str]) -> boo
 
 
 def _split_unanswered(drafts: list[_Draft], tail: list[str]) -> None:
-    """A last numbered question that the text's end cut off from its answer is taken out of the answer before it."""
-    wanted = str(int((drafts[-1].number or "0")[-9:]) + 1)
+    """Moves a last numbered question without an answer, cut off by the text's end, out of the previous answer."""
+    next_number = str(int((drafts[-1].number or "0")[-9:]) + 1)
     for i, line in enumerate(tail):
         numbered = _NUMBERED.match(line)
         starts_block = i > 0 and not tail[i - 1].strip()
-        if numbered and starts_block and numbered["no"] == wanted and not any(part.strip() for part in tail[i + 1 :]):
+        if (
+            numbered
+            and starts_block
+            and numbered["no"] == next_number
+            and not any(part.strip() for part in tail[i + 1 :])
+        ):
             del tail[i:]
             drafts.append(_open(numbered))
             return
@@ -285,7 +293,7 @@ def _continue(draft: _Draft, line: str) -> None:
 
 
 def _unbold(marker: re.Match[str]) -> str:
-    """The text after a marker, without the closing half of a bold marker that opened before it."""
+    """The text after a marker, without the closing half of bold that opened before the marker."""
     groups = marker.groupdict()
     text, opened = marker["text"], "".join(c for c in marker["deco"] if c in "*_")
     if not opened or marker["close"] or groups.get("early") or groups.get("early2"):
@@ -296,7 +304,7 @@ def _unbold(marker: re.Match[str]) -> str:
 
 
 def _pair(draft: _Draft, last: bool) -> QA | None:
-    """The draft as a pair; None if a half is missing or a placeholder of the format."""
+    """The draft as a pair; None if the question or the answer is missing or a placeholder of the format."""
     answer = "\n".join(draft.answer or [])
     question, answer = (
         "\n".join(draft.question).strip(),

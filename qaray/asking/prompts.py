@@ -1,4 +1,4 @@
-"""Papers to prompts: the one place that does it, in training and in inference."""
+"""Builds prompts from papers, for both training and inference."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qaray.schema import Failure, Paper, Prompt, RejectReason
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """Papers to prompts: one, or with ``overlength`` split as many as it takes."""
+    """Builds the prompts of a paper: one, or one per window if ``overlength`` is "split"."""
 
     template: Template
     tokenizer: Tokenizer
     budget: Budget
     overlength: str = "truncate"
-    structured: bool = False  # the answer is asked for as JSON
+    structured: bool = False  # request the answer as JSON
     request: Request = field(default_factory=default_request)
 
     @classmethod
@@ -32,7 +32,7 @@ class PromptBuilder:
         seq_len: int,
         request: Request | None = None,
     ) -> PromptBuilder:
-        """Raises ConfigError if not even an empty paper fits."""
+        """The builder of a run. Raises ConfigError if fewer than 64 tokens are left for a paper."""
         budget = Budget(seq_len, config.sampling.max_gen_len, config.asking.num_qas)
         builder = cls(
             template,
@@ -51,9 +51,9 @@ class PromptBuilder:
         return builder
 
     def __call__(self, paper: Paper, shard: str) -> list[Prompt]:
-        """The first-attempt prompts of a paper, one a window.
+        """The first-attempt prompts of a paper, one per window.
 
-        A paper that cannot be asked gives one row with an error, so that every paper has a row.
+        An over-length paper that cannot be truncated or split gives one row with a failure, so every paper has a row.
         """
         literal = self.tokenizer.literal
         keywords = [literal(keyword) for keyword in paper["keywords"]]
@@ -75,8 +75,10 @@ class PromptBuilder:
         return self._windows(paper, shard, spans, room)
 
     def safely(self, paper: Paper, shard: str) -> list[Prompt]:
-        """The same; a paper that breaks the tokenizer or the template gives a row with the error, and no other is
-        lost."""
+        """Like calling the builder, but an exception of the tokenizer or the template becomes a row with a failure.
+
+        One such paper does not affect the others.
+        """
         try:
             return self(paper, shard)
         except Exception as error:
@@ -85,7 +87,7 @@ class PromptBuilder:
             return [_without_text(row, Failure.of(RejectReason.ENGINE_ERROR, f"{type(error).__name__}: {error}"))]
 
     def _windows(self, paper: Paper, shard: str, spans: Sequence[tuple[int, int]], room: int) -> list[Prompt]:
-        """Windows of nearly equal length that cover the text and share out the pairs, one at least each."""
+        """Splits the text into windows of nearly equal length and divides the pairs among them, at least one each."""
         count = -(-len(spans) // room)
         while True:
             target = -(-len(spans) // count)
@@ -97,7 +99,7 @@ class PromptBuilder:
                 first = after
             if first >= len(spans):
                 return [Prompt(**{**p, "windows": count}) for p in prompts]
-            count += 1  # a window took less than its share: one more
+            count += 1  # a window held fewer tokens than planned: use one more
 
     def _fit(
         self,
@@ -109,7 +111,7 @@ class PromptBuilder:
         first: int,
         room: int,
     ) -> tuple[Prompt, int]:
-        """The prompt over at most ``room`` tokens of the text from token ``first`` on, and the first token after it."""
+        """The prompt for at most ``room`` tokens of the text from token ``first``, and the index of the next token."""
         after = min(first + room, len(spans))
         while True:
             start = spans[first][0] if first else 0
@@ -158,7 +160,7 @@ class PromptBuilder:
         return self.template.render(INSTRUCTION, self.request.render(text, keywords, num_qas, self.structured))
 
     def text(self, paper: Paper, start: int, end: int, num_qas: int) -> str:
-        """The rendered prompt over ``txt[start:end]`` as it was asked, without the answer's opening."""
+        """The rendered prompt for ``txt[start:end]``, as sent to the engine, without the answer's opening."""
         window = self.tokenizer.literal(paper["txt"][start:end])
         keywords = [self.tokenizer.literal(keyword) for keyword in paper["keywords"]]
         return self._render(window, keywords, num_qas).removesuffix(self.template.opening)

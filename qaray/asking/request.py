@@ -1,16 +1,16 @@
-"""The request: what is asked of a model about a paper. `--request FILE` replaces the text.
+"""The request: the text that asks a model for pairs about a paper. `--request FILE` replaces it.
 
-A request holds slots, and may hold sections in double square brackets, which are left out where their slot is empty:
+A request contains slots, and may contain sections in double square brackets, which are omitted if their slot is empty:
 
     {paper}      the paper's text, required
-    {format}     how the answer is to be written (qaray.asking.grammar), required
-    {num_qas}    number of pairs;   {pairs}   "pair" or "pairs", to go with it
+    {format}     format of the answer (qaray.asking.grammar), required
+    {num_qas}    number of pairs;   {pairs}   "pair" or "pairs", to match it
     {keywords}   the paper's keywords, comma-separated
-    {language}   of questions and answers: --language, else "the language of the paper"
+    {language}   language of the pairs: --language, else "the language of the paper"
 
     Write {num_qas} {pairs}[[ focused on: {keywords}]]. Write in {language}.
 
-All other braces and brackets are text.
+All other braces and brackets are literal text.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _SECTION = re.compile(r"\[\[((?:(?!\]\]).)*?\{(" + "|".join(SLOTS[2:]) + r")\}(?
 
 @dataclass(frozen=True)
 class Request:
-    """The text that is asked about each paper, and the language of the pairs.
+    """The request text for each paper, and the language of the pairs.
 
-    Raises ConfigError if the text lacks a required slot or holds one of them twice.
+    Raises ConfigError unless the text contains each required slot exactly once, and {language} if a language is set.
     """
 
     text: str
-    language: str | None = None  # None: the paper's own
-    name: str = "the request"  # for messages
+    language: str | None = None  # None: the language of the paper
+    name: str = "the request"  # used in error messages
 
     def __post_init__(self) -> None:
         for slot in REQUIRED:
@@ -53,20 +53,20 @@ class Request:
 
     @property
     def sha256(self) -> str:
-        """Identifies the request: the same in training and inference."""
+        """Hash that identifies the request, in training and inference."""
         return hashlib.sha256("\0".join((INSTRUCTION, self.text, self.language or "")).encode()).hexdigest()
 
     def render(self, paper: str, keywords: Sequence[str], num_qas: int, structured: bool = False) -> str:
-        """The request about ``paper`` for ``num_qas`` pairs; ``structured``: as JSON."""
+        """Renders the request for ``num_qas`` pairs about ``paper``; as JSON if ``structured``."""
         before, _, after = self._parts(keywords, num_qas, structured)
         return before + paper + after
 
     def paper_start(self, keywords: Sequence[str], num_qas: int, structured: bool = False) -> int:
-        """Where the paper's text begins in the rendered request: characters."""
+        """Position of the paper's text in the rendered request, in characters."""
         return len(self._parts(keywords, num_qas, structured)[0])
 
     def matches(self, text: str) -> bool:
-        """Whether ``text`` is this request about some paper, for any number of pairs."""
+        """Whether ``text`` is this request, rendered for any paper and any number of pairs."""
         pattern, end = "", 0
         for part in re.finditer(rf"{_SECTION.pattern}|{_SLOT.pattern}", self.text, re.S):
             pattern += re.escape(self.text[end : part.start()])
@@ -75,7 +75,7 @@ class Request:
         return re.fullmatch(pattern + re.escape(self.text[end:]), text, re.S) is not None
 
     def _parts(self, keywords: Sequence[str], num_qas: int, structured: bool) -> tuple[str, str, str]:
-        """What comes before the paper, its slot, what comes after it."""
+        """The rendered text before the paper, the paper's slot, and the rendered text after it."""
         values = {
             "paper": "{paper}",
             "format": answer_format(num_qas, structured),
@@ -88,17 +88,18 @@ class Request:
         values["language"] = self.language or PAPERS_LANGUAGE
         before, paper, after = text.partition("{paper}")
 
-        def filled(part: str) -> str:
+        def fill_slots(part: str) -> str:
             return _SLOT.sub(lambda slot: values[slot[1]], part)
 
-        return filled(before), paper, filled(after)
+        return fill_slots(before), paper, fill_slots(after)
 
 
 @cache
 def default_text() -> str:
-    """The request that qaray ships."""
+    """The text of qaray's default request."""
     return (resources.files("qaray.asking") / "request.txt").read_text(encoding="utf-8").rstrip("\n")
 
 
 def default_request(language: str | None = None) -> Request:
+    """qaray's default request."""
     return Request(default_text(), language)

@@ -1,4 +1,4 @@
-"""Prompt templates: how an instruction and its input become the text that a model reads, and its tokens."""
+"""Prompt templates: render an instruction and its input as the text and tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 from qaray.asking.grammar import OPENING
 from qaray.config import ConfigError
 
-# The seed's template, byte for byte (README of SciQAG; the blank after <</SYS>> and the blank line are its own).
+# The seed's template, byte for byte (README of SciQAG), with its space after <</SYS>> and its blank line.
 LLAMA2 = """[INST] <<SYS>>
 You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  \
 Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. \
@@ -23,34 +23,34 @@ not correct. If you don't know the answer to a question, please don't share fals
 
 {instruction}
 {input} [/INST]"""
-LLAMA2_NO_INPUT = "[INST]{instruction}[/INST]"  # LongLoRA's form of an example without input
+LLAMA2_NO_INPUT = "[INST]{instruction}[/INST]"  # LongLoRA's template for examples without input
 
 
 class Tokenizer(Protocol):
-    """What prompts need of a tokenizer."""
+    """The tokenizer interface that prompts require."""
 
     bos_id: int | None
-    adds_bos: bool  # whether the tokenizer puts BOS first by its own convention
+    adds_bos: bool  # whether the tokenizer adds BOS by default
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, no special tokens added."""
+        """Token ids of ``text``, without added special tokens, [T]."""
         ...
 
     def spans(self, text: str) -> Sequence[tuple[int, int]]:
-        """(start, end) in characters of each token of ``text``, [T]."""
+        """(start, end) of each token of ``text``, in characters, [T]."""
         ...
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, [P]."""
+        """Number of tokens of each text, [P]."""
         ...
 
     def literal(self, text: str) -> str:
-        """``text`` at the same length, with nothing in it that would be read as a special token."""
+        """``text`` changed so that no part is read as a special token. Its length in characters stays the same."""
         ...
 
 
 class WordTokenizer:
-    """Words and punctuation marks: the tokens of an engine without a model."""
+    """Splits text into words and punctuation marks, for an engine without a model."""
 
     bos_id: int | None = None
     adds_bos = False
@@ -71,16 +71,15 @@ class WordTokenizer:
 
 @dataclass(frozen=True)
 class Template:
-    """How an instruction and its input become the text that a model reads.
+    """A prompt template with the slots {instruction} and {input}.
 
-    ``name``: llama2, chat or file. ``text``: with {instruction} and {input}; for chat the user's turn is put in their
-    place. ``opening``: what the answer begins with, part of the prompt.
+    Raises ConfigError unless the text contains each slot exactly once.
     """
 
-    name: str
-    text: str
-    opening: str = ""
-    source: str = ""  # what the text was rendered from, where that may differ from day to day
+    name: str  # llama2, chat or file
+    text: str  # for chat, the rendered user turn with the slots
+    opening: str = ""  # start of the answer, appended to the prompt
+    source: str = ""  # the chat template that text was rendered from: the rendering may contain the date
 
     def __post_init__(self) -> None:
         for slot in ("{instruction}", "{input}"):
@@ -89,19 +88,20 @@ class Template:
 
     @property
     def sha256(self) -> str:
-        """Identifies the template: the same in training and inference."""
+        """Hash that identifies the template, in training and inference."""
         return hashlib.sha256(f"{self.source or self.text}\0{self.opening}".encode()).hexdigest()
 
     def render(self, instruction: str, input: str = "") -> str:
-        """The text before the answer. Slots inside the instruction or the input are left alone."""
+        """Renders the prompt, including the opening. Slots inside the instruction or the input are not replaced."""
         text = LLAMA2_NO_INPUT + "{input}" if self.name == "llama2" and not input else self.text
         parts = re.split(r"(\{instruction\}|\{input\})", text)
         return "".join({"{instruction}": instruction, "{input}": input}.get(p, p) for p in parts) + self.opening
 
     def encode(self, text: str, tokenizer: Tokenizer) -> list[int]:
-        """Token ids of a rendered text, BOS exactly once where the model has one.
+        """Token ids of a rendered text, [T], with a single BOS if the model has one.
 
-        A chat template writes its own BOS or none; to the others it is added.
+        A chat template writes its own BOS or none. BOS is added for other templates, and for tokenizers that add it by
+        default.
         """
         ids = tokenizer.encode(text)
         bos = tokenizer.bos_id
@@ -117,9 +117,11 @@ class Template:
 def chat_template(turn: str, source: str = "") -> Template:
     """The template of a model's own chat format.
 
-    ``turn``: its rendering of one user message, ``{instruction}\\n{input}``, with the assistant's turn opened.
-    ``source``: the format itself, which identifies it: some write the day's date. A turn that opens a thought gets no
-    opening of the answer.
+    If the turn opens a reasoning block, the template has no opening.
+
+    Args:
+        turn: Rendering of the user message ``{instruction}\\n{input}``, with the generation prompt.
+        source: The model's chat template, which identifies this template: some renderings contain the date.
     """
     thinks = turn.rstrip().endswith(("<think>", "<thinking>", "<reasoning>"))
     return Template("chat", turn, opening="" if thinks else OPENING, source=source)

@@ -1,1 +1,1 @@
-"""Papers in: files → records → papers, each once."""
+"""Ingest: files → records → papers, without duplicates."""

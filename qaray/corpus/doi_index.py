@@ -1,4 +1,4 @@
-"""Which doi came from where: global duplicates without the corpus in memory."""
+"""Index of dois and their origin: finds duplicates across the corpus without holding it in memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from qaray.run.directory import Run
 from qaray.run.storage import Location, in_threads
 
 IDS = ("doi", "file", "position")
-AGAIN = "again"  # verdict on a record that an earlier start has taken in already
+AGAIN = "again"  # verdict on a record that an earlier start has ingested
 
 
 @dataclass
 class Ingested:
-    """What the shards hold after an ingest."""
+    """Counts of the shards after an ingest."""
 
     papers: int = 0
     rejected: int = 0
@@ -31,7 +31,7 @@ class Ingested:
 
 
 class DoiIndex:
-    """On disk (SQLite), so that a corpus of any size needs no memory."""
+    """An index on disk (SQLite), so that memory does not grow with the corpus."""
 
     def __init__(self, inputs: set[str]) -> None:
         self._inputs = inputs
@@ -45,8 +45,13 @@ class DoiIndex:
 
     @classmethod
     def of(cls, run: Run, inputs: set[str], counts_alone: bool) -> DoiIndex:
-        """The index of what the run holds already. ``inputs``: the files that this start was given; ``counts_alone``:
-        nothing will be judged."""
+        """The index of the papers that the run has already ingested.
+
+        Args:
+            run: The run directory.
+            inputs: Paths of the input files of this start.
+            counts_alone: Load only the counts, for a start that judges no records.
+        """
         index = cls(inputs)
         papers, rejected = run.paper_shards(), run.rejected_papers.files(".parquet")
         columns = ["row", "tokens"] if counts_alone else ["row", "tokens", *IDS]
@@ -77,13 +82,16 @@ class DoiIndex:
         self.counts.next_row = max(self.counts.next_row, pc.max(rows["row"]).as_py() + 1)
 
     def judge(self, ids: list[tuple[str | None, str, int, str | None]], room: int | None) -> list[str]:
-        """A verdict for each record, at most ``room`` of them: '' = a new paper, AGAIN = taken in before, else why
-        it is rejected."""
+        """A verdict for each record, up to ``room`` records.
+
+        The verdict is '' for a new paper, AGAIN for one that was ingested before, else the reason of the rejection.
+        Each entry of ``ids`` is (doi, file, position, reason).
+        """
         self._db.execute("BEGIN")
         verdicts = [self._verdict(*record) for record in ids[:room]]
         self._db.execute("COMMIT")
-        bad = (v for v in verdicts if v not in ("", AGAIN))
-        self.first_reject = self.first_reject or next(bad, "")
+        rejects = (v for v in verdicts if v not in ("", AGAIN))
+        self.first_reject = self.first_reject or next(rejects, "")
         return verdicts
 
     def _verdict(self, doi: str | None, file: str, position: int, reason: str | None) -> str:
@@ -94,7 +102,7 @@ class DoiIndex:
         first_file, first_position, now = self._db.execute(
             "SELECT file, position, now FROM papers WHERE doi = ?", (doi,)
         ).fetchone()
-        # A paper of an earlier start, met for the first time by this one, in its own file or where that has gone to.
+        # A paper of an earlier start, seen for the first time in this one: in the same file, or the file was moved.
         if not now and (first_file == file or first_file not in self._inputs):
             self._db.execute("UPDATE papers SET now = 1 WHERE doi = ?", (doi,))
             return AGAIN

@@ -1,9 +1,9 @@
 """Ingest: input files → OUT/papers shards, read once.
 
-    files → records (a task a file) → tokens counted (parallel) → duplicates taken out, in order → shards
+    files → records (one task per file) → token counts (parallel) → duplicates removed, in order → shards
 
-The driver sees ids only. Everything after reads the shards. A run that is started again reads the files that were not
-read to their end, or that changed, and adds what is new.
+The driver handles ids only. Later stages read the shards. A resumed run reads the files that were not read to their end
+or have changed, and adds new papers.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from qaray.run.storage import Location, expand, in_threads, patient
 from qaray.run.tries import GIVEN_UP, Guard, Tries
 from qaray.schema import PAPER_SCHEMA, REJECTED_SCHEMA, RejectReason, table
 
-BLOCK_BYTES = 32 << 20  # text of one block on its way to a shard
-TEXTS_COUNTED = 16  # texts handed to the tokenizer at a time: it takes many times their size
-WRITES_AHEAD = 8  # shards being written while the next ones are looked at
+BLOCK_BYTES = 32 << 20  # maximum text of a block before it is written to a shard
+TEXTS_COUNTED = 16  # texts per tokenizer call: the tokenizer needs many times their memory
+WRITES_AHEAD = 8  # shards that are written while the next blocks are processed
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 
 
 @dataclass(frozen=True)
 class Intake:
-    """What is read, and as what."""
+    """What to ingest, and how to read it."""
 
     pattern: str  # a file, a folder, a glob or a URI
     papers_per_shard: int
-    limit: int | None = None  # records that are read at most
-    fields: Callable[[Any], dict[str, Any]] = paper_fields  # of a record; raises Problem
-    schema: pa.Schema = PAPER_SCHEMA  # of the shards
+    limit: int | None = None  # maximum number of records to read
+    fields: Callable[[Any], dict[str, Any]] = paper_fields  # extracts the fields of a record; raises Problem
+    schema: pa.Schema = PAPER_SCHEMA  # schema of the shards
 
     @property
     def staged_schema(self) -> pa.Schema:
-        """A paper or a rejected record on its way: reason is null for a paper."""
+        """Schema of papers and rejected records before they are separated. ``reason`` is null for a paper."""
         return pa.schema([*self.schema, ("reason", pa.string()), ("detail", pa.string())])
 
 
@@ -57,16 +57,16 @@ def ingest(
     should_stop: Callable[[], bool],
     report: Callable[[Ingested], None],
 ) -> Ingested:
-    """Reads the intake into ``run.papers``; ``report`` is called as shards are written.
+    """Reads the intake into ``run.papers`` and returns its counts; ``report`` is called as shards are written.
 
-    Told to stop, it returns early, and the files count as unread. Raises FileNotFoundError if the path names nothing,
-    RunError if no record at all became a paper.
+    If ``should_stop`` returns True, it returns early, and the files count as unread. Raises FileNotFoundError if the
+    pattern matches no file, RunError if no record is a valid paper.
     """
     files = input_files(intake.pattern, run)
     known = (run.sources.read_json() or {"files": []})["files"]
     fresh = unread(files, known)
     if fresh:
-        run.manifest.remove()  # what it accounts for is about to change
+        run.manifest.remove()  # outdated once papers are added
         _forget_rejects(run, {file.path for file in fresh})
     with DoiIndex.of(run, {file.path for file in files}, counts_alone=not fresh) as index:
         done = index.counts
@@ -77,13 +77,13 @@ def ingest(
             run.sources.write_json({"files": known})
     done.sources = known
     if done.papers == 0 and not should_stop():
-        why = f", the first because {index.first_reject}" if index.first_reject else ""
-        raise RunError(f"no paper could be read from {intake.pattern}: {done.rejected} records were rejected{why}")
+        first = f", the first because {index.first_reject}" if index.first_reject else ""
+        raise RunError(f"no paper could be read from {intake.pattern}: {done.rejected} records were rejected{first}")
     return done
 
 
 def input_files(pattern: str, run: Run) -> list[Location]:
-    """The files to read, those of the run itself left out: its folder may lie within the input folder.
+    """The files to read, without those of the run itself, whose folder may be within the input folder.
 
     Raises FileNotFoundError if there is none.
     """
@@ -103,55 +103,55 @@ def _read(
     should_stop: Callable[[], bool],
     report: Callable[[Ingested], None],
 ) -> bool:
-    """Reads the files, up to ``intake.limit`` records; False if it was told to stop before their end."""
+    """Reads the files, up to ``intake.limit`` records; False if ``should_stop`` ended it early."""
     import ray
 
     identify = ray.remote(_identify).options(num_cpus=LIGHT)
     write = ray.remote(_write).options(num_cpus=LIGHT, max_retries=3)
     done, seen = index.counts, 0
-    ahead: deque[tuple[Any, Any]] = deque()
+    pending: deque[tuple[Any, Any]] = deque()
     writing: deque[Any] = deque()
 
-    def place(block: Any, ids: Any) -> None:
-        """Decides what is kept of a block and has it written."""
+    def schedule_write(block: Any, ids: Any) -> None:
+        """Judges the records of a block and starts the task that writes it."""
         nonlocal seen
         room = None if intake.limit is None else intake.limit - seen
         verdicts = index.judge(ray.get(ids), room)
         seen += len(verdicts)
         kept = sum(v == "" for v in verdicts)
-        bad = sum(v not in ("", AGAIN) for v in verdicts)
-        if kept or bad:
+        rejected = sum(v not in ("", AGAIN) for v in verdicts)
+        if kept or rejected:
             name = SHARD.format(done.shards)
             writing.append(write.remote(block, verdicts, run, name, done.next_row, intake.schema))
             done.shards += 1
             done.next_row += kept
             done.papers += kept
-            done.rejected += bad
+            done.rejected += rejected
             report(done)
-        settle(WRITES_AHEAD)
+        wait_for_writes(WRITES_AHEAD)
 
-    def settle(keep_writing: int) -> None:
+    def wait_for_writes(keep_writing: int) -> None:
         while len(writing) > keep_writing:
             done.tokens += ray.get(writing.popleft())
 
-    def full() -> bool:
+    def limit_reached() -> bool:
         return intake.limit is not None and seen >= intake.limit
 
     for bundle in _staged(files, count_tokens, intake, Tries.of(run)).iter_internal_ref_bundles():
         for entry in bundle.blocks:
-            ahead.append((entry.ref, identify.remote(entry.ref)))
-            if len(ahead) > 2:
-                place(*ahead.popleft())
-        if full() or should_stop():
+            pending.append((entry.ref, identify.remote(entry.ref)))
+            if len(pending) > 2:
+                schedule_write(*pending.popleft())
+        if limit_reached() or should_stop():
             break
-    while ahead and not full() and not should_stop():
-        place(*ahead.popleft())
-    settle(0)
+    while pending and not limit_reached() and not should_stop():
+        schedule_write(*pending.popleft())
+    wait_for_writes(0)
     return not should_stop()
 
 
 def _staged(files: list[Location], count_tokens: CountTokens, intake: Intake, tries: Tries) -> Any:
-    """Dataset of staged rows in the order (file, position)."""
+    """Dataset of staged rows, in the order (file, position)."""
     import ray
 
     context = ray.data.DataContext.get_current().copy()
@@ -178,7 +178,7 @@ def _staged(files: list[Location], count_tokens: CountTokens, intake: Intake, tr
 
 @dataclass(frozen=True)
 class _FileReader:
-    """A file's records as staged tables of at most so many rows or BLOCK_BYTES of text."""
+    """Reads files into staged tables of at most papers_per_shard rows or about BLOCK_BYTES of text."""
 
     fs: Any
     intake: Intake
@@ -222,7 +222,7 @@ class _TokenCounter:
     tries: Tries
 
     def __call__(self, staged: pa.Table) -> pa.Table:
-        """A paper whose text kills the process that counts its tokens becomes a rejected row."""
+        """Fills in the column ``tokens``. A paper whose text kills its process becomes a rejected row."""
         keys = [f"{row['file']}\0{row['position']}" for row in staged.select(["file", "position"]).to_pylist()]
         return Guard(self.tries).run(keys, staged, self._counted, _rejected)
 
@@ -235,7 +235,7 @@ class _TokenCounter:
 
 
 def _rejected(staged: pa.Table) -> pa.Table:
-    """Rows that killed their process, as rejected ones."""
+    """Marks rows that killed their process as rejected."""
     for name, value in (("reason", str(RejectReason.PROCESS_KILLED)), ("detail", GIVEN_UP)):
         column = pa.array([value] * staged.num_rows, pa.string())
         staged = staged.set_column(staged.schema.get_field_index(name), name, column)
@@ -279,8 +279,10 @@ def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row
 
 
 def unread(files: list[Location], known: list[dict[str, Any]]) -> list[Location]:
-    """The files that were not read to their end before, or changed since. A file that was moved is known by its name,
-    size and content."""
+    """The files that have not been read to their end, or have changed since.
+
+    ``known`` are the entries of ``run.sources``. A moved file is recognized by its name, size and digest.
+    """
     complete = [entry for entry in known if entry["complete"]]
     in_place = {entry["file"]: entry for entry in complete}
     moved = {(entry["file"].rsplit("/", 1)[-1], entry["size"], entry["digest"]) for entry in complete}
@@ -297,7 +299,7 @@ def unread(files: list[Location], known: list[dict[str, Any]]) -> list[Location]
 
 @patient
 def _fingerprint(file: Location) -> dict[str, Any]:
-    """What tells a file from another: path, size, time of change, and a hash of its first and last 64 KiB."""
+    """Identifies a file: path, size, modification time, and a hash of its first and last 64 KiB."""
     info = file.info()
     size, part = info.size or 0, 1 << 16
     with file.fs.open_input_file(file.path) as stream:
@@ -308,7 +310,7 @@ def _fingerprint(file: Location) -> dict[str, Any]:
 
 
 def _forget_rejects(run: Run, files: set[str]) -> None:
-    """Takes the rejected records of files that are read anew out of the shards."""
+    """Removes the rejected records of these files from the shards, before the files are read again."""
     for shard in run.rejected_papers.files(".parquet"):
         rows = shard.read_table()
         kept = rows.filter(pa.array([file not in files for file in rows["file"].to_pylist()], pa.bool_()))

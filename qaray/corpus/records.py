@@ -1,4 +1,4 @@
-"""What a record of an input file must be to count as a paper, and why it is not."""
+"""Validation of input records: the fields of a paper, or the reason for its rejection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Problem(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """What stands at one position of a file: a JSON value, or the problem met there."""
+    """The content at one position of a file: a value, or a problem."""
 
     position: int  # record number within the file, from 0
     value: Any = None
@@ -36,9 +36,9 @@ FIELDS = ("doi", "txt", "keywords", "abstract", "title", "source", PAIRS_KEY)
 
 
 def paper_fields(value: Any) -> dict[str, Any]:
-    """The schema's fields of one record: doi, txt, keywords as a list, abstract, title, source or None.
+    """The fields of a paper: doi and txt, keywords as a list; abstract, title and source, which may be None.
 
-    Raises Problem with the reason and a sentence that names the field and what stands there.
+    Raises Problem with the reason and a sentence that names the field and its value.
     """
     if not isinstance(value, dict):
         raise Problem(RejectReason.WRONG_TYPE, f"a record must be an object, got {type_name(value)}")
@@ -66,9 +66,9 @@ def paper_fields(value: Any) -> dict[str, Any]:
 
 
 def paired_fields(value: Any) -> dict[str, Any]:
-    """The same of a record of processed output, whose keywords may be missing, and its pairs with their digest.
+    """The fields of a record of processed output: those of a paper, its ``pairs`` and their ``digest``.
 
-    An absent, null or NaN question or answer is an empty one. Raises Problem.
+    Keywords may be missing. A missing, null or NaN question or answer becomes ''. Raises Problem.
     """
     fields = paper_fields({**value, "keywords": value.get("keywords") or []} if isinstance(value, dict) else value)
     if value.get(PAIRS_KEY) is None:
@@ -96,7 +96,7 @@ def _pair(value: Any, number: int) -> Pair:
 
 
 def _with_ids(pairs: list[Pair], doi: str) -> list[Pair]:
-    """The pairs with an id each: the one that they came with, unless it is empty or came before in the paper."""
+    """The pairs with ids. A pair's own id is replaced if it is empty or repeats an earlier one of the paper."""
     seen: set[str] = set()
     found = []
     for ordinal, pair in enumerate(pairs, start=1):
@@ -108,13 +108,13 @@ def _with_ids(pairs: list[Pair], doi: str) -> list[Pair]:
 
 
 def digest(pairs: list[Pair], txt: str = "") -> str:
-    """Identifies what the scores of a paper depend on."""
+    """Hash of what the scores of a paper depend on: 16 hexadecimal digits."""
     text = json.dumps([[pair["Q"], pair["A"], pair["pair_id"]] for pair in pairs] + [txt])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def doi_of(value: Any) -> str | None:
-    """The id of a bad record, as far as it has one."""
+    """The id of a rejected record, None if it has none."""
     doi = value.get("doi") if isinstance(value, dict) else None
     return doi.encode("utf-8", "replace").decode() if isinstance(doi, str) else None
 
@@ -134,11 +134,11 @@ def _keywords(value: Any) -> list[str]:
 
 
 def type_name(value: Any) -> str:
-    """A JSON value's type in words."""
+    """Name of a JSON value's type, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
     return names.get(type(value), "a number")
 
 
 def encodable(text: str) -> bool:
-    """Whether a text has no lone surrogate: it can be written as UTF-8."""
+    """Whether a text has no lone surrogate, so that it can be encoded as UTF-8."""
     return _SURROGATE.search(text) is None

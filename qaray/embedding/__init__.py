@@ -1,1 +1,1 @@
-"""Texts → vectors."""
+"""Embedding of texts and papers."""

@@ -1,7 +1,6 @@
-"""Papers with their pairs → cosines of pairs and sentences, vectors of questions: a pool of embedding actors.
+"""Embeds papers and their pairs on a pool of actors: cosines of pairs and sentences, vectors of questions.
 
-An actor takes a block of papers and embeds all their texts together, so that batches cross the borders of papers.
-D: dimensions of a vector.
+An actor embeds all texts of a block of papers together, so that batches span papers. D: dimensions of a vector.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from qaray.run.tries import Guard, Tries
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-# Papers that are embedded together, and lost together if an actor dies: some seconds of work, and twenty milliseconds
-# of the driver's.
+# Papers embedded together, and lost together if an actor dies: a few seconds of work, and 20 ms of the driver's.
 PAPERS_PER_BLOCK = {"cpu": 4, "cuda": 64}
 TEXTS = ("queries", "documents", "questions")
 EMBEDDED = [
@@ -33,16 +31,15 @@ EMBEDDED = [
     ("vectors", pa.list_(pa.list_(pa.float32()))),  # [Q][D], of the questions
     ("query_tokens_lost", pa.list_(pa.int32())),  # [Q]
     ("document_tokens_lost", pa.list_(pa.int32())),  # [S]
-    ("reason", pa.string()),  # why there are none of these
+    ("reason", pa.string()),  # failure of the paper, which then has none of these
     ("detail", pa.string()),
 ]
 
 
 def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck, tries: Tries) -> Dataset:
-    """Rows with ``queries`` [Q], ``documents`` [S] and ``questions`` [Q] → the same, and the columns of EMBEDDED.
+    """Rows with ``queries`` [Q], ``documents`` [S] and ``questions`` [Q] → the same with the columns of EMBEDDED.
 
-    Documents beside no queries are not embedded: there is nothing to compare them with.
-    Rows that are left out because the run stops are simply missing.
+    Documents of a paper without queries are not embedded. Rows skipped because the run stops are missing.
     """
     gpus = actor_gpus(config.resources.gpus_per_actor)
     return texts.map_batches(
@@ -57,7 +54,7 @@ def embed(texts: Dataset, config: EvaluateConfig, should_stop: StopCheck, tries:
 
 
 def papers_per_block(config: EvaluateConfig) -> int:
-    """Ray must be connected."""
+    """Papers per block: ``embed_block``, by default PAPERS_PER_BLOCK. Ray must be connected."""
     return (
         config.embedding.embed_block
         or PAPERS_PER_BLOCK["cuda" if actor_gpus(config.resources.gpus_per_actor) else "cpu"]
@@ -78,7 +75,7 @@ def settings(config: EvaluateConfig, gpus: float = 0.0) -> EmbedderSettings:
 
 
 class _Embedding:
-    """An actor: embeds blocks of papers."""
+    """Actor that embeds blocks of papers."""
 
     def __init__(self, settings: EmbedderSettings, should_stop: StopCheck, tries: Tries) -> None:
         self.instruction = settings.query_instruction
@@ -95,7 +92,7 @@ class _Embedding:
         if self.should_stop():
             papers = papers.slice(0, 0)
         queries, documents, questions = (papers[name].to_pylist() for name in TEXTS)
-        documents = [own if asked else [] for own, asked in zip(documents, queries, strict=True)]
+        documents = [own if paper_queries else [] for own, paper_queries in zip(documents, queries, strict=True)]
         query_vectors, queries_lost = self._embed(queries, self.instruction)
         document_vectors, documents_lost = self._embed(documents)
         question_vectors, _ = self._embed(questions)
@@ -105,7 +102,7 @@ class _Embedding:
         return _with_columns(papers, matrices, vectors, queries_lost, documents_lost, none, none)
 
     def _embed(self, texts: list[list[str]], instruction: str = "") -> tuple[list[Any], list[Any]]:
-        """(unit vectors, tokens lost) of each paper's texts, embedded together."""
+        """(unit vectors, truncated tokens) of each paper's texts, which are embedded together."""
         vectors, lost = self.embedder.encode([text for own in texts for text in own], instruction)
         ends = list(accumulate(map(len, texts), initial=0))
         parts = [slice(start, end) for start, end in pairwise(ends)]
@@ -113,14 +110,14 @@ class _Embedding:
 
 
 def _with_columns(papers: pa.Table, *columns: Sequence[Any]) -> pa.Table:
-    """The papers and the columns of EMBEDDED."""
+    """The papers with the columns of EMBEDDED."""
     for (name, kind), values in zip(EMBEDDED, columns, strict=True):
         papers = papers.append_column(name, pa.array(values, kind))
     return papers
 
 
 def _without_vectors(papers: pa.Table) -> pa.Table:
-    """Papers that killed the processes which embedded them: no cosines, and vectors that are no numbers."""
+    """The columns of papers that killed their process: no cosines, and NaN vectors."""
     count = papers.num_rows
     none: list[list[Any]] = [[]] * count
     vectors = [[[np.nan]] * len(questions) for questions in papers["questions"].to_pylist()]

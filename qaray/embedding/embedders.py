@@ -1,4 +1,4 @@
-"""Embedding models: texts → unit vectors, in batches of like length under a token budget, so that little is padded."""
+"""Embedding models: texts → unit vectors, in batches of similar length under a token budget, to limit padding."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from qaray.metrics.similarity import unit_vectors
 from qaray.models.catalogue import resolve
 from qaray.models.loading import first_line, quiet_transformers
 
-ECHO = "echo"  # the name of the embedding model that is none
+ECHO = "echo"  # name of the placeholder embedder
 ECHO_DIMENSIONS = 256
-# Of a batch, padding counted. What lies between two layers stays in a CPU's caches.
+# Tokens per batch, with padding. On a CPU the activations between two layers stay in its caches.
 BATCH_TOKENS = {"cpu": 1_000, "cuda": 64_000}
-LEAST_BATCH_TOKENS = 250  # smaller ones, for the sake of idle threads, are mostly overhead
+LEAST_BATCH_TOKENS = 250  # minimum, even if threads stay idle: smaller batches are mostly overhead
 
 
 @dataclass(frozen=True)
 class EmbedderSettings:
-    """How an actor loads its model. Picklable."""
+    """Model settings of an actor. Picklable."""
 
     name: str
     cache_dir: str
@@ -43,8 +43,8 @@ def load_embedder(settings: EmbedderSettings) -> Embedder | EchoEmbedder:
 class Embedder:
     """A sentence-transformers model. Raises ConfigError if it cannot be loaded.
 
-    On CPUs each thread has a batch of its own: threads that share the products of a small model wait for one another.
-    Code that came with a model may keep something between its calls, and is not called by two threads.
+    On CPUs each thread encodes a batch of its own: threads that share the products of a small model wait for each
+    other. Custom model code may keep state between calls, and is called by one thread only.
     """
 
     def __init__(self, settings: EmbedderSettings) -> None:
@@ -54,7 +54,7 @@ class Embedder:
         from qaray.engines.local.cpu import default_threads, set_up
         from qaray.models.hardware import pick_dtype
 
-        self.tokenizing = tokenizing = Lock()  # threads may not share a tokenizer
+        self.tokenizing = tokenizing = Lock()  # tokenizers are not thread-safe
 
         class Model(SentenceTransformer):
             def preprocess(self, *args: Any, **options: Any) -> Any:
@@ -62,10 +62,10 @@ class Embedder:
                     return super().preprocess(*args, **options)
 
         device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
-        apart = device.type == "cpu" and not settings.trust_remote_code
-        self.at_once = (settings.threads or default_threads(settings.actors)) if apart else 1
+        batch_per_thread = device.type == "cpu" and not settings.trust_remote_code
+        self.at_once = (settings.threads or default_threads(settings.actors)) if batch_per_thread else 1
         try:
-            set_up(1 if apart else settings.threads, settings.actors)
+            set_up(1 if batch_per_thread else settings.threads, settings.actors)
             with quiet_transformers():
                 self.model = Model(
                     resolve(settings.name, settings.cache_dir),
@@ -80,10 +80,10 @@ class Embedder:
         self.threads = ThreadPoolExecutor(self.at_once)
 
     def encode(self, texts: Sequence[str], instruction: str = "") -> tuple[np.ndarray, list[int]]:
-        """Unit vectors [N, D] float32, where a zero vector stays one, and the tokens beyond the model's limit [N]."""
+        """(unit vectors [N, D] float32, tokens beyond the model's limit [N]). A zero vector stays zero."""
 
-        def vectors(places: list[int]) -> np.ndarray:
-            batch = [texts[place] for place in places]
+        def vectors(indices: list[int]) -> np.ndarray:
+            batch = [texts[index] for index in indices]
             found = self.model.encode(
                 batch, prompt=instruction, batch_size=len(batch), show_progress_bar=False, convert_to_numpy=True
             )
@@ -92,19 +92,19 @@ class Embedder:
         if not texts:
             return np.empty((0, self.model.get_embedding_dimension() or 0), dtype=np.float32), []
         tokens, lost = self._tokens(texts, instruction)
-        shared = max(LEAST_BATCH_TOKENS, -(-sum(tokens) // self.at_once))
-        together = list(batches(tokens, min(self.batch_tokens, shared)))
-        found = np.concatenate(list(self.threads.map(vectors, together)))
-        return unit_vectors(found[np.argsort([place for places in together for place in places])]), lost
+        tokens_per_thread = max(LEAST_BATCH_TOKENS, -(-sum(tokens) // self.at_once))
+        index_batches = list(batches(tokens, min(self.batch_tokens, tokens_per_thread)))
+        found = np.concatenate(list(self.threads.map(vectors, index_batches)))
+        return unit_vectors(found[np.argsort([index for indices in index_batches for index in indices])]), lost
 
     def _tokens(self, texts: Sequence[str], instruction: str) -> tuple[list[int], list[int]]:
-        """Tokens of each text that the model reads, and those beyond its limit; specials counted."""
+        """Tokens of each text that the model reads, and those beyond its limit, including special tokens."""
         from transformers import PreTrainedTokenizerBase
 
         tokenizer = getattr(self.model, "tokenizer", None)
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):  # a table of vectors: all is read, nothing padded
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):  # static embeddings: no limit, no padding
             return [1 + len(text) // 4 for text in texts], [0] * len(texts)
-        with self.tokenizing:  # of a call that failed, batches may still be at work
+        with self.tokenizing:  # batches of a failed call may still be running
             ids = tokenizer(
                 [instruction + text for text in texts],
                 truncation=False,
@@ -117,23 +117,23 @@ class Embedder:
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Places of texts of like length, the longest first: one text, or as many as padded have ``budget`` tokens at most.
+    """Yields indices of texts of similar length, longest first: one text, or at most ``budget`` tokens with padding.
 
-    The lengths are of tokens. Characters would not do: a sentence of formulas has twice the tokens of one of prose, and
-    batches in the order of characters were a third padding.
+    ``lengths`` are in tokens. Characters do not suffice: a sentence of formulas has twice the tokens of a sentence of
+    prose, and batches sorted by characters were one third padding.
     """
     batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(index)
     if batch:
         yield batch
 
 
 class EchoEmbedder:
-    """No model: hashed counts of words. For dry runs and tests."""
+    """Placeholder without a model: hashed word counts. For dry runs and tests."""
 
     def encode(self, texts: Sequence[str], instruction: str = "") -> tuple[np.ndarray, list[int]]:
         from sklearn.feature_extraction.text import HashingVectorizer

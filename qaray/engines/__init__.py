@@ -1,4 +1,4 @@
-"""Engines: what answers prompts and scores choices."""
+"""Engines generate answers to prompts and score choices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qaray.run.tries import Tries
 def build_engine(
     config: EngineConfig, plan: ModelPlan, worker: WorkerInfo, should_stop: StopCheck, tries: Tries
 ) -> Engine:
-    """The engine that ``config.engine`` names, on actors like ``site``. Its heavy imports come only here."""
+    """The engine named by ``config.engine``, for nodes like ``worker``. Its dependencies are imported here only."""
     if config.engine == "echo":
         from qaray.engines.echo import EchoEngine
 

@@ -1,4 +1,4 @@
-"""Attempts of a prompt: their seeds, when another one is owed, and how an engine of single requests makes them."""
+"""Attempts at a prompt: random seeds, when to retry, and the retry loop of engines that send single requests."""
 
 from __future__ import annotations
 
@@ -26,65 +26,69 @@ from qaray.schema import (
 
 
 def stream_seed(seed: int, doi: str, window: int, attempt: int) -> int:
-    """Seed of the random stream of one (seed, doi, window, attempt), 64 bits."""
+    """64-bit random seed derived from (seed, doi, window, attempt)."""
     digest = hashlib.sha256(f"{seed}\0{window}\0{attempt}\0{doi}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def next_attempt(prompt: Prompt, completion: Completion, max_attempts: int) -> Prompt | None:
-    """The prompt to ask again, or None if its answer will do or its attempts are spent."""
+    """The prompt of the next attempt; None if the completion failed, has all its pairs, or was the last attempt."""
     if completion["reason"] is not None or not falls_short(parsed(completion)) or prompt["attempt"] >= max_attempts:
         return None
     return Prompt(**{**prompt, "attempt": prompt["attempt"] + 1})
 
 
 def falls_short(row: Parsed) -> bool:
+    """Whether the answer has fewer pairs than requested."""
     return len(row["pairs"]) < row["num_qas"]
 
 
 def attempts(config: GenerateConfig) -> int:
-    """Times a prompt can be asked with hope of another answer: echo and greedy decoding repeat themselves."""
+    """Attempts per prompt: ``max_attempts``, but 1 for echo and greedy decoding, which always give the same answer."""
     repeats = config.engine == "echo" or config.sampling.temperature == 0
     return 1 if repeats else config.asking.max_attempts
 
 
-Once = Callable[[Prompt], Awaitable[Completion | None]]  # None: no answer was had, and the prompt is owed one
+Once = Callable[[Prompt], Awaitable[Completion | None]]  # None: the request got no answer, and the prompt stays pending
 
 
 def unanswerable(prompt: Prompt) -> Failure | None:
-    """Why an engine need not ask this prompt."""
+    """Why a prompt cannot be answered: its own failure, or no tokens left for the answer. None if it can be."""
     if failure := failure_of(prompt):
         return failure
     return Failure.of(RejectReason.OVER_LENGTH, "no tokens left for the answer") if prompt["max_tokens"] < 1 else None
 
 
 async def attempts_of(prompt: Prompt, once: Once, max_attempts: int, should_stop: StopCheck) -> list[Completion]:
-    """The answers to a prompt, one an attempt, until it has its pairs. None once the run stops."""
+    """Attempts a prompt up to ``max_attempts`` times, until it has all its pairs; returns a completion per attempt.
+
+    Ends early, possibly with an empty list, if the run stops or a request gets no answer.
+    """
     if failure := unanswerable(prompt):
         return [complete(prompt, failure=failure)]
-    done: list[Completion] = []
-    again: Prompt | None = prompt
-    while again is not None and not should_stop():
-        answer = await once(again)
-        if answer is None:
+    completions: list[Completion] = []
+    current: Prompt | None = prompt
+    while current is not None and not should_stop():
+        completion = await once(current)
+        if completion is None:
             break
-        done.append(answer)
-        again = next_attempt(again, answer, max_attempts)
-    return done
+        completions.append(completion)
+        current = next_attempt(current, completion, max_attempts)
+    return completions
 
 
 async def as_they_end(tasks: Sequence[Awaitable[Any]]) -> AsyncIterator[Any]:
-    """Results of awaitables that run together, the first to end first."""
+    """Yields the results of concurrent awaitables as they complete."""
     for each in asyncio.as_completed(list(tasks)):
         yield await each
 
 
 def unpacked(rows: pa.Table) -> pa.Table:
-    """Rows with a list of ``answers`` → the completions."""
+    """Flattens rows with a list of ``answers`` into a table of completions (COMPLETION_SCHEMA)."""
     answers = rows["answers"].to_pylist() if rows.num_rows else []
-    return table([answer for own in answers for answer in own or []], COMPLETION_SCHEMA)
+    return table([answer for row_answers in answers for answer in row_answers or []], COMPLETION_SCHEMA)
 
 
 def select(row: Mapping[str, Any], columns: Iterable[str]) -> Any:
-    """The prompt, or the request for scores, whose ``columns`` a row holds: without numpy's types."""
+    """The ``columns`` of a row as a prompt or score request, with NumPy values converted to Python."""
     return {name: value.tolist() if hasattr(value := row[name], "tolist") else value for name in columns}

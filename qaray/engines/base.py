@@ -1,4 +1,4 @@
-"""The engine interface: two verbs over datasets."""
+"""The engine interface: ``generate`` and ``score`` over datasets."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """What turns prompts into text. Implementations are cheap to build; models are loaded by their actors."""
+    """Generates text and scores choices. Engines are cheap to build; their actors load the models."""
 
     def describe(self) -> str:
-        """One line for the user: what runs where, and what attention runs on. Ray must be connected."""
+        """One line for the user: devices, actors and attention backend. Ray must be connected."""
         ...
 
     def generate(self, prompts: Dataset, expected: int | None) -> Dataset:
         """Dataset[Prompt] → Dataset[Completion] (COMPLETION_SCHEMA).
 
-        ``expected``: prompts that there will be, None where that is not known. They go to the actors in small blocks:
-        what is written together, and lost together if an actor dies.
+        ``expected`` is the number of prompts, None if unknown. Prompts go to actors in small blocks: a block is written
+        as a whole, and lost as a whole if its actor dies.
 
-        At least one row for each prompt, keyed (doi, window, attempt), in any order; a prompt whose answer has fewer
-        pairs than asked for may be asked again at once, up to ``max_attempts``, each attempt a row of its own. A prompt
-        with a failure comes back with it. Prompts that are left out because the run stops are simply missing.
+        Returns at least one row per prompt, keyed (doi, window, attempt), in any order. A prompt whose answer has too
+        few pairs may be retried immediately, up to ``max_attempts``; each attempt is a row. A prompt with a failure is
+        returned with that failure. Prompts skipped because the run stops are missing.
         """
         ...
 
     def score(self, requests: Dataset) -> Dataset:
-        """Dataset[ScoreRequest] → Dataset[ScoreResult], further columns untouched.
+        """Dataset[ScoreRequest] → Dataset[ScoreResult]; additional columns are kept.
 
-        A row for each request, in any order. Requests that are left out because the run stops are simply missing.
+        Returns one row per request, in any order. Requests skipped because the run stops are missing.
         """
         ...
 
 
 def parsed(completion: Completion) -> Parsed:
-    """The completion with its pairs."""
+    """The completion with its parse status and pairs."""
     result = parse_answer(completion["output"], completion["num_qas"], completion["finish_reason"])
     pairs = identified(result.pairs, completion["doi"], completion["window"], completion["attempt"])
     return Parsed(**completion, status=str(result.status), pairs=pairs)

@@ -1,4 +1,4 @@
-"""Prefix, suffixes and choices as tokens: what a scorer has to read, and where the choices' own tokens begin."""
+"""Tokenizes the prefix, suffixes and choices of a score request."""
 
 from __future__ import annotations
 
@@ -7,64 +7,64 @@ from dataclasses import dataclass
 
 from qaray.models.tokenizer import HFTokenizer
 
-MOST_CHOICE_TOKENS = 1024  # inner tokens of the choices of one suffix
+MOST_CHOICE_TOKENS = 1024  # limit on the tokens of the choices of one suffix
 
 
 @dataclass(frozen=True)
 class TokenizedSuffix:
-    """One suffix with its choices, as tokens."""
+    """A suffix and its choices as tokens."""
 
-    sequences: list[list[int]]  # suffix + choice, one a choice
-    own: int  # place of the first token that belongs to the choices
+    sequences: list[list[int]]  # tokens of suffix + choice, one sequence per choice
+    own: int  # index of the first token that belongs to the choices
 
     def inner(self) -> Iterator[list[int]]:
-        """What the model has to read: all but the last token of each."""
+        """The tokens that the model reads: each sequence without its last token."""
         for ids in self.sequences:
             yield ids[:-1]
 
     def heads(self) -> dict[tuple[int, ...], list[int]]:
-        """What stands before a token of a choice → the tokens that choices go on with there."""
-        found: dict[tuple[int, ...], set[int]] = {}
+        """Context before a choice token → the tokens with which choices continue it, sorted."""
+        continuations: dict[tuple[int, ...], set[int]] = {}
         for ids in self.sequences:
-            for place in range(self.own, len(ids)):
-                found.setdefault(tuple(ids[:place]), set()).add(ids[place])
-        return {head: sorted(tokens) for head, tokens in found.items()}
+            for position in range(self.own, len(ids)):
+                continuations.setdefault(tuple(ids[:position]), set()).add(ids[position])
+        return {head: sorted(tokens) for head, tokens in continuations.items()}
 
 
 def tokenised(
     tokenizer: HFTokenizer, prefix: str, suffixes: Sequence[str], choices: Sequence[str], seq_len: int
 ) -> tuple[list[int], list[TokenizedSuffix]]:
-    """The prefix's tokens, BOS where the model has one, and the suffixes with their choices.
+    """(prefix tokens, with BOS if the model uses one; the suffixes with their choices).
 
-    The prefix is tokenised by itself, a suffix together with each choice. Raises ValueError for an empty choice or
-    suffix, or a sequence beyond ``seq_len`` tokens.
+    The prefix is tokenized separately, a suffix together with each choice. Raises ValueError for an empty choice or
+    suffix, a sequence of more than ``seq_len`` tokens, or choices that are too long.
     """
     if not choices or not all(choices) or not all(suffixes):
         raise ValueError("suffixes and choices must not be empty")
     ids = tokenizer.encode(prefix)
     if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
         ids = [tokenizer.bos_id or 0, *ids]
-    asked = [_asked(tokenizer, suffix, choices) for suffix in suffixes]
-    longest = len(ids) + max((len(own) for each in asked for own in each.sequences), default=0)
+    tokenized = [_tokenize(tokenizer, suffix, choices) for suffix in suffixes]
+    longest = len(ids) + max((len(sequence) for each in tokenized for sequence in each.sequences), default=0)
     if longest > seq_len:
         raise ValueError(f"the prompt has {longest} tokens, the maximum is {seq_len}")
     if sum(map(len, choices)) > MOST_CHOICE_TOKENS:
         raise ValueError(f"the choices have more than {MOST_CHOICE_TOKENS} characters in total")
-    return ids, asked
+    return ids, tokenized
 
 
-def _asked(tokenizer: HFTokenizer, suffix: str, choices: Sequence[str]) -> TokenizedSuffix:
-    bare = tokenizer.encode(suffix)
+def _tokenize(tokenizer: HFTokenizer, suffix: str, choices: Sequence[str]) -> TokenizedSuffix:
+    suffix_ids = tokenizer.encode(suffix)
     sequences = [tokenizer.encode(suffix + choice) for choice in choices]
-    own = min(shared(bare, ids) for ids in sequences)
+    own = min(shared(suffix_ids, ids) for ids in sequences)
     if own == 0:
         raise ValueError("a suffix must not be one token with its choice")
     return TokenizedSuffix(sequences, own)
 
 
 def shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens that two sequences begin with alike."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+    """Length of the common prefix of two token sequences."""
+    for position, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
-            return place
+            return position
     return min(len(first), len(second))

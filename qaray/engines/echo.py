@@ -1,4 +1,4 @@
-"""The engine without a model: question-answer pairs from the paper's own sentences. For dry runs and scale tests.
+"""The echo engine: question-answer pairs from the paper's own sentences, without a model, for dry runs and scale tests.
 
 Deterministic: the same prompt gives the same answer.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\"“‘'])|\n\s*\n?")
 _WORD = re.compile(r"\w+|[^\w\s]")
-# "Subject verb …": what can be asked for is what stands before the verb.
+# "Subject verb …": the question asks about the words before the verb.
 _SUBJECT = re.compile(
     r"^(?:(?:However|Moreover|Furthermore|Therefore|Thus|Hence|Also|In addition|For example),?\s+)?"
     r"(?P<subject>(?:[^\s,;()]+\s+){0,7}?[^\s,;()]+)\s+(?P<verb>is|are|was|were|has|have|had|can|could|may|must|requires?"
@@ -51,13 +51,13 @@ _QUESTIONS = {
     "is": "What is {}?", "are": "What are {}?", "was": "What was {}?", "were": "What were {}?",
     "has": "What does {} have?", "have": "What do {} have?",
 }  # fmt: skip
-ROWS, PACED_ROWS = 500, 16  # prompts of a block; of one whose answers take their time
-SHORTEST_USED = 4000  # characters of the paper that are looked at for each pair wanted, at least
+ROWS, PACED_ROWS = 500, 16  # prompts per block, without and with a delay per answer
+SHORTEST_USED = 4000  # minimum characters of the paper searched per requested pair
 
 
 class EchoEngine:
     def __init__(self, should_stop: StopCheck, tries: Tries, seconds: float = 0.0) -> None:
-        """``seconds``: that each answer takes."""
+        """``seconds``: delay per answer."""
         self.should_stop, self.tries, self.seconds = should_stop, tries, seconds
 
     def describe(self) -> str:
@@ -87,7 +87,7 @@ class EchoEngine:
 class _Echo:
     should_stop: StopCheck
     tries: Tries
-    seconds: float = 0.0  # of an answer
+    seconds: float = 0.0  # delay per answer
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
         return guarded_answers(Guard(self.tries), prompts, self._answers)
@@ -95,7 +95,7 @@ class _Echo:
     def _answers(self, prompts: pa.Table) -> pa.Table:
         rows: list[Any] = []
         for prompt in prompts.to_pylist():
-            if (self.seconds or not rows) and self.should_stop():  # once a block, unless answers take their time
+            if (self.seconds or not rows) and self.should_stop():  # per block, or per answer if delayed
                 break
             rows.append(_answer(prompt, self.seconds))
         return table(rows, COMPLETION_SCHEMA)
@@ -104,7 +104,7 @@ class _Echo:
 def _answer(prompt: Prompt, seconds: float) -> Any:
     if failure := failure_of(prompt):
         return complete(prompt, failure=failure)
-    begun, began = time.perf_counter(), time.time()
+    start, began = time.perf_counter(), time.time()
     time.sleep(seconds)
     text = prompt["prompt"][prompt["paper_start"] : prompt["paper_end"]]
     words, finish = [], FinishReason.STOP
@@ -118,17 +118,16 @@ def _answer(prompt: Prompt, seconds: float) -> Any:
         output,
         output_tokens=min(len(words), prompt["max_tokens"]),
         finish_reason=finish,
-        seconds=time.perf_counter() - begun,
+        seconds=time.perf_counter() - start,
         began=began,
         worker=worker_name(),
     )
 
 
 def echo_pairs(text: str, num_qas: int) -> list[QA]:
-    """At most ``num_qas`` pairs: sentences of the text, those with numbers first, and what they
-    answer."""
-    reach = max(num_qas * SHORTEST_USED, len(text) // 8)
-    sentences = [" ".join(part.split()) for part in _SENTENCE_BREAK.split(text[:reach]) if part and part.strip()]
+    """At most ``num_qas`` pairs in text order: sentences, preferably with numbers, and questions that they answer."""
+    max_chars = max(num_qas * SHORTEST_USED, len(text) // 8)
+    sentences = [" ".join(part.split()) for part in _SENTENCE_BREAK.split(text[:max_chars]) if part and part.strip()]
     questions = [_question(sentence) for sentence in sentences]
     ranked = sorted(range(len(sentences)), key=lambda i: (questions[i] is None, -_worth(sentences[i]), i))
     pairs, seen = [], set()
@@ -143,18 +142,18 @@ def echo_pairs(text: str, num_qas: int) -> list[QA]:
 
 
 def _worth(sentence: str) -> int:
-    """How much a sentence has to say: numbers count, up to four, and a length that can be read."""
+    """Rank of a sentence: its count of numbers, up to 4, plus 1 for a length of 60 to 400 characters."""
     return min(4, len(re.findall(r"\d+(?:[.,]\d+)?", sentence))) + (60 <= len(sentence) <= 400)
 
 
 def _plain_question(sentence: str) -> str:
-    """A question for a sentence whose subject cannot be made out: by its first words."""
+    """A question for a sentence without a recognised subject: it quotes the sentence's first words."""
     words = sentence.split()
     return f"What is stated about “{' '.join(words[:6]).rstrip('.,;:')}”?"
 
 
 def _question(sentence: str) -> str | None:
-    """A question that the sentence answers; None if it has no subject that stands alone."""
+    """A question that the sentence answers; None if its subject is not self-contained."""
     match = _SUBJECT.match(sentence)
     if not match or len(sentence) < 40:
         return None
@@ -199,7 +198,7 @@ class _EchoScores:
 
 
 def echo_logprobs(prefix: str, suffix: str, choices: Sequence[str]) -> list[float]:
-    """Log-probabilities drawn from a hash of the prompt: the shape of a judge's answers, and no judgement."""
+    """Pseudo-random log-probabilities [choices] from a hash of the prompt, in place of a judge's."""
     digest = hashlib.sha256(f"{prefix}\0{suffix}".encode("utf-8", "surrogatepass")).digest()
     weights = [1 + digest[i % len(digest)] for i in range(len(choices))]
     return [math.log(weight / sum(weights)) for weight in weights]

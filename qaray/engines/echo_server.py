@@ -21,11 +21,11 @@ from qaray.engines.echo import echo_pairs
 from qaray.models.tokenizer import load_tokenizer
 from qaray.schema import QA
 
-PAIRS = 5  # of an answer
+PAIRS = 5  # per answer
 
 
 class EchoServer:
-    """State of the endpoint. Rates are in tokens a second, of one place."""
+    """State of the endpoint. ``prefill_rate`` and ``decode_rate`` are tokens per second and slot."""
 
     def __init__(self, slots: int, prefill_rate: float, decode_rate: float, base_model: str, cache_dir: str) -> None:
         self.slots, self.prefill_rate, self.decode_rate = slots, prefill_rate, decode_rate
@@ -62,15 +62,15 @@ class EchoServer:
         )
 
     def _count(self, change: int) -> None:
-        """Adds up the time since the last change of the places in use, then makes this one."""
+        """Accumulates slot-seconds since the last change, then adds ``change`` to the slots in use."""
         now = time.monotonic()
         self.place_seconds += self.in_use * (now - self._last)
         self._last = now
         self.in_use += change
 
     async def completions(self, request: web.Request) -> web.Response:
-        asked = await request.json()
-        refusal = _refusal(asked)
+        body = await request.json()
+        refusal = _refusal(body)
         if refusal:
             self.refused += 1
             return web.json_response({"error": {"message": refusal, "code": 400}}, status=400)
@@ -78,7 +78,7 @@ class EchoServer:
         async with self.free:
             self._count(1)
             try:
-                answer = self._answer(asked["prompt"], asked["max_tokens"])
+                answer = self._answer(body["prompt"], body["max_tokens"])
                 read, written = answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]
                 await asyncio.sleep(read / self.prefill_rate + written / self.decode_rate)
             finally:
@@ -107,12 +107,12 @@ class EchoServer:
         }
 
 
-def _refusal(asked: dict[str, Any]) -> str | None:
-    """What a server would not take."""
-    if not asked.get("prompt"):
+def _refusal(body: dict[str, Any]) -> str | None:
+    """Error message for a request that a server would reject; None for a valid request."""
+    if not body.get("prompt"):
         return "prompt is empty"
-    if not 0 <= asked.get("temperature", 1.0) <= 2:
-        return f"temperature must be in [0, 2], got {asked['temperature']}"
+    if not 0 <= body.get("temperature", 1.0) <= 2:
+        return f"temperature must be in [0, 2], got {body['temperature']}"
     return None
 
 

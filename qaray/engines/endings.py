@@ -1,4 +1,4 @@
-"""How an answer ended: of itself, with the grammar complete, at its limit, or in a loop."""
+"""Why an answer ended: end of text, complete answer grammar, token limit, or repetition loop."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from qaray.asking.grammar import answer_end
 from qaray.schema import FinishReason
 
-LONGEST_PERIOD = 200  # tokens of a loop that is recognised
-LOOP_TOKENS = 96  # tokens that must repeat what came a period before
-SAME_LINES = 4  # times that a line may come back but for its numbers
+LONGEST_PERIOD = 200  # longest loop that is detected, tokens
+LOOP_TOKENS = 96  # tokens that must equal those one period earlier
+SAME_LINES = 4  # occurrences of a line, digits ignored, that count as a loop
 
 
 def ending(
     text: str, tokens: Sequence[int], num_qas: int, *, at_limit: bool, of_itself: bool
 ) -> tuple[str, FinishReason]:
-    """(text, reason) of an answer that another engine has ended.
+    """(text, finish reason) of an answer from an external engine; the text is cut after the last requested pair.
 
-    ``tokens``: what was written, an end of text left out; empty where only the text is known. ``at_limit``: the limit
-    was reached. ``of_itself``: the model wrote an end of text.
+    ``tokens``: generated tokens without EOS; empty if only the text is known. ``at_limit``: the token limit was
+    reached. ``of_itself``: the model generated EOS.
     """
     if (end := answer_end(text, num_qas)) is not None:
         return text[:end], FinishReason.STOP
@@ -31,7 +31,11 @@ def ending(
 
 
 def runs_in_circles(tokens: Sequence[int], text: str) -> bool:
-    """Whether the end of ``tokens`` repeats itself, or ``text`` says the same line again and again."""
+    """Whether the answer is in a repetition loop.
+
+    True if the last LOOP_TOKENS tokens repeat with a period of at most LONGEST_PERIOD, or if a line of ``text`` with
+    more than 24 characters, digits ignored, occurs at least SAME_LINES times.
+    """
     recent = np.asarray(tokens[-(LOOP_TOKENS + LONGEST_PERIOD) :])
     tail = recent[-LOOP_TOKENS:]
     for period in range(1, len(recent) - LOOP_TOKENS + 1):

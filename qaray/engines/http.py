@@ -1,8 +1,8 @@
-"""The engine behind an OpenAI-compatible endpoint, through ray.data.llm's HTTP processor: for a model that is served.
+"""The engine for OpenAI-compatible endpoints, built on ray.data.llm's HTTP processor.
 
-One actor sends all requests: they are waited for, not worked on. Prompts go as token ids to ``/completions``, so that
-the template and BOS are the run's own. What the endpoint could not be asked (no answer, too busy for long) stays owed
-to the next round; what it refuses is rejected with its words.
+One actor sends all requests, since it only waits for responses. Prompts are sent as token ids to ``/completions``, so
+the run's own template and BOS apply. Prompts without a response (endpoint unreachable or overloaded) stay pending for
+the next round; prompts that the endpoint refuses are rejected with its error message.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from qaray.schema import PROMPT_COLUMNS, Completion, Failure, Prompt, RejectReas
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-KEY = "QARAY_API_KEY"  # environment variable with the endpoint's key: it is written nowhere
+KEY = "QARAY_API_KEY"  # environment variable with the endpoint's API key, which is never stored
 STAGE = "HttpRequestStage"
-MOST_STOPS = 4  # stop strings that the API takes
-MOST_FAILURES = 16  # requests without a response, one after the other, after which the run ends
-AHEAD = 2  # prompts that the actor has, for each request in flight
-# The endpoint's words for "not this request's fault": the prompt stays owed.
+MOST_STOPS = 4  # stop strings that the API accepts
+MOST_FAILURES = 16  # consecutive requests without a response that end the run
+AHEAD = 2  # prompts held by the actor per request in flight
+# Status codes that the request did not cause: the prompt stays pending.
 NOT_THE_PROMPT = (401, 403, 404, 408, 409, 429, *range(500, 600))
 
 
 class HttpEngine:
     def __init__(self, config: GenerateConfig, should_stop: StopCheck) -> None:
-        """Raises ConfigError unless the endpoint answers and serves the model."""
+        """Raises ConfigError unless the endpoint responds and serves the model."""
         self.config, self.should_stop = config, should_stop
         self.model = _served_model(config)
 
@@ -94,33 +94,33 @@ class HttpEngine:
 
 
 def _stage_with(stage: type, work: _EndpointRequests, config: GenerateConfig) -> type:
-    """The HTTP stage of ray.data.llm with all requests of its batches in flight at once, within the limits."""
+    """ray.data.llm's HTTP stage with all requests of its batches in flight concurrently, within the limits."""
 
     class BoundedStage(stage):
         def __init__(self, *args: Any, **named: Any) -> None:
             super().__init__(*args, **named)
             self.gate = Gate(config.endpoint.requests_at_once, config.endpoint.requests_per_second)
-            self.failures = 0  # in a row
+            self.failures = 0  # consecutive
 
         async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-            place = self.IDX_IN_BATCH_COLUMN
+            index_column = self.IDX_IN_BATCH_COLUMN
 
             async def endpoint(payload: dict[str, Any]) -> dict[str, Any]:
-                """The response; raises RunError once so many requests have had none that the endpoint must be gone."""
+                """The response; raises RunError after too many consecutive requests without one."""
                 try:
                     async with self.gate:
-                        async for output in super(BoundedStage, self).udf([{"payload": payload, place: 0}]):
+                        async for output in super(BoundedStage, self).udf([{"payload": payload, index_column: 0}]):
                             self.failures = 0
                             return output["http_response"]
-                except Exception as error:  # whatever kept the answer away is no reason to give the prompt up
+                except Exception as error:  # no transport error is a reason to reject the prompt
                     self.failures += 1
                     if self.failures >= max(MOST_FAILURES, config.endpoint.requests_at_once):
-                        why = str(error).partition("Previous Exception: ")[2].partition(". Full")[0] or repr(error)
-                        raise RunError(f"{config.endpoint.base_url} stopped responding ({why})") from None
+                        cause = str(error).partition("Previous Exception: ")[2].partition(". Full")[0] or repr(error)
+                        raise RunError(f"{config.endpoint.base_url} stopped responding ({cause})") from None
                 return {"error": {"code": 503, "message": "no response"}}
 
             async def answer(row: dict[str, Any]) -> dict[str, Any]:
-                return {**await work(row, endpoint), place: row[place]}
+                return {**await work(row, endpoint), index_column: row[index_column]}
 
             async for done in as_they_end([answer(row) for row in batch]):
                 yield done
@@ -129,30 +129,30 @@ def _stage_with(stage: type, work: _EndpointRequests, config: GenerateConfig) ->
 
 
 class Gate:
-    """Lets at most ``at_once`` through together, and at most ``per_second`` a second."""
+    """Limits requests to ``at_once`` concurrent ones and ``per_second`` starts per second."""
 
     def __init__(self, at_once: int, per_second: float | None) -> None:
-        self._places = asyncio.Semaphore(at_once)
-        self._apart = 1 / per_second if per_second else 0.0  # seconds between two
+        self._slots = asyncio.Semaphore(at_once)
+        self._interval = 1 / per_second if per_second else 0.0  # seconds between starts
         self._next = 0.0
 
     async def __aenter__(self) -> None:
-        await self._places.acquire()
+        await self._slots.acquire()
         now = time.monotonic()
         begin = max(now, self._next)
-        self._next = begin + self._apart
+        self._next = begin + self._interval
         if begin > now:
             await asyncio.sleep(begin - now)
 
     async def __aexit__(self, *_: object) -> None:
-        self._places.release()
+        self._slots.release()
 
 
 @dataclass(frozen=True)
 class _Sessions:
-    """Makes the sessions of the HTTP stage."""
+    """Picklable factory of the HTTP stage's sessions."""
 
-    timeout: float  # seconds of one request
+    timeout: float  # seconds per request
 
     def __call__(self) -> Any:
         import aiohttp
@@ -162,7 +162,7 @@ class _Sessions:
 
 @dataclass(frozen=True)
 class _EndpointRequests:
-    """Prompts to completions."""
+    """Answers prompts through the endpoint."""
 
     config: GenerateConfig
     model: str
@@ -172,9 +172,9 @@ class _EndpointRequests:
         prompt: Prompt = select(row, PROMPT_COLUMNS)
         text = row["prompt"]
 
-        async def once(asked: Prompt) -> Completion | None:
+        async def once(attempt: Prompt) -> Completion | None:
             began = time.time()
-            return self._completion(asked, await endpoint(self._payload(asked, text)), began)
+            return self._completion(attempt, await endpoint(self._payload(attempt, text)), began)
 
         return {"answers": await attempts_of(prompt, once, attempts(self.config), self.should_stop)}
 
@@ -208,9 +208,9 @@ class _EndpointRequests:
             if code in NOT_THE_PROMPT:
                 return None
             return complete(prompt, failure=Failure.of(RejectReason.ENGINE_ERROR, f"the endpoint: {words}"))
-        text, said = choices[0].get("text") or "", choices[0].get("finish_reason")
+        text, finish = choices[0].get("text") or "", choices[0].get("finish_reason")
         text, reason = ending(
-            prompt["opening"] + text, [], prompt["num_qas"], at_limit=said == "length", of_itself=said == "stop"
+            prompt["opening"] + text, [], prompt["num_qas"], at_limit=finish == "length", of_itself=finish == "stop"
         )
         usage = response.get("usage") or {}
         return complete(
@@ -225,16 +225,16 @@ class _EndpointRequests:
 
 
 def _refusal(response: dict[str, Any]) -> tuple[int, str]:
-    """(status code, words) of an answer without a completion; 0 where it names none."""
+    """(status code, message) of a response without a completion; the code is 0 if there is none."""
     error = response.get("error")
-    named = error if isinstance(error, dict) else response
-    code: Any = named.get("code", named.get("status", 0))
-    words = named.get("message") or named.get("detail") or (error if isinstance(error, str) else "no completion")
+    fields = error if isinstance(error, dict) else response
+    code: Any = fields.get("code", fields.get("status", 0))
+    words = fields.get("message") or fields.get("detail") or (error if isinstance(error, str) else "no completion")
     return int(code) if str(code).isdigit() else 0, str(words)
 
 
 def _with_payload(row: dict[str, Any]) -> dict[str, Any]:
-    """The stage asks for this column; the payload of each request is made where it is sent."""
+    """Adds the column that the stage requires; the actual payload is built for each request."""
     return {"payload": ""}
 
 
@@ -243,7 +243,7 @@ def _headers() -> dict[str, str]:
 
 
 def _served_model(config: GenerateConfig) -> str:
-    """The model's name at the endpoint. Raises ConfigError if it cannot be asked or does not serve it."""
+    """Name of the model at the endpoint. Raises ConfigError if the endpoint fails or does not serve the model."""
     url = f"{str(config.endpoint.base_url).rstrip('/')}/models"
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=_headers()), timeout=30) as response:

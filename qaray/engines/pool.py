@@ -1,4 +1,4 @@
-"""Actor pools of Ray Data: how many blocks an actor holds, what it takes of a node, what it is called."""
+"""Actor pools of Ray Data: blocks per actor, resources per actor, actor names."""
 
 from __future__ import annotations
 
@@ -15,35 +15,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Share:
-    """What an actor of a pool holds of the prompts."""
+    """Share of the prompts that one actor of a pool holds at a time."""
 
-    rows: int  # of a block
-    calls: int  # blocks that it works on at once
-    in_flight: int  # blocks that it holds
+    rows: int  # per block
+    calls: int  # blocks processed concurrently
+    in_flight: int  # blocks assigned to the actor
 
     @classmethod
     def of(cls, slots: int, ahead: float, actors: int, expected: int | None, most_rows: int = 64) -> Share:
-        """Of an actor with ``slots`` prompts in work: ``ahead`` times as many, in blocks of a quarter of the slots.
+        """The share of an actor that decodes ``slots`` prompts concurrently.
 
-        Of ``expected`` prompts no actor holds more at a time than an even share among ``actors``: few would all go to
-        the one that happens to be ready first.
+        The actor works on ``ahead`` × ``slots`` prompts, in blocks of a quarter of the slots and at most ``most_rows``
+        rows. If the number of prompts is known (``expected``), an actor holds at most an even share among ``actors``;
+        otherwise the first actor to start would take all prompts of a small run.
         """
         rows = max(1, min(most_rows, slots // 4))
         calls = max(2, math.ceil(ahead * slots / rows))
         if expected is None:
             return cls(rows, calls, calls + 1)
-        own = max(1, math.ceil(expected / actors))
-        blocks = math.ceil(own / rows)
-        return cls(min(rows, math.ceil(own / blocks)), min(calls, blocks), min(calls + 1, blocks))
+        per_actor = max(1, math.ceil(expected / actors))
+        blocks = math.ceil(per_actor / rows)
+        return cls(min(rows, math.ceil(per_actor / blocks)), min(calls, blocks), min(calls + 1, blocks))
 
     def blocks(self, prompts: Dataset) -> Dataset:
-        """The prompts in blocks of ``rows``."""
+        """Repartitions the prompts into blocks of ``rows`` rows."""
         return prompts.repartition(target_num_rows_per_block=self.rows, strict=True)
 
 
 def pool(minimum: int, maximum: int, concurrent_calls: int = 1, in_flight: int | None = None) -> Any:
-    """An autoscaling actor pool; each actor holds ``in_flight`` blocks, by default one more than the
-    ``concurrent_calls`` that it works on at a time."""
+    """An autoscaling pool of ``minimum`` to ``maximum`` actors.
+
+    Each actor processes ``concurrent_calls`` blocks concurrently and holds ``in_flight``, by default one more.
+    """
     from ray.data import ActorPoolStrategy
 
     return ActorPoolStrategy(
@@ -55,13 +58,15 @@ def pool(minimum: int, maximum: int, concurrent_calls: int = 1, in_flight: int |
     )
 
 
-# Threads would have memory of their own, which goes back to the system when it is freed: see engines/local/cpu.py.
+# With a malloc arena per thread, freed memory would return to the system: see engines/local/cpu.py.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 def actor_resources(cpus: float, gpus: float, labels: Mapping[str, str]) -> dict[str, Any]:
-    """What an actor with a model takes, and the labels of its node. Ray Data restarts actors that die and runs their
-    blocks again."""
+    """Ray options of an actor with a model: CPUs, GPUs, environment variables and node labels.
+
+    Ray Data restarts actors that die and reruns their blocks.
+    """
     options: dict[str, Any] = {"num_cpus": cpus, "runtime_env": {"env_vars": ONE_ARENA}}
     if gpus:
         options["num_gpus"] = gpus
@@ -71,18 +76,18 @@ def actor_resources(cpus: float, gpus: float, labels: Mapping[str, str]) -> dict
 
 
 def actors_in_words(sizes: tuple[int, int]) -> str:
-    """A pool's size for the user."""
+    """The pool size as text, e.g. ``2 to 4 actors``."""
     low, high = sizes
     return f"{low} to {high} actors" if high > low else f"{low} actor" + "s" * (low > 1)
 
 
 def actor_name() -> str:
-    """Names this actor, the same after Ray has started it anew; elsewhere the process."""
+    """Id of this actor, unchanged when Ray restarts it; outside of actors, ``worker_name()``."""
     import ray
 
     return (ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None) or worker_name()
 
 
 def worker_name() -> str:
-    """Names this process in the rows that it writes."""
+    """``host:pid`` of this process, recorded in the rows that it writes."""
     return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,9 +1,9 @@
-"""The engine on vLLM, through ray.data.llm: its processor starts the engines, places them and keeps them fed.
+"""The vLLM engine, built on ray.data.llm, whose processor starts, places and feeds the vLLM engines.
 
-Two things are added to its stage, in the actor that holds an engine. A prompt whose answer falls short is asked again
-at once, when its keys and values are in vLLM's prefix cache. And a request for scores becomes one request for each
-place where choices part: the prefix cache holds what they share, and one step gives the log-probabilities of the tokens
-that the choices go on with there.
+Two things are added to its stage, in the actor that holds an engine. A prompt whose answer has too few pairs is retried
+immediately, while its keys and values are in vLLM's prefix cache. A score request becomes one vLLM request for each
+position where the choices diverge: the prefix cache holds the shared tokens, and one decoding step returns the
+log-probabilities of the tokens with which the choices continue.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from qaray.schema import (
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-MAX_SEQUENCES = {"cpu": 16, "cuda": 256}  # that an engine decodes together
-AHEAD = 1.5  # prompts that an actor has, for each that it can decode: the next one is there when one ends
-ROWS_SCORED = 8  # prefixes, papers as a rule, that are lost together if an actor dies
-CPU_CACHE_SHARE = 0.25  # of the free memory, for keys and values
+MAX_SEQUENCES = {"cpu": 16, "cuda": 256}  # sequences that an engine decodes concurrently
+AHEAD = 1.5  # prompts held per sequence: the next one is ready when one finishes
+ROWS_SCORED = 8  # prefixes (usually papers) per block, lost together if an actor dies
+CPU_CACHE_SHARE = 0.25  # share of the free memory for keys and values
 STAGE = "vLLMEngineStage"
 PARAMETERS = "sampling_params"
 
@@ -83,7 +83,7 @@ class VLLMEngine:
         return done.map_batches(_unpacked_scores, batch_size=None, batch_format="pyarrow", num_cpus=LIGHT)
 
     def _processor(self, work: _Generation | _Scoring, share: Share) -> Any:
-        """ray.data.llm's processor with ``work`` in its stage: rows in, the columns of ``work.keep`` out."""
+        """The ray.data.llm processor with ``work`` in its stage; it returns the columns of ``work.keep``."""
         with quiet_llm():
             return self._built(work, share)
 
@@ -115,7 +115,7 @@ class VLLMEngine:
             postprocess_map_kwargs=light,
         )
         stage = processor.get_stage_by_name(STAGE)
-        # A copy: to set a field would run the stage's set-up again, without its placement.
+        # A copy: setting a field would rerun the stage's set-up and lose its placement.
         changes: dict[str, Any] = {"fn": _stage_with(stage.fn, work, self.tries)}
         if self.config.cluster.labels:
             if self._backend() == "ray":
@@ -141,15 +141,15 @@ class VLLMEngine:
             arguments["gpu_memory_utilization"] = config.vllm.gpu_memory_utilization
         else:
             arguments["enforce_eager"] = True
-            # vLLM winds a request's generator back after a part of a prefill, which a CPU's generator cannot do: with
-            # a seed for each prompt the engine would die.
+            # vLLM rewinds a request's random generator after a partial prefill, which CPU generators do not support:
+            # with a seed per prompt the engine would crash.
             arguments["enable_chunked_prefill"] = False
         if rope := self._rope():
             arguments["hf_overrides"] = {"rope_parameters": rope}
         return {**arguments, **json.loads(config.vllm.vllm_args or "{}")}
 
     def _rope(self) -> dict[str, Any] | None:
-        """RoPE parameters that take the place of the model's; None where they are those of the model."""
+        """RoPE parameters that override the model's; None if they do not differ."""
         config, name = self.config, self.config.model_name or ""
         folder = resolve(name, config.model.cache_dir)
         hf = load_config(folder, config.model.cache_dir, config.model.trust_remote_code, name)
@@ -159,7 +159,7 @@ class VLLMEngine:
         return None if after == before else after
 
     def _environment(self) -> dict[str, str]:
-        """vLLM's CPU build takes its settings from the environment."""
+        """Environment variables of the engine. vLLM's CPU build reads its settings from them."""
         level = "INFO" if debugging() else "ERROR"
         variables = {"VLLM_LOGGING_LEVEL": level, "VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "1"}
         if self.worker.gpus:
@@ -173,26 +173,26 @@ class VLLMEngine:
         }
 
     def _cpu_cache_gib(self) -> int:
-        """Whole GiB for keys and values."""
+        """Size of the key-value cache on CPUs, whole GiB."""
         share = self.worker.free_memory * CPU_CACHE_SHARE / self.config.pool[1]
         if self.config.resources.batch_tokens:
             share = self.config.resources.batch_tokens * model_shape(self.config, self.worker.dtype).kv_bytes
         return max(1, round(share / 2**30))
 
     def _bundle(self) -> dict[str, float]:
-        """What Ray reserves for each of an engine's workers."""
+        """Resources that Ray reserves for each worker of an engine."""
         return {"CPU": self.config.resources.cpus_per_actor, **({"GPU": self.worker.gpus} if self.worker.gpus else {})}
 
     def _backend(self) -> str:
-        """How an engine runs its workers: processes of one machine while they fit on one, else Ray's actors."""
+        """vLLM's executor backend: processes if an engine's workers fit on one node, else Ray actors."""
         if not self.worker.gpus:
             return "mp"
         if self._devices() == 1:
             return "uni"
         import ray
 
-        most = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-        return "mp" if most >= self._devices() else "ray"
+        gpus_per_node = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        return "mp" if gpus_per_node >= self._devices() else "ray"
 
     def _devices(self) -> int:
         return self.config.vllm.gpus_per_engine
@@ -203,7 +203,7 @@ class VLLMEngine:
 
 
 def _stage_with(stage: type, work: _Generation | _Scoring, tries: Tries) -> type:
-    """vLLM's stage of ray.data.llm whose rows are answered by ``work``, which asks the engine as often as it wants."""
+    """ray.data.llm's vLLM stage with rows answered by ``work``, which may send several engine requests per row."""
 
     class GuardedStage(stage):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -212,23 +212,23 @@ def _stage_with(stage: type, work: _Generation | _Scoring, tries: Tries) -> type
             self._guard = Guard(tries)
 
         async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-            place = self.IDX_IN_BATCH_COLUMN
+            index_column = self.IDX_IN_BATCH_COLUMN
 
             async def engine(token_ids: Sequence[int], parameters: dict[str, Any]) -> dict[str, Any]:
-                row = {"tokenized_prompt": list(token_ids), PARAMETERS: parameters, place: 0}
+                row = {"tokenized_prompt": list(token_ids), PARAMETERS: parameters, index_column: 0}
                 async for output in super(GuardedStage, self).udf([row]):
                     return output
                 raise RuntimeError("vLLM returned no output")
 
             async def answer(row: dict[str, Any]) -> dict[str, Any]:
-                return {**await work(row, engine), place: row[place]}
+                return {**await work(row, engine), index_column: row[index_column]}
 
             with contextlib.closing(self._guard.parts([work.key(row) for row in batch])) as parts:
-                while part := await asyncio.to_thread(next, parts, None):  # the notes may lie far away
-                    rows = [batch[own] for own in part.rows]
+                while part := await asyncio.to_thread(next, parts, None):  # the notes may be on remote storage
+                    rows = [batch[index] for index in part.rows]
                     if part.given_up:
                         for row in rows:
-                            yield {**work.give_up(row), place: row[place]}
+                            yield {**work.give_up(row), index_column: row[index_column]}
                         continue
                     await asyncio.to_thread(self._guard.enter, part)
                     try:
@@ -242,7 +242,7 @@ def _stage_with(stage: type, work: _Generation | _Scoring, tries: Tries) -> type
 
 @dataclass(frozen=True)
 class _Generation:
-    """Prompts to completions."""
+    """Answers prompts with completions."""
 
     config: GenerateConfig
     eos_ids: frozenset[int]
@@ -251,12 +251,12 @@ class _Generation:
     async def __call__(self, row: dict[str, Any], engine: Any) -> dict[str, Any]:
         prompt: Prompt = select(row, PROMPT_COLUMNS)
 
-        async def once(asked: Prompt) -> Completion:
-            output = await engine(prompt["token_ids"], self._parameters(asked))
-            return self._completion(asked, output)
+        async def once(attempt: Prompt) -> Completion:
+            output = await engine(prompt["token_ids"], self._parameters(attempt))
+            return self._completion(attempt, output)
 
-        done = await attempts_of(prompt, once, attempts(self.config), self.should_stop)
-        return {"answers": done}
+        completions = await attempts_of(prompt, once, attempts(self.config), self.should_stop)
+        return {"answers": completions}
 
     @staticmethod
     def keep(row: dict[str, Any]) -> dict[str, Any]:
@@ -317,7 +317,7 @@ class _Generation:
 
 @dataclass(frozen=True)
 class _Scoring:
-    """Requests for scores to log-probabilities."""
+    """Answers score requests with log-probabilities."""
 
     config: EngineConfig
     seq_len: int  # tokens
@@ -348,36 +348,38 @@ class _Scoring:
         tokenizer = load_tokenizer(
             self.config.model_name or "", self.config.model.cache_dir, self.config.model.trust_remote_code
         )
-        prefix, asked = tokenised(tokenizer, request["prefix"], request["suffixes"], request["choices"], self.seq_len)
-        return list(await asyncio.gather(*(self._one(prefix, each, engine) for each in asked)))
+        prefix, tokenized = tokenised(
+            tokenizer, request["prefix"], request["suffixes"], request["choices"], self.seq_len
+        )
+        return list(await asyncio.gather(*(self._one(prefix, suffix, engine) for suffix in tokenized)))
 
-    async def _one(self, prefix: list[int], asked: TokenizedSuffix, engine: Any) -> list[float]:
+    async def _one(self, prefix: list[int], suffix: TokenizedSuffix, engine: Any) -> list[float]:
         """Log-probabilities of the choices of one suffix."""
-        heads = asked.heads()
+        heads = suffix.heads()
         steps = await asyncio.gather(*(self._step(prefix, head, tokens, engine) for head, tokens in heads.items()))
-        found = dict(zip(heads, steps, strict=True))
+        logprobs = dict(zip(heads, steps, strict=True))
         return [
-            sum(found[tuple(ids[:place])][ids[place]] for place in range(asked.own, len(ids)))
-            for ids in asked.sequences
+            sum(logprobs[tuple(ids[:place])][ids[place]] for place in range(suffix.own, len(ids)))
+            for ids in suffix.sequences
         ]
 
     async def _step(self, prefix: list[int], head: tuple[int, ...], tokens: list[int], engine: Any) -> dict[int, float]:
-        """Log-probabilities of ``tokens`` after prefix and head."""
+        """Log-probabilities of ``tokens`` as the next token after prefix + head."""
         parameters = {"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": tokens, "detokenize": False}
         output = await engine([*prefix, *head], parameters)
         if problem := output["__inference_error__"]:
             raise ValueError(problem)
-        given = output["logprobs"][0]
-        return {token: given[token]["logprob"] for token in tokens}
+        logprobs = output["logprobs"][0]
+        return {token: logprobs[token]["logprob"] for token in tokens}
 
 
 def _result(logprobs: list[list[float]] | None, failure: Failure | None) -> dict[str, Any]:
-    """A ScoreResult as one value of a row; neither of the two: the request was not asked."""
+    """A ScoreResult as one value of a row; both None: the request was skipped."""
     return {"result": {"logprobs": logprobs or [], **failed(failure)}}
 
 
 def _with_parameters(row: dict[str, Any]) -> dict[str, Any]:
-    """The stage asks for this column; the parameters of each request are made where it is sent."""
+    """Adds the column that the stage requires; the actual parameters are built for each request."""
     return {PARAMETERS: ""}
 
 
@@ -385,7 +387,7 @@ def _unpacked_scores(rows: pa.Table) -> pa.Table:
     if not rows.num_rows:
         return rows
     results = rows["result"].to_pylist()
-    answered = [n for n, own in enumerate(results) if own["logprobs"] or own["reason"]]  # not what the stop turned away
+    answered = [n for n, result in enumerate(results) if result["logprobs"] or result["reason"]]  # others were skipped
     rows = rows.take(pa.array(answered, pa.int64())).drop_columns(["result"])
     logprobs = [results[n]["logprobs"] or None for n in answered]
     return with_scores(rows, logprobs, [failure_of(results[n]) for n in answered])

@@ -1,5 +1,8 @@
-"""Where an engine's actors run: looked at by a worker that takes what an actor takes, since a CPU head need not have
-what its GPU workers have. It settles ``--engine auto``."""
+"""Inspects a worker node and resolves ``--engine auto``.
+
+A Ray task with the resources of an actor does the inspection, since the head node may lack the workers' hardware and
+packages.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,32 @@ from qaray.run.cluster import LIGHT, actor_gpus
 from qaray.run.directory import RunError
 from qaray.run.durations import duration
 
-FIRST_WORD, EVERY_WORD = 30.0, 300.0  # seconds until the user hears that nothing has come, and between such words
+FIRST_NOTICE, EVERY_NOTICE = 30.0, 300.0  # seconds until the first notice of a wait, and between notices
 AnyEngineConfig = TypeVar("AnyEngineConfig", bound=EngineConfig)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What a worker of the engine's pool has."""
+    """Hardware and software of a worker in the engine's pool."""
 
-    gpus: float = 0.0  # that an actor takes
-    device: str = ""  # the GPU's name, or the CPU's; '' where the engine computes nothing
-    cores: int = 1  # of the machine
+    gpus: float = 0.0  # per actor
+    device: str = ""  # name of the GPU or CPU; '' for engines without local compute
+    cores: int = 1  # of the node
     free_memory: int = 0  # of the host, bytes
-    dtype: str = ""  # what ``auto`` stands for there
+    dtype: str = ""  # --dtype as resolved on the device, e.g. bfloat16
     flash_attn: bool = False
-    vllm: str | None = None  # its version, None where it cannot be imported
-    problem: str = ""  # why it cannot
-    peaks: tuple[float, float] | None = None  # of the device: FLOP/s, bytes/s; None where they are not known
-    shape: ModelShape | None = None  # of the model, where the peaks are known
+    vllm: str | None = None  # installed version; None if it cannot be imported
+    problem: str = ""  # why vLLM cannot be imported
+    peaks: tuple[float, float] | None = None  # of the device: FLOP/s, bytes/s; None if unknown
+    shape: ModelShape | None = None  # of the model; None if the peaks are unknown
 
 
 def inspect_worker(config: EngineConfig, notify: Callable[[str], None]) -> WorkerInfo:
-    """Asks a worker. Ray must be connected; where the pool's machines are still to come, this waits for the first.
+    """Inspects the first node that can hold an actor, waiting for one to join if necessary. Ray must be connected.
 
-    Raises RunError if none came within ``config.cluster.wait_hours``.
+    Returns an empty WorkerInfo for the echo and http engines. Raises RunError if no node joins within
+    ``config.cluster.wait_hours``.
     """
     if config.engine in ("echo", "http"):
         return WorkerInfo()
@@ -49,54 +53,60 @@ def inspect_worker(config: EngineConfig, notify: Callable[[str], None]) -> Worke
 
 
 def wait_for_node(config: EngineConfig, notify: Callable[[str], None]) -> None:
-    """Waits as long as ``inspect_worker`` for the first node that can hold an actor, if it takes more than a CPU."""
+    """Waits for the first node that can hold an actor, if actors need a GPU or node labels.
+
+    Raises RunError if no node joins within ``config.cluster.wait_hours``.
+    """
     gpus = actor_gpus(config.resources.gpus_per_actor)
     if gpus or config.cluster.labels:
         _answer_of(_here, (), gpus, config, notify)
 
 
 def _here() -> None:
-    """What a node is asked that has only to be there."""
+    """No-op task, to wait for a node."""
 
 
 def _answer_of(
     work: Callable[..., T], arguments: tuple[Any, ...], gpus: float, config: EngineConfig, notify: Callable[[str], None]
 ) -> T:
-    """What ``work`` returns on the first node that has what an actor needs."""
+    """Result of ``work(*arguments)`` on the first node that can hold an actor."""
     import ray
 
-    # One call a process: what it imports is not kept in memory while the run works.
-    ask = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus, config.cluster.labels))(work)
-    asked = ask.remote(*arguments)
-    place = wanted_place(gpus, config.cluster.labels)
-    begun, patience = time.monotonic(), FIRST_WORD
-    while not ray.wait([asked], timeout=min(patience, left_of(begun, config.cluster.wait_hours)))[0]:
-        waited = time.monotonic() - begun
+    # One call per process: the imports do not stay in memory during the run.
+    remote_work = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus, config.cluster.labels))(work)
+    task = remote_work.remote(*arguments)
+    needed = wanted_place(gpus, config.cluster.labels)
+    start, timeout = time.monotonic(), FIRST_NOTICE
+    while not ray.wait([task], timeout=min(timeout, left_of(start, config.cluster.wait_hours)))[0]:
+        waited = time.monotonic() - start
         if waited >= 3600 * config.cluster.wait_hours:
-            ray.cancel(asked, force=True)
+            ray.cancel(task, force=True)
             raise RunError(
-                f"no node with {place} joined the cluster within {config.cluster.wait_hours:g} hours (--wait_hours); "
+                f"no node with {needed} joined the cluster within {config.cluster.wait_hours:g} hours (--wait_hours); "
                 "completed work is saved; `ray status` shows the cluster's resources"
             )
-        notify(f"waiting for a node with {place} ({duration(waited)} so far)")
-        patience = EVERY_WORD
-    answer: T = ray.get(asked)
+        notify(f"waiting for a node with {needed} ({duration(waited)} so far)")
+        timeout = EVERY_NOTICE
+    answer: T = ray.get(task)
     return answer
 
 
 def wanted_place(gpus: float, labels: Mapping[str, str]) -> str:
-    """What a node must have, in words."""
+    """The resources and labels that an actor needs, as text."""
     device = f"{gpus:g} GPU" if gpus else "a free CPU"
     return f"{device} and the labels {', '.join(f'{k}={v}' for k, v in labels.items())}" if labels else device
 
 
 def left_of(begun: float, hours: float) -> float:
-    """Seconds that are left of a wait, at least a moment."""
+    """Seconds left of a wait of ``hours`` that began at ``begun`` (monotonic clock), at least 0.1."""
     return max(0.1, begun + 3600 * hours - time.monotonic())
 
 
 def resume_engine(config: AnyEngineConfig, stored: str | None) -> tuple[AnyEngineConfig, str]:
-    """The configuration, ``auto`` replaced by the engine that run.json names, and why it is this one."""
+    """(configuration, reason for its engine), with ``auto`` replaced by the engine ``stored`` in run.json.
+
+    Without a stored engine ``auto`` is kept, and the reason is empty.
+    """
     if config.engine != "auto":
         return config, "asked for"
     if stored is not None:
@@ -105,9 +115,10 @@ def resume_engine(config: AnyEngineConfig, stored: str | None) -> tuple[AnyEngin
 
 
 def resolve_engine(config: AnyEngineConfig, worker: WorkerInfo, reason: str) -> tuple[AnyEngineConfig, str]:
-    """The configuration with its engine settled, and why it is this one; ``reason``: if that is known already.
+    """(configuration, reason for its engine), with ``auto`` replaced by vllm or transformers.
 
-    Raises ConfigError if the engine is vllm and a worker cannot import it.
+    ``reason`` is returned for an engine other than ``auto``. Raises ConfigError if the engine is vllm and the worker
+    cannot import it.
     """
     if config.engine == "vllm" and worker.vllm is None:
         raise ConfigError(
@@ -121,6 +132,7 @@ def resolve_engine(config: AnyEngineConfig, worker: WorkerInfo, reason: str) -> 
 
 
 def inspect_this(config: EngineConfig, gpus: float) -> WorkerInfo:
+    """Inspects the node that this process runs on."""
     import torch
 
     from qaray.models.hardware import available_memory, cores, device_name, peaks, pick_dtype
@@ -128,7 +140,7 @@ def inspect_this(config: EngineConfig, gpus: float) -> WorkerInfo:
     device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
     dtype = pick_dtype(config.model.dtype, device)
     version, problem = _vllm() if config.engine != "transformers" else (None, "not looked for")
-    known = peaks(device_name(device))
+    device_peaks = peaks(device_name(device))
     return WorkerInfo(
         gpus=gpus,
         device=device_name(device),
@@ -138,17 +150,17 @@ def inspect_this(config: EngineConfig, gpus: float) -> WorkerInfo:
         flash_attn=importlib.util.find_spec("flash_attn") is not None,
         vllm=version,
         problem=problem,
-        peaks=known,
-        shape=model_shape(config, str(dtype).removeprefix("torch.")) if known and config.model_name else None,
+        peaks=device_peaks,
+        shape=model_shape(config, str(dtype).removeprefix("torch.")) if device_peaks and config.model_name else None,
     )
 
 
 def _vllm() -> tuple[str | None, str]:
-    """(version, '') of vLLM if it can be imported, else (None, why not)."""
+    """(version, '') if vLLM can be imported, else (None, reason)."""
     if importlib.util.find_spec("vllm") is None:
         return None, "it is not installed"
     try:
         import vllm
-    except Exception as error:  # a build for other hardware fails in many ways
+    except Exception as error:  # a build for other hardware can raise anything
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
     return str(vllm.__version__), ""

@@ -1,1 +1,1 @@
-"""Pairs → scores: coverage, similarity, RACAR, grounding."""
+"""Evaluation of pairs: coverage, similarity, RACAR, grounding."""

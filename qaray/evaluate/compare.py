@@ -1,4 +1,4 @@
-"""Two evaluated runs compared: paired differences with intervals."""
+"""Compares two evaluated runs: paired differences with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from qaray.run.directory import Run, RunRefused
 
 
 def compare(first: Run, second: Run) -> dict[str, Any]:
-    """Paired differences second − first, by doi, with their intervals.
+    """Paired differences second − first, by doi, with 95 % confidence intervals.
 
-    Raises RunRefused if one of the runs is not evaluated, or they have no papers in common.
+    Raises RunRefused if a run is not evaluated, or if the runs have no papers in common.
     """
     before, after = _scores_by_doi(first), _scores_by_doi(second)
     shared = sorted(before.keys() & after.keys())
@@ -48,7 +48,7 @@ def _scores_by_doi(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def comparison_lines(found: dict[str, Any]) -> list[str]:
-    """The comparison as a table for a terminal."""
+    """Lines of the comparison table for the terminal."""
     lines = [
         f"{found['papers']} papers in both; {found['only_in_first']} only in A, {found['only_in_second']} only in B"
     ]

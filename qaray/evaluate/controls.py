@@ -1,7 +1,7 @@
-"""Controls tell whether a judge is worth anything.
+"""Controls that check whether a judge is reliable.
 
-The same question twice, and in other words, must score above questions of different papers; a pair with its own answer
-above the same question with an answer of another paper.
+A question paired with itself or its paraphrase must score above questions of different papers; a pair with its own
+answer must score above the same question with an answer of another paper.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from typing import Literal
 
 from qaray.schema import Pair
 
-CONTROL_PAIRS = 2  # of a control paper whose answers are swapped
+CONTROL_PAIRS = 2  # pairs per control paper whose answers are swapped
 CONTROL_KINDS = ("duplicate", "paraphrase", "unrelated")
 
 
 def other_questions(papers: Sequence[Sequence[Pair]], place: int, most: int) -> list[str]:
-    """Questions of the next papers in turn, for controls; none if there is no other paper with pairs."""
+    """Up to ``most`` questions of the papers after ``place``, for controls; empty if no other paper has pairs."""
     return _others(papers, place, most, "Q")
 
 
 def other_answers(papers: Sequence[Sequence[Pair]], place: int, most: int = CONTROL_PAIRS) -> list[str]:
+    """Up to ``most`` answers of the papers after ``place``, for controls."""
     return _others(papers, place, most, "A")
 
 
@@ -59,7 +60,7 @@ _COMPILED = [(re.compile(pattern, re.IGNORECASE | re.DOTALL), form) for pattern,
 
 
 def paraphrase(question: str) -> str:
-    """The question with another opening."""
+    """The question with a different opening."""
     question = " ".join(question.split())
     for pattern, form in _COMPILED:
         if match := pattern.match(question):

@@ -1,4 +1,4 @@
-"""The embedding stage: coverage, and the vectors of questions."""
+"""The embedding stage: coverage and question vectors."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def embedding(context: Context, config: EvaluateConfig) -> Stage:
-    """Coverage, and the vectors of questions that similarity goes by."""
-    asked = {"coverage": COVERAGE, "similarity": QUESTIONS}
-    tables = tuple(table for metric, table in asked.items() if metric in config.metrics.names)
+    """The stage that measures coverage and embeds questions for similarity."""
+    by_metric = {"coverage": COVERAGE, "similarity": QUESTIONS}
+    tables = tuple(table for metric, table in by_metric.items() if metric in config.metrics.names)
 
     def flow(work: Dataset) -> Dataset:
         texts = lightly(work, _ReadTexts(context, tables), batch_size=1)
@@ -41,7 +41,7 @@ def embedding(context: Context, config: EvaluateConfig) -> Stage:
 TEXT_SCHEMA = pa.schema(
     [
         *ROW_KEY,
-        ("wanted", pa.list_(pa.string())),  # tables that lack the paper
+        ("wanted", pa.list_(pa.string())),  # names of the tables without rows for the paper
         ("queries", pa.list_(pa.string())),
         ("documents", pa.list_(pa.string())),
         ("questions", pa.list_(pa.string())),

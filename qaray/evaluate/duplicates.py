@@ -1,4 +1,4 @@
-"""Questions of different papers that are nearly the same, by approximate nearest-neighbour search (faiss, HNSW)."""
+"""Near-duplicate questions across papers, by nearest-neighbour search with faiss, exact or HNSW."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SCHEMA = pa.schema(
         ("other_doi", pa.string()), ("other_qa", pa.int32()), ("other_question", pa.string()), ("cosine", pa.float32()),
     ]
 )  # fmt: skip
-NEIGHBOURS = 8  # looked at of each question, itself counted
-MOST = 1_000_000  # questions that are compared: some 5 GB of memory at 384 dimensions
-EXACT_UP_TO = 20_000  # questions that are all compared with one another
-LINKS = 32  # of a question in the graph
+NEIGHBOURS = 8  # neighbours per question, itself included
+MOST = 1_000_000  # maximum number of questions: about 5 GB of memory at 384 dimensions
+EXACT_UP_TO = 20_000  # questions up to which the search is exact
+LINKS = 32  # links per question in the HNSW graph
 
 
 def find_duplicates(context: Context, config: EvaluateConfig) -> dict[str, Any] | None:
-    """The counts of ``near_duplicates``; None where questions were not asked for. Ray must be connected."""
+    """Counts of ``near_duplicates``; None if similarity is not measured. Ray must be connected."""
     import ray
 
     if "similarity" not in config.metrics.names:
@@ -34,8 +34,10 @@ def find_duplicates(context: Context, config: EvaluateConfig) -> dict[str, Any] 
 
 
 def near_duplicates(context: Context, threshold: float) -> dict[str, Any]:
-    """Writes near_duplicates.parquet, a row for each two questions of different papers whose cosine is at least
-    ``threshold``; returns the counts. Runs as one task."""
+    """Writes near_duplicates.parquet and returns the counts. Runs as one task.
+
+    The file has one row per pair of questions from different papers with a cosine of at least ``threshold``.
+    """
     dois: list[str] = []
     numbers: list[int] = []
     questions: list[str] = []
@@ -72,7 +74,7 @@ def near_duplicates(context: Context, threshold: float) -> dict[str, Any]:
 
 
 def _near(vectors: np.ndarray, dois: list[str], threshold: float) -> list[tuple[int, int, float]]:
-    """(a, b, cosine) with a < b, of different papers, the nearest first. ``vectors`` [N, D] at length 1."""
+    """(a, b, cosine) with a < b, from different papers, nearest first. ``vectors`` [N, D] have unit length."""
     import faiss
 
     dimensions = vectors.shape[1]
@@ -84,8 +86,8 @@ def _near(vectors: np.ndarray, dois: list[str], threshold: float) -> list[tuple[
     found: dict[tuple[int, int], float] = {}
     for first in range(0, len(vectors), 4096):
         cosines, others = index.search(vectors[first : first + 4096], min(NEIGHBOURS, len(vectors)))
-        for place, (own, near) in enumerate(zip(cosines, others, strict=True), first):
-            for cosine, other in zip(own, near, strict=True):
+        for place, (row_cosines, row_others) in enumerate(zip(cosines, others, strict=True), first):
+            for cosine, other in zip(row_cosines, row_others, strict=True):
                 if other >= 0 and cosine >= threshold and dois[other] != dois[place]:
                     found[min(place, int(other)), max(place, int(other))] = float(cosine)
     return sorted(((a, b, cosine) for (a, b), cosine in found.items()), key=lambda pair: (-pair[2], pair[0], pair[1]))

@@ -1,4 +1,4 @@
-"""What a judge's log-probabilities say: rows of similarity and of RACAR."""
+"""Turns a judge's log-probabilities into rows of similarity and RACAR."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ NOT_FINITE = Failure(str(ScoreReason.NOT_FINITE), "the model returned values tha
 
 
 def similarity_row(
-    key: dict[str, Any], known: SimilarityTargets, logprobs: list[list[float]] | None, failure: Failure | None
+    key: dict[str, Any], targets: SimilarityTargets, logprobs: list[list[float]] | None, failure: Failure | None
 ) -> Any:
-    """The row of similarity.parquet: a record for each pair of questions, judged or not."""
-    questions = len(known["pair_ids"])
-    answers = dict(zip(known["places"], logprobs or [], strict=False))
+    """The row of similarity.parquet: one record per question pair, judged or not."""
+    questions = len(targets["pair_ids"])
+    answers = dict(zip(targets["places"], logprobs or [], strict=False))
     scores = {
         place: similarity.expected_level(own, similarity.LEVELS) / 100
         for place, own in answers.items()
         if similarity.is_grade(own)
     }
-    judged = {(pair["i"], pair["j"]): n for n, pair in enumerate(known["asked"])}
+    judged = {(pair["i"], pair["j"]): n for n, pair in enumerate(targets["asked"])}
     pairs = []
-    for (i, j), cosine in zip(similarity.question_pairs(questions), known["cosines"], strict=True):
+    for (i, j), cosine in zip(similarity.question_pairs(questions), targets["cosines"], strict=True):
         n = judged.get((i, j))
         one, other = (None, None) if n is None else (scores.get(2 * n), scores.get(2 * n + 1))
         pairs.append({"i": i, "j": j, "cosine": cosine, "judge": one, "judge_swapped": other})
-    first = 2 * len(known["asked"])
+    first = 2 * len(targets["asked"])
     control = [
-        {"kind": kind, "score": scores[first + n]} for n, kind in enumerate(known["control"]) if first + n in scores
+        {"kind": kind, "score": scores[first + n]} for n, kind in enumerate(targets["control"]) if first + n in scores
     ]
     if failure is None and questions < 2:
         failure = Failure(ScoreReason.FEWER_THAN_TWO_PAIRS)
-    if failure is None and (len(scores) < len(answers) or None in known["cosines"]):
+    if failure is None and (len(scores) < len(answers) or None in targets["cosines"]):
         failure = NOT_FINITE
-    if failure is None and len(scores) < len(known["asked"]) * 2 + len(known["control"]):
+    if failure is None and len(scores) < len(targets["asked"]) * 2 + len(targets["control"]):
         failure = Failure.of(ScoreReason.OVER_LENGTH, "some questions exceed the judge's context")
-    return {**key, "pair_ids": known["pair_ids"], "pairs": pairs, "control": control, **failed(failure)}
+    return {**key, "pair_ids": targets["pair_ids"], "pairs": pairs, "control": control, **failed(failure)}
 
 
 def racar_rows(
-    key: dict[str, Any], known: RacarTargets, logprobs: list[list[float]] | None, failure: Failure | None
+    key: dict[str, Any], targets: RacarTargets, logprobs: list[list[float]] | None, failure: Failure | None
 ) -> Iterator[Any]:
-    """The rows of racar.parquet, one a pair."""
+    """Yields the rows of racar.parquet, one per pair."""
     own: dict[int, dict[str, list[float]]] = {}
     swapped: dict[int, dict[str, list[float]]] = {}
     answers = iter(logprobs or [])
     not_finite = set()
-    for asked in known["asked"] if logprobs is not None else []:
-        qa, is_swapped = asked["qa"], asked["swapped"]
+    for pair in targets["asked"] if logprobs is not None else []:
+        qa, is_swapped = pair["qa"], pair["swapped"]
         grades = {name: next(answers) for name in DIMENSIONS}
         if all(map(similarity.is_grade, grades.values())):
             (swapped if is_swapped else own)[qa] = grades
         elif not is_swapped:
             not_finite.add(qa)
-    for qa, (question, pair_id) in enumerate(zip(known["questions"], known["pair_ids"], strict=True)):
+    for qa, (question, pair_id) in enumerate(zip(targets["questions"], targets["pair_ids"], strict=True)):
         own_failure = failure
-        if qa in known["empty"]:
+        if qa in targets["empty"]:
             own_failure = Failure(ScoreReason.EMPTY_ANSWER if question.strip() else ScoreReason.EMPTY_QUESTION)
-        elif qa in known["too_long"]:
+        elif qa in targets["too_long"]:
             own_failure = Failure.of(ScoreReason.OVER_LENGTH, "the pair exceeds a quarter of the judge's context")
         elif qa in not_finite:
             own_failure = NOT_FINITE
@@ -80,7 +80,7 @@ def racar_rows(
             **expected,
             **{f"{name}_argmax": level for name, level in likeliest.items()},
             "passes": racar.passes(expected, self_contained=leans_on(question) is None) if graded else None,
-            "paper_tokens_lost": known["lost"],
+            "paper_tokens_lost": targets["lost"],
             "swapped": (
                 {name: similarity.expected_level(swapped[qa][name], racar.LEVELS) for name in DIMENSIONS}
                 if qa in swapped

@@ -1,4 +1,4 @@
-"""The grounding stage: numbers, self-containedness, words shared with the evidence."""
+"""The grounding stage: numbers, self-contained questions, word overlap with the evidence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qaray.schema import Failure, Paired, ScoreReason, failed
 
 
 def grounding(context: Context) -> Stage:
-    """Numbers, self-containedness, and words shared with the evidence where coverage was measured."""
+    """The stage that measures grounding; word overlap with the evidence only if coverage was measured."""
     return Stage("grounding", (GROUNDING,), lambda work: lightly(work, _Ground(context), batch_size=1))
 
 
@@ -42,14 +42,14 @@ class _Ground:
 
 
 def _grounding_rows(paper: Paired, best: list[Any] | None) -> Iterator[dict[str, Any]]:
-    known = quantities(paper["txt"])
+    paper_quantities = quantities(paper["txt"])
     for qa, pair in enumerate(paper["pairs"]):
         numbers = mentions(pair["A"])
-        missing = [number.text for number in numbers if not stands_in(number, known)]
-        leaning = leans_on(pair["Q"])
-        shared = None
+        missing = [number.text for number in numbers if not stands_in(number, paper_quantities)]
+        phrase = leans_on(pair["Q"])
+        word_overlap = None
         if best:
-            shared = overlap(pair["A"], " ".join(one["text"] for one in best[qa]))
+            word_overlap = overlap(pair["A"], " ".join(one["text"] for one in best[qa]))
         yield {
             **score_key(paper),
             "qa": qa,
@@ -57,9 +57,9 @@ def _grounding_rows(paper: Paired, best: list[Any] | None) -> Iterator[dict[str,
             "numbers": len(numbers),
             "numbers_found": len(numbers) - len(missing),
             "missing": missing,
-            "self_contained": leaning is None,
-            "leans_on": leaning,
+            "self_contained": phrase is None,
+            "leans_on": phrase,
             "answer_words": len(pair["A"].split()),
-            "overlap": shared,
+            "overlap": word_overlap,
             **failed(None if pair["A"].strip() else Failure(ScoreReason.EMPTY_ANSWER)),
         }

@@ -1,4 +1,4 @@
-"""The judging stage: similarity and RACAR by an engine's ``score``."""
+"""The judging stage: similarity and RACAR with an engine's ``score``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JudgeFactory:
-    """Makes the prompts of the judge wherever they are needed."""
+    """Builds the JudgePrompts in the tasks that need them. Picklable."""
 
     config: EvaluateConfig
     plan: ModelPlan
@@ -43,12 +43,12 @@ REQUEST_SCHEMA = pa.schema(
     [
         *ROW_KEY,
         ("table", pa.string()),
-        (SIMILARITY.name, arrow_type(SimilarityTargets)),  # what the suffixes are about, in a row of that table
+        (SIMILARITY.name, arrow_type(SimilarityTargets)),  # targets of the suffixes, in rows for that table
         (RACAR.name, arrow_type(RacarTargets)),
         *arrow_schema(ScoreRequest),
     ]
 )
-REQUESTS_PER_BLOCK = {"cpu": 8, "cuda": 64}  # up to half a minute of work
+REQUESTS_PER_BLOCK = {"cpu": 8, "cuda": 64}  # each up to half a minute of work
 
 
 def judging(
@@ -59,7 +59,10 @@ def judging(
     make_prompts: JudgeFactory,
     papers: int,
 ) -> Stage:
-    """Similarity and RACAR by the engine's ``score``. ``papers``: of the source, of which some are controls."""
+    """The stage that measures similarity and RACAR with the engine's ``score``.
+
+    ``papers`` is the number of papers in the source, from which the share of control papers follows.
+    """
     tables = tuple(each for each in (SIMILARITY, RACAR) if each.name in config.metrics.names)
     share = min(1.0, config.metrics.control_papers / max(1, papers))
 
@@ -77,7 +80,7 @@ class _ReadRequests:
     context: Context
     tables: tuple[Table, ...]
     make_prompts: JudgeFactory
-    control_share: float  # of the papers that test the judge
+    control_share: float  # share of the papers that check the judge
 
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
         context = self.context
@@ -106,8 +109,8 @@ class _ReadRequests:
                     rows = []
             yield from tables_of(rows, REQUEST_SCHEMA)
 
-    def _row(self, paper: Paired, scores: Table, request: ScoreRequest, about: Any) -> dict[str, Any]:
-        return {**score_key(paper), "shard": paper["shard"], "table": scores.name, scores.name: about, **request}
+    def _row(self, paper: Paired, scores: Table, request: ScoreRequest, targets: Any) -> dict[str, Any]:
+        return {**score_key(paper), "shard": paper["shard"], "table": scores.name, scores.name: targets, **request}
 
 
 def _is_chosen(doi: str, share: float) -> bool:
@@ -118,7 +121,7 @@ def _is_chosen(doi: str, share: float) -> bool:
 @dataclass(frozen=True)
 class _WriteJudged:
     run: Run
-    counted: str  # the table whose rows tell how far the stage is
+    counted: str  # the table whose rows count as progress
 
     def __call__(self, judged: pa.Table) -> pa.Table:
         rows = judged.to_pylist()

@@ -1,4 +1,4 @@
-"""What identifies an evaluation, and its account at the end."""
+"""Identity and manifest of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qaray.run.manifests import git_commit, sha256, versions
 
 
 def evaluation_identity(config: EvaluateConfig, plan: ModelPlan | None) -> dict[str, dict[str, Any]]:
-    """Metric → what may not change between two starts of an evaluation."""
+    """Metric → settings that must not change when an evaluation is resumed."""
     embedding = {
         "embedding_model": config.embedder,
         "query_instruction": config.metrics.query_instruction,
@@ -50,7 +50,7 @@ def evaluation_manifest(
     stage_seconds: dict[str, float],
     seconds: float,
 ) -> dict[str, Any]:
-    """The evaluation's account."""
+    """The manifest of a finished evaluation."""
     return {
         "run": run.identity.read_json(),
         "versions": versions(),

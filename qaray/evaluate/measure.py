@@ -1,4 +1,4 @@
-"""A stage of an evaluation: how it is run until no paper is owed anything, and its rows written."""
+"""Runs a stage of an evaluation until no paper lacks scores, and writes its rows."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
-ROWS_AT_ONCE = 64  # papers of one table on its way
+ROWS_AT_ONCE = 64  # maximum papers per Arrow table between tasks
 
 
 @dataclass
 class Measured:
-    """Counts of a running stage, for whoever shows them."""
+    """Progress of a running stage."""
 
     stage: str
-    papers: int = 0  # of the source
-    done: int = 0  # papers that are owed nothing by this stage
-    done_before: int = 0  # of them, before this start
-    begun: float = field(default_factory=time.monotonic)
+    papers: int = 0  # in the source
+    done: int = 0  # papers with all scores of this stage
+    done_before: int = 0  # of these, before this start
+    begun: float = field(default_factory=time.monotonic)  # seconds of the monotonic clock
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage works on. Picklable."""
+    """Input of a stage. Picklable."""
 
     run: Run  # the evaluation's folder
     source: Source
     should_stop: StopCheck
 
     def papers(self, shard: str) -> list[Paired]:
-        """The papers of a shard; none once the run is to stop."""
+        """The papers of a shard; an empty list once the run stops."""
         return [] if self.should_stop() else self.source.read(shard)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A way from shards, a row each with their name, to rows that say how many ``papers`` are in ``tables`` then."""
+    """``flow`` maps rows with a ``shard`` name to rows that count the ``papers`` written to ``tables``."""
 
     name: str
     tables: tuple[Table, ...]
@@ -61,9 +61,9 @@ class Stage:
 
 
 def measure(context: Context, stage: Stage, lease: Lease, report: Callable[[Measured], None]) -> Measured:
-    """Runs a stage until every paper has its scores, or a stop is requested.
+    """Runs a stage until every paper has its scores, or a stop is requested; returns the progress.
 
-    Raises RunError if a round makes no progress.
+    ``report`` is called after each block. Raises RunError if a round makes no progress.
     """
     papers, owed = _owed(context, stage.tables)
     progress = Measured(stage.name, papers, papers - owed.papers, papers - owed.papers)
@@ -92,11 +92,12 @@ def _round(stage: Stage, shards: list[str]) -> Iterator[int]:
 
 
 def lightly(rows: Dataset, work: Callable[[pa.Table], Any], batch_size: int | None = None) -> Dataset:
+    """Maps Arrow tables in tasks that reserve only a fraction of a CPU."""
     return rows.map_batches(work, batch_size=batch_size, num_cpus=LIGHT, batch_format="pyarrow", zero_copy_batch=True)
 
 
 def _owed(context: Context, tables: tuple[Table, ...]) -> tuple[int, Owed]:
-    """(papers of the source, those that lack rows in one of ``tables``). Looked up in parallel."""
+    """(papers in the source, papers that lack rows in one of ``tables``). Shards are read in parallel."""
     shards = context.source.shards()
     found = list(in_order(_owed_by_shard, context, ((tables, shard) for shard in shards), ahead=64))
     lacking = {shard: owed for shard, (_, owed) in zip(shards, found, strict=True) if owed}
@@ -104,12 +105,12 @@ def _owed(context: Context, tables: tuple[Table, ...]) -> tuple[int, Owed]:
 
 
 def count_papers(context: Context) -> int:
-    """Papers of the source."""
+    """Number of papers in the source."""
     return _owed(context, ())[0]
 
 
 def papers_owed(context: Context, tables: tuple[Table, ...]) -> int:
-    """Papers of the source that lack rows in one of ``tables``."""
+    """Number of papers in the source that lack rows in one of ``tables``."""
     return _owed(context, tables)[1].papers
 
 
@@ -126,21 +127,23 @@ ROW_KEY = [*arrow_schema(ScoreKey), ("shard", pa.string())]
 
 
 def tables_of(rows: list[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yields Arrow tables of at most ROWS_AT_ONCE rows; one empty table if there are no rows."""
     for first in range(0, max(1, len(rows)), ROWS_AT_ONCE):
         yield pa.Table.from_pylist(rows[first : first + ROWS_AT_ONCE], schema=schema)
 
 
 def write_scores(run: Run, scores: Table, rows: list[Any], make: Callable[[Any], list[Any]]) -> None:
+    """Writes and logs the score rows that ``make`` returns for each of ``rows``."""
     by_shard: dict[str, list[Any]] = {}
     for row in rows:
-        made = make(row)
-        by_shard.setdefault(row["shard"], []).extend(made)
-        for scored in made:
-            place = {name: scored[name] for name in ("qa", "pair_id") if name in scored}
+        score_rows = make(row)
+        by_shard.setdefault(row["shard"], []).extend(score_rows)
+        for scored in score_rows:
+            pair_fields = {name: scored[name] for name in ("qa", "pair_id") if name in scored}
             if scored.get("reason"):
-                why = {"reason": scored["reason"], "detail": scored["detail"]}
-                log_event("not_measured", run, scores.name, row["doi"], WARNING, **why, **place)
+                failure = {"reason": scored["reason"], "detail": scored["detail"]}
+                log_event("not_measured", run, scores.name, row["doi"], WARNING, **failure, **pair_fields)
             else:
-                log_event("measured", run, scores.name, row["doi"], DEBUG, **place)
+                log_event("measured", run, scores.name, row["doi"], DEBUG, **pair_fields)
     for shard, own in by_shard.items():
         scores.write(run, shard, own)

@@ -23,12 +23,13 @@ SCHEMA = pa.schema(
 
 
 def read_pairs(output_dir: str) -> pa.Table:
-    """The pairs of a run directory, a row each; scores that were not measured are null.
+    """The pairs of a run directory, one row each; scores that were not measured are null.
 
     Columns: ``doi``; ``qa``, the pair's index in its paper; ``pair_id``; ``Q`` and ``A``; the five grades of RACAR
-    (1…5) and ``passes``; ``numbers`` of the answer, ``numbers_found`` of them in the paper; ``self_contained``;
-    ``overlap`` (0…1) of the answer's words with its evidence. All rows are in memory: read the Parquet shards of
-    ``OUT/evaluation/`` for more than some million pairs. Raises RunRefused unless the run is finished.
+    (1…5) and ``passes``; ``numbers``, the count of numbers in the answer; ``numbers_found``, how many of them are in
+    the paper; ``self_contained``; ``overlap`` (0…1) of the answer's words with its evidence. All rows are held in
+    memory: for more than a few million pairs, read the Parquet shards of ``OUT/evaluation/`` instead. Raises
+    RunRefused unless the run is finished.
     """
     run = Run.at(output_dir)
     source, measured = source_of(run), run.measured()

@@ -1,11 +1,11 @@
-"""What a judge is asked about the pairs of a paper.
+"""Prompts that ask a judge about the pairs of a paper.
 
-A prompt is a prefix that many questions share, a suffix, and the choices that the scorer is given:
+A prompt is a prefix shared by many questions, a suffix, and the choices given to the scorer:
 
     similarity   prefix: the rubric                       suffix: two questions           choices: 0, 10, … 100
     RACAR        prefix: the rubrics, then the paper      suffix: pair, then a dimension  choices: 1 … 5
 
-The corpus shares the rubrics, 50 judgements a paper, and five judgements a pair. No text is generated.
+The rubrics are shared by the whole corpus, a paper by 50 judgements, and a pair by five. No text is generated.
 """
 
 from __future__ import annotations
@@ -44,65 +44,67 @@ The paper:
 """
 BEFORE_PAIR = "\n\nThe pair:\n"
 ONE_PAIR = "Question: {question}\nAnswer: {answer}"
-SHARE_FOR_PAIRS = 0.25  # of the judge's context, at most; the paper has the rest
+SHARE_FOR_PAIRS = 0.25  # maximum share of the judge's context; the paper has the rest
 
 
 class AskedQuestions(TypedDict):
-    """Two questions of a paper that are compared, in both orders."""
+    """Two questions of a paper, compared in both orders."""
 
     i: Int32
     j: Int32
 
 
 class SimilarityTargets(TypedDict):
-    """What the suffixes of a similarity request are about: both orders of ``asked``, then the controls."""
+    """Targets of the suffixes of a similarity request: both orders of ``asked``, then the controls."""
 
-    places: list[Int32]  # numbers of the suffixes that fit the judge's context
+    places: list[Int32]  # indices of the suffixes that fit the judge's context
     asked: list[AskedQuestions]
-    cosines: list[float | None]  # of all pairs of questions
-    control: list[str]  # kinds
+    cosines: list[float | None]  # of all question pairs
+    control: list[str]  # kinds of the controls
     pair_ids: list[str]  # [Q]
 
 
 class AskedPair(TypedDict):
-    """A pair that is graded; ``swapped``: with an answer of another paper."""
+    """A pair to grade; ``swapped``: with an answer of another paper."""
 
     qa: Int32
     swapped: bool
 
 
 class RacarTargets(TypedDict):
-    """What the suffixes of a RACAR request are about, five to a pair."""
+    """Targets of the suffixes of a RACAR request, five per pair."""
 
     asked: list[AskedPair]
-    too_long: list[Int32]  # indices of pairs that are not asked
-    empty: list[Int32]
-    lost: int  # tokens of the paper that the judge's context does not hold
+    too_long: list[Int32]  # indices of pairs that exceed their share of the context
+    empty: list[Int32]  # indices of pairs with an empty question or answer
+    lost: int  # tokens of the paper beyond the judge's context
     questions: list[str]  # [Q]
     pair_ids: list[str]  # [Q]
 
 
 @dataclass(frozen=True)
 class JudgePrompts:
-    """Papers with their pairs to requests for the scorer, and its answers to scores."""
+    """Makes score requests from papers with their pairs."""
 
     template: Template
     tokenizer: Tokenizer
     seq_len: int  # of the judge, tokens
-    judge_above: float = -1.0
+    judge_above: float = -1.0  # minimum cosine of the questions that are judged
 
     def similarity(
         self, paper: Paired, cosines: np.ndarray, others: Sequence[str]
     ) -> tuple[ScoreRequest, SimilarityTargets]:
-        """Both orders of all pairs of questions that are near enough, and the control against ``others``, questions of
-        other papers (none: no control)."""
+        """The request for both orders of all question pairs, except those below ``judge_above``, and for the control.
+
+        ``cosines`` [Q, Q]. ``others``: questions of other papers for the control; without any there is none.
+        """
         questions = [self._literal(pair["Q"]) for pair in paper["pairs"]]
-        asked = [
+        judged = [
             (i, j)
             for i, j in similarity.question_pairs(len(questions))
             if questions[i].strip() and questions[j].strip() and not cosines[i, j] < self.judge_above
         ]
-        texts = [(questions[a], questions[b]) for i, j in asked for a, b in ((i, j), (j, i))]
+        texts = [(questions[a], questions[b]) for i, j in judged for a, b in ((i, j), (j, i))]
         control = [
             (kind, question, second)
             for question, other in zip([q for q in questions if q.strip()], others, strict=False)
@@ -116,11 +118,11 @@ class JudgePrompts:
             ScoreRequest(
                 prefix=prefix,
                 suffixes=[suffixes[place] for place in fits],
-                choices=[f"{level}\n" for level in similarity.LEVELS],  # the line's end tells 10 from 100
+                choices=[f"{level}\n" for level in similarity.LEVELS],  # the newline distinguishes 10 from 100
             ),
             SimilarityTargets(
                 places=fits,
-                asked=[AskedQuestions(i=i, j=j) for i, j in asked],
+                asked=[AskedQuestions(i=i, j=j) for i, j in judged],
                 cosines=[_finite(cosines[i, j]) for i, j in similarity.question_pairs(len(questions))],
                 control=[kind for kind, _, _ in control],
                 pair_ids=[pair["pair_id"] for pair in paper["pairs"]],
@@ -128,24 +130,27 @@ class JudgePrompts:
         )
 
     def racar(self, paper: Paired, others: Sequence[str]) -> tuple[ScoreRequest, RacarTargets]:
-        """All dimensions of every pair, and the control: the first pairs with ``others``, answers of other papers."""
+        """The request for all dimensions of every pair, and for the control.
+
+        ``others``: answers of other papers; the control grades the first pairs with them.
+        """
         pairs, literal = paper["pairs"], self._literal
         places = [i for i, pair in enumerate(pairs) if pair["Q"].strip() and pair["A"].strip()]
-        asked = [(i, literal(pairs[i]["Q"]), literal(pairs[i]["A"]), False) for i in places]
-        asked += [(i, literal(pairs[i]["Q"]), literal(other), True) for i, other in zip(places, others, strict=False)]
+        graded = [(i, literal(pairs[i]["Q"]), literal(pairs[i]["A"]), False) for i in places]
+        graded += [(i, literal(pairs[i]["Q"]), literal(other), True) for i, other in zip(places, others, strict=False)]
         head, tail = self._frame(RACAR_RUBRIC)
-        heads = [BEFORE_PAIR + ONE_PAIR.format(question=q, answer=a) + tail for _, q, a, _ in asked]
+        heads = [BEFORE_PAIR + ONE_PAIR.format(question=q, answer=a) + tail for _, q, a, _ in graded]
         lengths = self.tokenizer.count(heads) if heads else []
-        most = int(self.seq_len * SHARE_FOR_PAIRS)
-        kept = [n for n, length in enumerate(lengths) if length <= most]
+        max_tokens = int(self.seq_len * SHARE_FOR_PAIRS)
+        kept = [n for n, length in enumerate(lengths) if length <= max_tokens]
         room = self.seq_len - max((lengths[n] for n in kept), default=0) - self.tokenizer.count([head])[0] - 32
         text, lost = self._cut(literal(paper["txt"]), room)
         suffixes = [f"{heads[n]}{name.capitalize()}: " for n in kept for name in DIMENSIONS]
         return (
             ScoreRequest(prefix=head + text, suffixes=suffixes, choices=[str(level) for level in racar.LEVELS]),
             RacarTargets(
-                asked=[AskedPair(qa=asked[n][0], swapped=asked[n][3]) for n in kept],
-                too_long=sorted({asked[n][0] for n in set(range(len(asked))) - set(kept) if not asked[n][3]}),
+                asked=[AskedPair(qa=graded[n][0], swapped=graded[n][3]) for n in kept],
+                too_long=sorted({graded[n][0] for n in set(range(len(graded))) - set(kept) if not graded[n][3]}),
                 empty=[i for i in range(len(pairs)) if i not in set(places)],
                 lost=lost,
                 questions=[pair["Q"] for pair in pairs],
@@ -154,7 +159,7 @@ class JudgePrompts:
         )
 
     def _frame(self, rubric: str) -> tuple[str, str]:
-        """What comes before what is judged, and between that and the grade: the template's ends."""
+        """(text before the judged content, text between it and the grade), both from the template."""
         border = "\0"
         head, tail = self.template.render(INSTRUCTION, rubric + border).split(border)
         return head, tail if tail[-1:].isspace() else tail + "\n"
@@ -166,7 +171,7 @@ class JudgePrompts:
         return [n for n, length in enumerate(self.tokenizer.count(suffixes)) if length <= room]
 
     def _cut(self, text: str, room: int) -> tuple[str, int]:
-        """The text's first ``room`` tokens, and how many are lost."""
+        """The first ``room`` tokens of the text, at least one, and the number of tokens cut."""
         spans = self.tokenizer.spans(text)
         if len(spans) <= room:
             return text, 0

@@ -1,6 +1,6 @@
-"""Papers with their pairs, wherever they come from: a run of qaray's, or a processed output made anywhere.
+"""Sources of papers with their pairs: a qaray run, or a processed output from elsewhere.
 
-Both are read shard by shard, and the shard's name goes with the paper.
+Both are read shard by shard, and each paper keeps the name of its shard.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ANSWER_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "finish_reas
 
 
 class Key(NamedTuple):
-    """What tells whether a paper was measured."""
+    """Identifies a measured paper; a changed paper has another digest."""
 
     doi: str
     digest: str
@@ -33,16 +33,16 @@ class Key(NamedTuple):
 
 
 def keys_of(papers: Iterable[Any]) -> list[Key]:
-    """The keys of rows that have ``doi``, ``digest`` and ``pairs``."""
+    """Keys of rows with ``doi``, ``digest`` and ``pairs``."""
     return [Key(paper["doi"], paper["digest"], len(paper["pairs"])) for paper in papers]
 
 
 class Source(Protocol):
-    """Picklable: tasks read their shards by it."""
+    """Papers to evaluate. Picklable: tasks read their shards from it."""
 
     @property
     def run(self) -> Run:
-        """Where the shards of its papers lie."""
+        """The run with the shards of the papers."""
         ...
 
     def shards(self) -> list[str]:
@@ -50,17 +50,17 @@ class Source(Protocol):
         ...
 
     def keys(self, shard: str) -> list[Key]:
-        """The papers of a shard that are to be measured. Their text is not read."""
+        """Keys of the papers of a shard, without reading their text."""
         ...
 
     def read(self, shard: str) -> list[Paired]:
-        """The same papers in the same order, whole."""
+        """The papers of a shard with their text, in the order of ``keys``."""
         ...
 
 
 @dataclass(frozen=True)
 class ProcessedPapers:
-    """Processed output that was taken into the shards of ``run``, the evaluation's own folder."""
+    """Processed output that was ingested into the shards of ``run``, the evaluation's own folder."""
 
     run: Run
 
@@ -88,10 +88,10 @@ class ProcessedPapers:
 
 @dataclass(frozen=True)
 class GeneratedPapers:
-    """The papers of a generate run that have pairs. Made once it is finished: its files are listed once for all."""
+    """The papers of a finished generate run that have pairs. The run's files are listed only once."""
 
     run: Run
-    files: dict[str, list[str]]  # of answers, by shard
+    files: dict[str, list[str]]  # files of answers, by shard
 
     @classmethod
     def of(cls, run: Run) -> GeneratedPapers:
@@ -107,7 +107,7 @@ class GeneratedPapers:
         return self._read(shard, ["doi", "title", "txt"])
 
     def answers(self, shard: str, columns: list[str] | None = None) -> dict[str, list[Parsed]]:
-        """The answers of a shard's papers by doi, those of papers without pairs too."""
+        """Answers of a shard's papers by doi, including papers without pairs."""
         return read_answers(self.run.root.fs, self.files.get(shard, []), columns)
 
     def _read(self, shard: str, columns: list[str]) -> list[Paired]:
@@ -133,18 +133,18 @@ class GeneratedPapers:
 def open_source(
     config: EvaluateConfig, generated: Run, should_stop: StopCheck, report: Callable[[Ingested], None]
 ) -> tuple[Source, int]:
-    """What is to be measured, and how many records of a processed output were rejected.
+    """(papers to measure, number of rejected records of a processed output).
 
-    A processed output is taken in first; if one of its files changed, or was not taken in to its end, all of them anew:
-    papers that stayed the same keep their scores. Raises FileNotFoundError, or RunError if no record is a paper
-    with pairs.
+    A processed output is ingested first. If one of its files has changed, or was not read completely, all of them are
+    ingested again; unchanged papers keep their scores. Raises FileNotFoundError if there is no such file, RunError if
+    no record is a paper with pairs.
     """
     if not config.pairs.processed_output:
         return GeneratedPapers.of(generated), 0
     run = generated.evaluation
     files = input_files(config.pairs.processed_output, run)
-    known = (run.sources.read_json() or {"files": []})["files"]
-    if unread(files, known) or len(files) != len(known):
+    recorded = (run.sources.read_json() or {"files": []})["files"]
+    if unread(files, recorded) or len(files) != len(recorded):
         for old in (*run.paper_shards(), *run.rejected_papers.files(".parquet"), run.sources):
             old.remove()
     intake = Intake(
@@ -158,6 +158,6 @@ def open_source(
 
 
 def source_of(run: Run) -> Source:
-    """What a finished run is shown with: the pairs that its evaluation is of, else its own."""
+    """The papers and pairs that the evaluation of a finished run measured; without an evaluation, the run's own."""
     elsewhere = run.evaluation.manifest.exists() and run.measured() is None
     return ProcessedPapers(run.evaluation) if elsewhere else GeneratedPapers.of(run)

@@ -1,10 +1,10 @@
-"""The stages of an evaluation: papers with their pairs → rows of scores, written paper by paper.
+"""Stages of an evaluation: papers with their pairs → rows of scores, written paper by paper.
 
     embedding   texts → coverage, vectors of questions     (a pool of embedding actors)
     judging     pairs → similarity, RACAR                  (a pool of engine actors)
     grounding   pairs and their evidence → grounding       (light tasks)
 
-Stages follow one another, so that two pools never wait for each other's GPUs.
+Stages run one after another, so that two pools never wait for each other's GPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def stages(
     papers: int,
     notify: Callable[[str], None],
 ) -> Iterator[Stage]:
-    """The stages that the metrics ask for, in order. ``plan``, ``site``: the judge's, ``papers``: of the source."""
+    """Yields the stages that the metrics need, in order.
+
+    ``plan`` and ``worker`` are those of the judge; ``papers`` is the number of papers in the source.
+    """
     if config.embeds:
         notify(f"embedding with {config.embedder}")
         yield embedding(context, config)

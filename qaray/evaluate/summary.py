@@ -1,4 +1,4 @@
-"""The summary of an evaluation: means with intervals, histograms, controls."""
+"""The summary of an evaluation: means with confidence intervals, histograms, controls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qaray.metrics.statistics import histogram, interval_of_mean
 from qaray.run.cluster import in_order
 from qaray.schema import DIMENSIONS, ScoreKey, arrow_schema
 
-# Metric → (lowest, highest) of its histogram, None where it has no bounds.
+# Metric → bounds of its histogram, None if it is unbounded.
 BOUNDS: dict[str, tuple[float, float] | None] = {
     "coverage_overall": (0, 1),
     "coverage_individual": (0, 1),
@@ -45,16 +45,16 @@ PAPER_SCORES = Table(
     "paper_scores",
     pa.schema([*arrow_schema(ScoreKey), ("pairs", pa.int32()), *((name, pa.float64()) for name in BOUNDS)]),
 )
-CHANCE = 0.65  # a judge whose control AUC is below it is hardly better than chance
+CHANCE = 0.65  # a control AUC below it is reported as near chance
 
 
 @dataclass
 class Tally:
-    """Sums over papers and pairs beyond the papers' own scores. Addable."""
+    """Sums over papers and pairs, in addition to the scores per paper."""
 
     problems: Counter[str] = field(default_factory=Counter)  # "table: reason" → rows
     question_pairs: int = 0
-    judged: int = 0  # question pairs that were judged in both orders
+    judged: int = 0  # question pairs judged in both orders
     flagged: int = 0
     pairs: int = 0
     passing: int = 0
@@ -66,7 +66,7 @@ class Tally:
     own_answers: dict[str, list[float]] = field(default_factory=dict)  # RACAR, by dimension, of control pairs
     swapped_answers: dict[str, list[float]] = field(default_factory=dict)
 
-    MOST = 100_000  # values kept of each list
+    MOST = 100_000  # maximum values kept per list
 
     def add(self, other: Tally) -> None:
         for name, value in vars(other).items():
@@ -87,14 +87,14 @@ def _extend(kept: list[Any], more: list[Any]) -> None:
 
 
 def measured_tables(context: Context) -> tuple[Table, ...]:
-    """The tables that hold every paper's rows, whether this start or an earlier one was asked for them."""
-    asked = context.run.identity.read_json() or {}
-    known = [each for each in (COVERAGE, SIMILARITY, RACAR, GROUNDING) if each.name in asked]
-    return tuple(each for each in known if not papers_owed(context, (each,)))
+    """The tables with rows for every paper, including those measured by earlier starts."""
+    identity = context.run.identity.read_json() or {}
+    candidates = [each for each in (COVERAGE, SIMILARITY, RACAR, GROUNDING) if each.name in identity]
+    return tuple(each for each in candidates if not papers_owed(context, (each,)))
 
 
 def summarise(context: Context, duplicates: dict[str, Any] | None) -> dict[str, Any]:
-    """Merges every shard's tables, writes paper_scores.parquet and summary.json; returns the summary."""
+    """Merges the tables of every shard, writes paper_scores.parquet and summary.json, and returns the summary."""
     tables = measured_tables(context)
     shards = context.source.shards()
     for each in (COVERAGE, QUESTIONS, SIMILARITY, RACAR, GROUNDING, PAPER_SCORES):
@@ -126,7 +126,7 @@ def summarise(context: Context, duplicates: dict[str, Any] | None) -> dict[str, 
 
 
 def _merge_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tuple[Tally, list[dict[str, Any]]]:
-    """One file a table, every paper once; what they add to the sums, and a row of scores a paper."""
+    """Merges a shard into one file per table; returns its sums, and one row of scores per paper."""
     keys = context.source.keys(shard)
     tally = Tally(pairs=sum(key.pairs for key in keys))
     papers: list[dict[str, Any]] = [{"doi": key.doi, "digest": key.digest, "pairs": key.pairs} for key in keys]
@@ -149,8 +149,8 @@ def _merge_shard(context: Context, tables: tuple[Table, ...], shard: str) -> tup
 
 def _add_coverage(rows: list[Any], tally: Tally) -> dict[str, Any]:
     row = rows[0]
-    named = {f"coverage_{name}": row[name] for name in ("overall", "individual", "null", "lift")}
-    return {**named, "sentence_std": mean(row["sentence_std"] or [])}
+    scores = {f"coverage_{name}": row[name] for name in ("overall", "individual", "null", "lift")}
+    return {**scores, "sentence_std": mean(row["sentence_std"] or [])}
 
 
 def _add_similarity(rows: list[Any], tally: Tally) -> dict[str, Any]:
@@ -178,13 +178,13 @@ def _add_similarity(rows: list[Any], tally: Tally) -> dict[str, Any]:
 
 def _add_racar(rows: list[Any], tally: Tally) -> dict[str, Any]:
     for row in rows:
-        if row["swapped"] is not None and row["accuracy"] is not None:  # a pair may be too long, and not its swap
+        if row["swapped"] is not None and row["accuracy"] is not None:  # a pair may be too long, but not its swap
             for name in DIMENSIONS:
                 _extend(tally.own_answers.setdefault(name, []), [row[name]])
                 _extend(tally.swapped_answers.setdefault(name, []), [row["swapped"][name]])
     tally.passing += sum(bool(row["passes"]) for row in rows)
-    named = {f"racar_{name}": mean([row[name] for row in rows if row[name] is not None]) for name in DIMENSIONS}
-    return {**named, "racar_passes": mean([row["passes"] for row in rows if row["passes"] is not None])}
+    grades = {f"racar_{name}": mean([row[name] for row in rows if row[name] is not None]) for name in DIMENSIONS}
+    return {**grades, "racar_passes": mean([row["passes"] for row in rows if row["passes"] is not None])}
 
 
 def _add_grounding(rows: list[Any], tally: Tally) -> dict[str, Any]:
@@ -204,10 +204,10 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 class Sample:
-    """The papers' values of one metric: missing ones are counted, and in no mean."""
+    """The papers' values of one metric. Missing values are counted, but not part of the mean."""
 
     def __init__(self) -> None:
-        self.values = array("d")  # of ten millions, 80 MB
+        self.values = array("d")  # 80 MB for ten million papers
         self.missing = 0
 
     def add(self, values: Sequence[float | None]) -> None:
@@ -270,7 +270,7 @@ def _racar(tally: Tally) -> dict[str, Any]:
 
 
 def _control(what: str, positives: Sequence[float], negatives: Sequence[float]) -> dict[str, Any]:
-    """How well the judge tells the two apart."""
+    """How well the judge separates positives from negatives."""
     found = similarity.auc(positives, negatives)
     return {
         "what": what,
@@ -282,13 +282,13 @@ def _control(what: str, positives: Sequence[float], negatives: Sequence[float]) 
 
 
 def _judged_means(scores: dict[str, list[float]]) -> list[float]:
-    """Mean of each pair's dimensions but agnosticism, which an answer does not change."""
+    """Mean grade of each pair over all dimensions except agnosticism, which the answer does not affect."""
     names = [name for name in DIMENSIONS if name != "agnosticism" and name in scores]
     return [float(np.mean(values)) for values in zip(*(scores[name] for name in names), strict=True)] if names else []
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """The summary as a table for a terminal."""
+    """Lines of the summary table for the terminal."""
     lines = [f"{'metric':24}{'mean':>9}   95 % interval     papers  missing"]
     for name, found in summary["metrics"].items():
         lines.append(
@@ -298,7 +298,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     for name in ("similarity", "racar"):
         control = summary.get(name, {}).get("control", {})
         if control.get("auc") is not None:
-            verdict = "near chance: its scores say little" if control["near_chance"] else "better than chance"
+            verdict = "near chance: do not rely on its scores" if control["near_chance"] else "better than chance"
             lines.append(f"judge of {name}: AUC {control['auc']:.3f} on {control['what']} ({verdict})")
     return lines
 

@@ -1,7 +1,7 @@
-"""The tables of an evaluation: Parquet shards of scores, keyed by paper, and what is still owed to them.
+"""Tables of an evaluation: Parquet shards of scores, keyed by paper, and the papers that they still lack.
 
-OUT/evaluation/coverage.parquet/part-000000/<hash>.parquet …   written as the work goes, a file a block
-OUT/evaluation/coverage.parquet/part-000000.parquet            at the end, the shard's papers in order, every paper once
+OUT/evaluation/coverage.parquet/part-000000/<hash>.parquet …   written during the evaluation, one file per block
+OUT/evaluation/coverage.parquet/part-000000.parquet            merged at the end: every paper once, in the shard's order
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qaray.schema import COVERAGE_SCHEMA, GROUNDING_SCHEMA, QUESTION_SCHEMA, RAC
 
 @dataclass(frozen=True)
 class Table:
-    """One metric's rows. ``by_pair``: a row a pair, none for a paper without pairs; else a row a paper."""
+    """Rows of one metric: one per pair if ``by_pair`` (none for a paper without pairs), else one per paper."""
 
     name: str
     schema: pa.Schema
@@ -32,7 +32,7 @@ class Table:
         return run.root / f"{self.name}.parquet"
 
     def files(self, run: Run, shard: str) -> list[Location]:
-        """The shard's merged file, if there is one, and what was written since."""
+        """The shard's merged file, if it exists, and the files written since."""
         merged = self.merged(run, shard)
         return [*([merged] if merged.exists() else []), *self.pieces(run, shard).files(".parquet")]
 
@@ -40,24 +40,23 @@ class Table:
         return self.folder(run) / f"{shard}.parquet"
 
     def pieces(self, run: Run, shard: str) -> Location:
-        """A folder of its own for each shard: on an object store a listing costs what it returns."""
+        """Folder of the shard's files that are not merged yet: listing it stays cheap on an object store."""
         return self.folder(run) / shard
 
     def write(self, run: Run, shard: str, rows: list[dict[str, Any]]) -> None:
-        """A file of these papers' rows: the same papers give the same file, so that a task that runs twice writes it
-        twice."""
+        """Writes the papers' rows. The file name depends on the papers only, so a rerun task overwrites its file."""
         if rows:
             keys = sorted({(row["doi"], row["digest"]) for row in rows})
             name = hashlib.sha256(repr(keys).encode("utf-8", "surrogatepass")).hexdigest()[:16]
             (self.pieces(run, shard) / f"{name}.parquet").write_table(table(rows, self.schema))
 
     def replace(self, run: Run, shard: str, rows: list[dict[str, Any]]) -> None:
-        """These rows and no others are the shard's."""
+        """Replaces all rows of the shard."""
         self.merged(run, shard).write_table(table(rows, self.schema))
         self.pieces(run, shard).remove_folder()
 
     def forget(self, run: Run, shards: set[str]) -> None:
-        """Removes the rows of all other shards."""
+        """Removes the rows of all shards other than ``shards``."""
         for file in self.folder(run).files(".parquet"):
             if file.name.removesuffix(".parquet") not in shards:
                 file.remove()
@@ -66,7 +65,7 @@ class Table:
                 folder.remove_folder()
 
     def done(self, run: Run, shard: str) -> set[tuple[str, str]]:
-        """(doi, digest) of the papers that have their rows."""
+        """(doi, digest) of the papers that have rows."""
         found: set[tuple[str, str]] = set()
         for file in self.files(run, shard):
             columns = file.read_table(["doi", "digest"])
@@ -74,12 +73,12 @@ class Table:
         return found
 
     def owed(self, run: Run, shard: str, keys: list[Key]) -> set[str]:
-        """The dois of a shard's papers that lack rows."""
+        """Dois of the shard's papers that lack rows."""
         done = self.done(run, shard)
         return {key.doi for key in keys if (key.doi, key.digest) not in done and (key.pairs or not self.by_pair)}
 
     def read(self, run: Run, shard: str, keys: list[Key], columns: list[str] | None = None) -> dict[str, list[Any]]:
-        """Rows by doi of the papers as they are; a paper that was measured twice counts once."""
+        """Rows by doi of the papers with these keys; a paper that was measured twice counts once."""
         wanted = None if columns is None else sorted({"doi", "digest", *columns, *(["qa"] if self.by_pair else [])})
         current = {(key.doi, key.digest) for key in keys}
         rows: dict[str, list[Any]] = {}
@@ -98,7 +97,10 @@ class Table:
         return rows
 
     def merge(self, run: Run, shard: str, keys: list[Key]) -> list[list[Any]]:
-        """One file for the shard; its rows, a list a paper, in the papers' order. Raises RunError if one lacks rows."""
+        """Merges the shard into one file; returns its rows, one list per paper, in the order of ``keys``.
+
+        Raises RunError if a paper lacks rows.
+        """
         rows = self.read(run, shard, keys)
         ordered = [rows.get(key.doi, []) for key in keys]
         for key, own in zip(keys, ordered, strict=True):
@@ -114,7 +116,7 @@ class Table:
         return merged.read_table(["doi"]).num_rows if merged.exists() else -1
 
     def rows(self, run: Run) -> Iterator[Any]:
-        """All rows of a finished evaluation, a shard in memory at a time."""
+        """All rows of a finished evaluation, with one shard in memory at a time."""
         for file in self.folder(run).files(".parquet"):
             yield from file.read_table().to_pylist()
 

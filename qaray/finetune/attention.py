@@ -1,9 +1,9 @@
 """S²-Attn, the shifted sparse attention of LongLoRA (arXiv 2309.12307), for training.
 
-The sequence is cut into groups. The first half of the heads attends within groups; the other half within groups that
-are shifted by half a group, so that what one group knows reaches the next one layer later. The shifted half does not
-wrap round: its first group is half a group long, and nothing of a sequence's end is seen at its start. In evaluation
-and with a cache attention is full. Letters: B sequences, H query heads, K key-value heads, S tokens, D head dimension.
+The sequence is split into groups. The first half of the heads attends within groups; the other half within groups that
+are shifted by half a group, so that information reaches the next group one layer later. The shifted groups do not wrap
+around: the first one is half as long, and the start of a sequence never attends to its end. In evaluation and with a KV
+cache, attention is full. Shapes: B sequences, H query heads, K key-value heads, S tokens, D head dimension.
 
 transformers calls ``s2_attention`` through its attention interface and ``keep_padding`` through its mask interface.
 """
@@ -20,20 +20,20 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 ATTENTION = "qaray_s2"
-LONGEST_GROUP = 8192  # tokens, where the length is no multiple of 4096
+LONGEST_GROUP = 8192  # tokens; group size if the length is not a multiple of 4096
 
 
 def group_size(length: int, wanted: int | None = None) -> int:
-    """Tokens of a group: as wanted, else LongLoRA's rule for fine-tuning."""
+    """Group size in tokens: ``wanted`` if given, else by LongLoRA's rule for fine-tuning."""
     if wanted:
         return wanted
     return length // 4 if length % 4096 == 0 else LONGEST_GROUP
 
 
 def register(wanted: int | None = None, flash: bool = True) -> str:
-    """Makes S²-Attn known to transformers; returns the name to load a model with.
+    """Registers S²-Attn with transformers; returns the ``attn_implementation`` to load a model with.
 
-    ``wanted``: tokens of a group; ``flash``: use flash-attn where it is.
+    ``wanted``: group size in tokens, None for LongLoRA's rule; ``flash``: use flash-attn if it is available.
     """
 
     AttentionInterface.register(ATTENTION, functools.partial(s2_attention, group=wanted, flash=flash))
@@ -42,9 +42,9 @@ def register(wanted: int | None = None, flash: bool = True) -> str:
 
 
 def keep_padding(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> torch.Tensor | None:
-    """Which tokens are no padding: bool [B, S], or None where causality alone hides the padding.
+    """Mask of tokens that are not padding, bool [B, S]; None if the causal mask alone hides the padding.
 
-    That is so if it stands at the end: no real token looks there. A mask of S × S is never built for it.
+    This is so for right padding: no real token attends to it. An S × S mask is never built for it.
     """
     if attention_mask is None:
         return None
@@ -65,9 +65,9 @@ def s2_attention(
     flash: bool = True,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer: query [B, H, S, D], key and value [B, K, S, D] → [B, S, H, D].
+    """Attention of one layer: query [B, H, S, D], key and value [B, K, S, D] → ([B, S, H, D], no weights).
 
-    ``attention_mask``: what ``keep_padding`` made. ``group``: tokens of a group, None = by the rule.
+    ``attention_mask``: result of ``keep_padding``. ``group``: group size in tokens, None for LongLoRA's rule.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     length = query.shape[2]
@@ -88,7 +88,7 @@ def s2_attention(
 
 
 def _kv_heads(heads: slice, query_heads: int, kv_heads: int, device: torch.device) -> Any:
-    """The key-value heads of a run of query heads: a slice where they are shared evenly, else one for each."""
+    """The key-value heads of a range of query heads: a slice if shared evenly, else one index per query head."""
     owners = [head // (query_heads // kv_heads) for head in range(query_heads)[heads]]
     distinct = sorted(set(owners))
     shared = len(owners) // max(1, len(distinct))
@@ -98,7 +98,7 @@ def _kv_heads(heads: slice, query_heads: int, kv_heads: int, device: torch.devic
 
 
 def borders(length: int, first: int, size: int) -> list[tuple[int, int]]:
-    """(start, stop) of the groups of a sequence whose first group has ``first`` tokens and the others ``size``."""
+    """(start, stop) of each group: the first has ``first`` tokens, the others ``size``; the last may be shorter."""
     stops = [*range(min(first, length), length, size), length]
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
@@ -125,7 +125,7 @@ def _grouped(
 
 
 def _runs(groups: list[tuple[int, int]]) -> Iterator[tuple[slice, int]]:
-    """Neighbouring groups of one length as (their tokens, their number)."""
+    """Runs of consecutive groups of equal length, as (their tokens, number of groups)."""
     begin = 0
     for i in range(1, len(groups) + 1):
         same = i < len(groups) and groups[i][1] - groups[i][0] == groups[begin][1] - groups[begin][0]
@@ -144,7 +144,7 @@ def _batched(
     scaling: float,
     dropout: float,
 ) -> torch.Tensor:
-    """``count`` groups of equal length as a batch: [B, h, count·g, D]."""
+    """Attention within ``count`` groups of equal length g, computed as one batch: [B, h, count·g, D]."""
 
     def split(tensor: torch.Tensor) -> torch.Tensor:
         batch, heads, _, dim = tensor.shape
@@ -165,10 +165,10 @@ def _full(
     scaling: float,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Causal attention of the last q of S places: [B, H, q, D]."""
+    """Causal attention of the last q of S positions: [B, H, q, D]."""
     new, seen = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.device.type == "cpu":  # the fused CPU kernel has no backward for shared heads
+    if grouped and query.device.type == "cpu":  # the fused CPU kernel has no backward pass for shared heads
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         grouped = False
@@ -180,7 +180,7 @@ def _full(
     places = torch.arange(seen, device=query.device)
     mask = places[None, :] <= places[seen - new :, None]
     if keep is not None:
-        # A padding token sees itself: a row without any key would be NaN.
+        # A padding token attends to itself: a row without keys would be NaN.
         own = places[None, :] == places[seen - new :, None]
         mask = (mask[None] & keep[:, None, :seen]) | own[None]
         mask = mask[:, None]
@@ -190,12 +190,12 @@ def _full(
 
 
 def has_flash_attn() -> bool:
-    """Whether the package is installed."""
+    """Whether flash-attn is installed."""
     return importlib.util.find_spec("flash_attn") is not None
 
 
 def _flash_attn(query: torch.Tensor) -> Any:
-    """The flash_attn module where it serves this tensor, else None."""
+    """The flash_attn module if it supports this tensor, else None."""
     if query.device.type != "cuda" or query.dtype == torch.float32 or not has_flash_attn():
         return None
     import flash_attn
@@ -212,7 +212,7 @@ def _varlen(
     scaling: float,
     dropout: float,
 ) -> torch.Tensor:
-    """The same in one call of flash-attn: groups are sequences of their own in a packed batch."""
+    """Grouped attention in one call of flash-attn, with groups as sequences of a packed batch: [B, h, S, D]."""
     batch, heads, length, dim = query.shape
     groups = borders(length, first, size)
     starts = [row * length + start for row in range(batch) for start, _ in groups] + [batch * length]

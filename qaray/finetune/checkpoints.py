@@ -1,12 +1,12 @@
-"""The last complete checkpoint of a run: Ray Train's account of them, and a pointer of our own in case that is torn.
+"""The last complete checkpoint of a run, by Ray Train's checkpoint index or, if that is damaged, by a pointer file.
 
-Ray Train writes its account in place after each checkpoint; a kill in the middle of that leaves half of it, and Ray
-Train stops at it. The pointer is written after the account, whole or not at all. A folder with a torn account is set
-aside, and training resumes from the checkpoint that the pointer names. What was set aside is never deleted here.
+Ray Train writes its index in place after each checkpoint; a kill during the write truncates it, and Ray Train then
+fails to read it. The pointer is written after the index, atomically. A folder with a damaged index is set aside, and
+training resumes from the checkpoint that the pointer names. Folders that were set aside are never deleted here.
 
-    STORAGE/RUN_NAME/                checkpoints and Ray Train's account
+    STORAGE/RUN_NAME/                checkpoints and Ray Train's index
     STORAGE/RUN_NAME.latest.json     the pointer
-    STORAGE/RUN_NAME.set-aside-1/    a folder whose account was torn
+    STORAGE/RUN_NAME.set-aside-1/    a folder with a damaged index
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from qaray.run.storage import Location
 
 
 class TornAccount(Exception):
-    """Ray Train's account of a folder is there and cannot be read."""
+    """Ray Train's checkpoint index of a folder exists but cannot be read."""
 
 
 def last_checkpoint(place: Location) -> Location:
-    """``place`` if it is a checkpoint, else the last complete one of a run's folder. Raises ConfigError without one."""
+    """``place`` if it is a checkpoint, else the last complete one of a run. Raises ConfigError if there is none."""
     if (place / TRAINING).exists():
         return place
     with contextlib.suppress(TornAccount):
@@ -43,10 +43,10 @@ def last_checkpoint(place: Location) -> Location:
 
 
 def resume_point(place: Location, notify: Callable[[str], None]) -> Location | None:
-    """The checkpoint that training must be told to resume from; None if Ray Train finds it, or if there is none.
+    """The checkpoint to pass to the training processes; None if Ray Train finds it itself, or if there is none.
 
-    A folder whose account is torn is set aside, and Ray Train starts a new one. Raises RunError where folders cannot be
-    renamed.
+    A folder with a damaged index is set aside, and Ray Train starts a new one. Raises RunError if the storage cannot
+    rename folders.
     """
     try:
         return _pointed(place) if _reported(place) is None else None
@@ -62,14 +62,14 @@ def resume_point(place: Location, notify: Callable[[str], None]) -> Location | N
 
 
 class CheckpointPointer(UserCallback):
-    """Notes each complete checkpoint of the folder. Runs in Ray Train's controller."""
+    """Updates the pointer after each complete checkpoint. Runs in Ray Train's controller."""
 
     def __init__(self, place: Location) -> None:
         self.place = place
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
-            with contextlib.suppress(OSError):  # the pointer before it will do
+            with contextlib.suppress(OSError):  # the previous pointer remains valid
                 pointer(self.place).write_json({"checkpoint": _name(checkpoint)})
 
 
@@ -79,23 +79,23 @@ def pointer(place: Location) -> Location:
 
 
 def _reported(place: Location) -> Location | None:
-    """The last checkpoint by Ray Train's account, None if there is no account. Raises TornAccount or OSError."""
+    """The last checkpoint in Ray Train's index, None without an index. Raises TornAccount or OSError."""
     if not debugging():
         logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         checkpoint = Result.from_path(place.path, storage_filesystem=place.fs).checkpoint
     except (RuntimeError, FileNotFoundError):
-        return None  # no folder, or no account in it
+        return None  # no folder, or no index in it
     except OSError:
         raise
-    except Exception as error:  # Ray's error for an account that it cannot read is private
+    except Exception as error:  # Ray's error for an unreadable index is private
         raise TornAccount(f"Ray Train cannot read its checkpoint index ({type(error).__name__})") from error
     found = place / _name(checkpoint) if checkpoint else None
     return found if found and (found / TRAINING).exists() else None
 
 
 def _pointed(place: Location) -> Location | None:
-    """The checkpoint that the pointer names, in the run's folder or in the last one set aside that holds it."""
+    """The checkpoint that the pointer names, in the run's folder or the latest set-aside folder that holds it."""
     try:
         name = (pointer(place).read_json() or {}).get("checkpoint")
     except ValueError:
@@ -105,7 +105,7 @@ def _pointed(place: Location) -> Location | None:
 
 
 def _asides(place: Location) -> list[Location]:
-    """The folders that were set aside, in order."""
+    """The folders that were set aside, oldest first."""
     found: list[Location] = []
     while (aside := _set_aside(place, len(found) + 1)).exists():
         found.append(aside)

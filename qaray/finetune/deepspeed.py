@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: read, held against the flags, made ready for transformers."""
+"""Reads DeepSpeed's JSON configuration and checks it against the flags of transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from qaray.config import ConfigError
 from qaray.run.storage import Location
 
-# What the JSON calls a figure that a flag gives too; "auto" takes the flag's.
+# Keys of the JSON that duplicate a flag; "auto" takes the flag's value.
 FLAG_OF_KEY = {
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
@@ -19,22 +19,22 @@ SCHEDULES = {"WarmupDecayLR": "linear", "WarmupLR": "constant_with_warmup", "War
 
 @dataclass(frozen=True)
 class DeepSpeedPlan:
-    """The JSON as it will be used."""
+    """The DeepSpeed configuration to train with."""
 
     config: dict[str, Any]
-    notes: tuple[str, ...] = ()  # a line for the user on each thing that was changed
+    notes: tuple[str, ...] = ()  # one line for the user per change
 
     @property
     def stage(self) -> int:
-        """Of ZeRO: 1 to 3."""
+        """ZeRO stage, 1 to 3."""
         return int(self.config["zero_optimization"]["stage"])
 
 
 def read_config(path: str, arguments: Any, given: set[str], workers: int) -> DeepSpeedPlan:
-    """The JSON at ``path`` for these TrainingArguments. ``given``: names of the flags that the user typed.
+    """The configuration at ``path`` for these TrainingArguments. ``given``: names of the flags that the user set.
 
-    A scheduler that contradicts a typed ``--lr_scheduler_type`` is dropped, and a note says so. Raises ConfigError if
-    the file is no JSON object, or names a batch size that the flags do not.
+    A scheduler that contradicts ``--lr_scheduler_type`` is dropped with a note if the user set that flag. Raises
+    ConfigError if the file is not a JSON object, has no ZeRO stage from 1 to 3, or contradicts the flags' batch sizes.
     """
     try:
         with Location.of(path).open() as stream:
@@ -53,16 +53,14 @@ def read_config(path: str, arguments: Any, given: set[str], workers: int) -> Dee
         raise ConfigError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, got {stage}")
     for name, flag in FLAG_OF_KEY.items():
         _check(path, config, name, getattr(arguments, flag), f"--{flag}")
-    whole = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * workers
-    _check(path, config, "train_batch_size", whole, "batch size · accumulation steps · workers")
+    global_batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * workers
+    _check(path, config, "train_batch_size", global_batch, "batch size · accumulation steps · workers")
     notes = []
     scheduler = config.get("scheduler")
     wanted = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
     if scheduler and "lr_scheduler_type" in given and SCHEDULES.get(scheduler.get("type")) != wanted:
         config = {name: value for name, value in config.items() if name != "scheduler"}
-        notes.append(
-            f"{path} asks for the scheduler {scheduler.get('type')}, the flags for {wanted}: the flags' is used"
-        )
+        notes.append(f"{path} sets the scheduler {scheduler.get('type')} but the flags set {wanted}: using the flags")
     return DeepSpeedPlan({"fp16": {"enabled": "auto"}, **config}, tuple(notes))
 
 

@@ -1,10 +1,10 @@
-"""The driver of a fine-tuning: examples → training processes on Ray Train → a model folder.
+"""The driver of fine-tuning: examples → training processes on Ray Train → a model folder.
 
-OUT/run.json         what identifies the run; written first
-OUT/examples/        the examples as tokens; OUT/eval_examples/ those that are kept out
-OUT/rejected.jsonl   records that are no examples, and why
-OUT/training.json    the training log, written as it goes
-OUT/checkpoints/     Ray Train's: the last save_total_limit checkpoints, sharded
+OUT/run.json         the settings that identify the run, written first
+OUT/examples/        tokenized examples; OUT/eval_examples/: the held-out ones
+OUT/rejected.jsonl   rejected records, with the reason
+OUT/training.json    the training log, updated during training
+OUT/checkpoints/     Ray Train's checkpoints: the last save_total_limit, sharded
 OUT/model/           the model; OUT/manifest.json, written last; OUT/report/index.html
 """
 
@@ -37,23 +37,23 @@ from qaray.run.storage import Location
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
 
-LOOK_EVERY = 2.0  # seconds between two looks at the training log
+LOOK_EVERY = 2.0  # seconds between two reads of the training log
 
 
 @dataclass(frozen=True)
 class Job:
-    """A fine-tuning as decided before any process starts."""
+    """A fine-tuning, planned before any process starts."""
 
     config: FineTuneConfig
     plan: ModelPlan
-    request: Request | None  # that the examples were made with, if it is known
+    request: Request | None  # request that the examples were made with, None if unknown
     flags: dict[str, str]
     deepspeed: DeepSpeedPlan | None
     checkpoints_kept: int | None
 
     @property
     def storage(self) -> str:
-        """Where Ray Train puts the run's folder."""
+        """The path or URI under which Ray Train creates the run's folder."""
         path = self.config.storage_path or self.config.output_dir
         return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
@@ -63,7 +63,7 @@ class Job:
 
 
 def decide(config: FineTuneConfig) -> Job:
-    """Reads everything that the user may have got wrong. Raises ConfigError or FileNotFoundError, one line each."""
+    """Validates all user input; returns the job. Raises ConfigError or FileNotFoundError with one line for the user."""
     for path in filter(None, (config.data_path, config.eval_data_path)):
         ex.data_files(path)
     flags = normal(config.training)
@@ -71,8 +71,9 @@ def decide(config: FineTuneConfig) -> Job:
         import tempfile
 
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        here = {flag: value for flag, value in flags.items() if flag != "tf32"}  # of the workers' devices
-        arguments = training_arguments(here, folder, None, use_cpu=True)
+        # tf32 depends on the workers' devices.
+        driver_flags = {flag: value for flag, value in flags.items() if flag != "tf32"}
+        arguments = training_arguments(driver_flags, folder, None, use_cpu=True)
     deepspeed = None
     if config.deepspeed:
         deepspeed = read_config(config.deepspeed, arguments, set(flags), config.num_workers)
@@ -84,7 +85,7 @@ def decide(config: FineTuneConfig) -> Job:
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """What may not change between two starts of a run."""
+    """The settings that identify a run; a start with other values is refused."""
     config = job.config
     return {
         "model_name_or_path": config.model_name_or_path,
@@ -108,7 +109,7 @@ def identity(job: Job) -> dict[str, Any]:
 
 
 def finished(job: Job, run: Run) -> dict[str, Any] | None:
-    """The manifest if this very fine-tuning is finished already."""
+    """The manifest if this fine-tuning is already finished, else None."""
     stored = run.identity.read_json() or {}
     manifest: dict[str, Any] | None = run.manifest.read_json()
     return manifest if stored.get("hash") == identity_hash(identity(job)) else None
@@ -119,19 +120,20 @@ def model_folder(run: Run) -> Location:
 
 
 def local_cpus(config: FineTuneConfig) -> int:
-    """Logical CPUs that a local cluster needs: the workers' and some for the examples."""
+    """Logical CPUs of a local cluster: enough for the workers, and some for the examples."""
     cores = os.cpu_count() or 1
     return max(4, cores, math.ceil(config.num_workers * config.cpus_per_worker) + 1)
 
 
 def uses_gpus(config: FineTuneConfig) -> bool:
+    """Whether to train on GPUs: ``use_gpu``, or if it is None, whether the cluster has any."""
     return runtime.cluster_gpus() > 0 if config.use_gpu is None else config.use_gpu
 
 
 def check_checkpoint(job: Job) -> None:
-    """A run goes on from checkpoints of its own only, sharded ones with as many workers as wrote them.
+    """Checks that the last checkpoint, if there is one, can be resumed from.
 
-    Raises ConfigError for another run's, or another number.
+    Raises ConfigError if it belongs to another run, or if it is sharded and was written by another number of workers.
     """
     from qaray.finetune.checkpoints import last_checkpoint
 
@@ -158,7 +160,7 @@ def _warn_of_precision(job: Job, notify: Callable[[str], None]) -> None:
 
 
 def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.Prepared]:
-    """Examples and, if there are any, those kept out; rejected.jsonl."""
+    """Tokenizes the examples; writes rejected.jsonl. Returns those of "train" and, if there are any, of "eval"."""
     for note in job.deepspeed.notes if job.deepspeed else ():
         notify(note)
     _warn_of_precision(job, notify)
@@ -188,7 +190,7 @@ def train(
     notify: Callable[[str], None],
     progress: Callable[[dict], None],
 ) -> dict[str, Any]:
-    """Runs the training processes to their end; returns the training log. Raises RunError if they fail for good."""
+    """Runs the training processes to the end; returns the training log. Raises RunError if they fail for good."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -244,7 +246,7 @@ def train(
 
 @contextlib.contextmanager
 def _interrupt_handler_kept() -> Iterator[None]:
-    """Ray Train puts a handler of SIGINT in and leaves it there."""
+    """Restores the SIGINT handler afterwards: Ray Train replaces it and does not restore it."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -254,7 +256,7 @@ def _interrupt_handler_kept() -> Iterator[None]:
 
 
 def _environment(run: Run, gpus: bool) -> dict[str, str]:
-    """Of the training processes."""
+    """Environment variables of the training processes."""
     own = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if run.root.is_local:
         own["TENSORBOARD_LOGGING_DIR"] = f"{run.root.path}/tensorboard"  # for --report_to tensorboard
@@ -262,7 +264,7 @@ def _environment(run: Run, gpus: bool) -> dict[str, str]:
 
 
 def _reason(error: TrainingFailedError) -> str:
-    """The first thing that went wrong in a worker, in one line."""
+    """The first error of a worker, in one line."""
     from ray.train import ControllerError, WorkerGroupError
 
     first: BaseException = error
@@ -276,17 +278,17 @@ def _reason(error: TrainingFailedError) -> str:
 
 @contextlib.contextmanager
 def _followed(log: Location, progress: Callable[[dict], None]) -> Iterator[None]:
-    """Hands the training log on as it grows."""
+    """Passes the training log to ``progress`` as it grows."""
     end = threading.Event()
 
-    def look() -> None:
-        with contextlib.suppress(OSError, ValueError):  # the store is away for a moment: the next look comes
+    def read_log() -> None:
+        with contextlib.suppress(OSError, ValueError):  # storage is briefly unavailable: retried soon
             if content := log.read_json():
                 progress(content)
 
     def follow() -> None:
         while not end.wait(LOOK_EVERY):
-            look()
+            read_log()
 
     thread = threading.Thread(target=follow, name="qaray-training-log", daemon=True)
     thread.start()
@@ -295,11 +297,11 @@ def _followed(log: Location, progress: Callable[[dict], None]) -> Iterator[None]
     finally:
         end.set()
         thread.join()
-        look()
+        read_log()
 
 
 def write_model(job: Job, run: Run, notify: Callable[[str], None]) -> None:
-    """The last checkpoint as a model folder; in a task, since the driver may have little memory."""
+    """Exports the last checkpoint to OUT/model, in a Ray task because the driver may have little memory."""
     import ray
 
     from qaray.finetune.export import export
@@ -315,6 +317,7 @@ def write_model(job: Job, run: Run, notify: Callable[[str], None]) -> None:
 def training_manifest(
     job: Job, run: Run, prepared: dict[str, ex.Prepared], log: dict, seconds: float
 ) -> dict[str, Any]:
+    """The manifest of a finished fine-tuning. Losses are in nats per answer token."""
     steps = logged_steps(log)
     losses = {entry["step"]: entry["eval_loss"] for entry in log["log"] if "eval_loss" in entry}
     evaluation = None

@@ -1,8 +1,8 @@
-"""Training examples: files of {instruction, input, output} → tokens with labels on the answer → shards.
+"""Training examples: {instruction, input, output} records → tokens, with labels on the answer → Arrow shards.
 
-    files → records → template, tokens, cut (Ray Data, in parallel) → OUT/examples/*.arrow, OUT/rejected.jsonl
+    files → records → template, tokens, truncation (Ray Data, in parallel) → OUT/examples/*.arrow, OUT/rejected.jsonl
 
-A shard is an Arrow file, which training processes map into memory: a machine holds one copy, whatever their number.
+Training processes memory-map the shards, so that a machine holds one copy however many processes it runs.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from qaray.run.storage import Location, expand
 from qaray.schema import EXAMPLE_SCHEMA, REJECTED_SCHEMA, Example, Rejected, RejectReason, table
 
 FIELDS = ("instruction", "input", "output")
-ROWS = 32  # examples tokenised, and written, together
-KEPT_END = 512  # tokens of an input's end that shortening leaves alone: the query stands there
-COMPARED = 20  # records that are compared with the request
-IGNORED = -100  # label of a token that carries no loss
+ROWS = 32  # examples that are tokenized and written together
+KEPT_END = 512  # tokens at the end of an input that shortening keeps, because they contain the query
+COMPARED = 20  # number of records that are compared with the request
+IGNORED = -100  # label of tokens without loss
 
 
 def example_fields(value: Any) -> dict[str, str]:
-    """{instruction, input, output} of a record; ``input`` may be absent. Raises Problem with the reason."""
+    """{instruction, input, output} of a record; ``input`` is optional. Raises Problem with the reason."""
     if not isinstance(value, dict):
         raise Problem(RejectReason.WRONG_TYPE, f"a record must be an object, got {type_name(value)}")
     fields = {}
@@ -61,7 +61,7 @@ def example_fields(value: Any) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Examples to tokens: the prompt as inference reads it, then answer and EOS, which carry the loss."""
+    """Tokenizes examples: the prompt as in inference, then the answer and EOS, which carry the loss."""
 
     template: Template
     tokenizer: Tokenizer
@@ -70,15 +70,15 @@ class Encoder:
     overlength: str = "truncate"
 
     def __call__(self, fields: dict[str, str], name: str) -> Example:
-        """Raises Problem (over_length) if no token of the answer would be left, or the policy rejects it."""
+        """Tokenizes an example. Raises Problem (over_length) if no answer token fits, or the policy rejects it."""
         literal = self.tokenizer.literal
         instruction, text = literal(fields["instruction"]), literal(fields["input"])
         answer = [*self.tokenizer.encode(literal(fields["output"])), self.eos_id]
         prompt = self._prompt(instruction, text)
-        whole = len(prompt) + len(answer)
-        if whole > self.max_length and self.overlength == "reject":
-            raise Problem(RejectReason.OVER_LENGTH, f"{whole} tokens, the maximum is {self.max_length}")
-        if whole > self.max_length and self.overlength == "shorten":
+        total = len(prompt) + len(answer)
+        if total > self.max_length and self.overlength == "reject":
+            raise Problem(RejectReason.OVER_LENGTH, f"{total} tokens, the maximum is {self.max_length}")
+        if total > self.max_length and self.overlength == "shorten":
             prompt = self._shortened(instruction, text, self.max_length - len(answer))
         if len(prompt) >= self.max_length:
             raise Problem(
@@ -86,13 +86,13 @@ class Encoder:
                 f"the prompt alone has {len(prompt)} tokens, the maximum is {self.max_length}: no answer would be left",
             )
         ids = [*prompt, *answer][: self.max_length]
-        return Example(id=name, input_ids=ids, prompt_tokens=len(prompt), truncated_tokens=whole - len(ids))
+        return Example(id=name, input_ids=ids, prompt_tokens=len(prompt), truncated_tokens=total - len(ids))
 
     def _prompt(self, instruction: str, text: str) -> list[int]:
         return self.template.encode(self.template.render(instruction, text), self.tokenizer)
 
     def _shortened(self, instruction: str, text: str, room: int) -> list[int]:
-        """The prompt with the middle of the input taken out, so that it has at most ``room`` tokens."""
+        """The prompt of at most ``room`` tokens, with the middle of the input removed. Raises Problem if none fits."""
         spans = self.tokenizer.spans(text)
         least = len(self._prompt(instruction, " "))
         end = min(KEPT_END, len(spans) // 2)
@@ -108,7 +108,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class EncoderFactory:
-    """Makes the run's Encoder wherever it is needed."""
+    """Builds the run's Encoder in any process."""
 
     config: FineTuneConfig
     template: Template
@@ -123,9 +123,9 @@ class EncoderFactory:
 
 
 def request_of(config: FineTuneConfig) -> Request | None:
-    """The request that the examples were made with; None where they were made without one of qaray's.
+    """The request that the examples were made with; None if they were not made with a request of qaray.
 
-    The first records are compared with it. Raises ConfigError if they differ from the request that a flag names.
+    The first COMPARED records are checked. Raises ConfigError if they differ from the request that a flag names.
     """
     request = named_request(config.request, config.language)
     records = (record for file in data_files(config.data_path) for record in read_records(file, FIELDS))
@@ -146,27 +146,27 @@ def request_of(config: FineTuneConfig) -> Request | None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of the records of one path."""
+    """The prepared examples of one path."""
 
     folder: Location
     counts: dict[str, Any]  # examples, rejected, by_reject_reason, tokens, answer_tokens, truncated, truncated_tokens
 
 
 def data_files(pattern: str) -> list[Location]:
-    """Raises FileNotFoundError if there is none."""
+    """The files that match. Raises FileNotFoundError if there are none."""
     return list(expand(pattern, SUFFIXES))
 
 
 def identity_of(pattern: str) -> str:
-    """Identifies the files behind a path: names, sizes and times of change."""
+    """Hash of the files behind a path: names, sizes and modification times."""
     facts = [(file.name, file.info().size, file.info().mtime_ns) for file in data_files(pattern)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def prepare(pattern: str, folder: Location, make_encoder: EncoderFactory, known_as: str) -> Prepared:
-    """Tokenises the examples of ``pattern`` into ``folder``, once: what lies there under the same name is kept.
+    """Tokenizes the examples of ``pattern`` into ``folder``, unless it already holds those of the same ``known_as``.
 
-    Raises RunError if no record became an example.
+    Raises RunError if no record is a valid example.
     """
     done = (folder / "done.json").read_json()
     if done and done["known_as"] == known_as:
@@ -176,8 +176,8 @@ def prepare(pattern: str, folder: Location, make_encoder: EncoderFactory, known_
     counts = _count(_write(pattern, folder, make_encoder), folder)
     if not counts["examples"]:
         first = next(iter(rejected(folder)), None)
-        why = f", the first because {first['detail']}" if first else ""
-        raise RunError(f"no training example in {pattern}: {counts['rejected']} records were rejected{why}")
+        first_reason = f", the first because {first['detail']}" if first else ""
+        raise RunError(f"no training example in {pattern}: {counts['rejected']} records were rejected{first_reason}")
     (folder / "done.json").write_json({"known_as": known_as, "counts": counts})
     return Prepared(folder, counts)
 
@@ -196,7 +196,7 @@ def _write(pattern: str, folder: Location, make_encoder: EncoderFactory) -> Iter
 
 
 def _read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The records of a file as rows, or what is wrong with them."""
+    """The records of a file as rows; an invalid record has a reason instead of a value."""
     for record in read_records(item["file"], FIELDS):
         problem = record.problem
         value = None
@@ -217,7 +217,7 @@ def _read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Shards:
-    """Rows → a shard of examples, a file of rejected rows; one summary row a block."""
+    """Rows → a shard of examples and a file of rejected rows; returns one summary row per block."""
 
     folder: Location
     make_encoder: EncoderFactory
@@ -225,7 +225,7 @@ class _Shards:
     def __call__(self, records: pa.Table) -> pa.Table:
         encode = self.make_encoder()
         examples: list[Example] = []
-        lost: list[Rejected] = []
+        rejects: list[Rejected] = []
         rows = records.to_pylist()
         for row in rows:
             try:
@@ -233,12 +233,12 @@ class _Shards:
                     raise Problem(RejectReason(row["reason"]), row["detail"])
                 examples.append(encode(row["value"], f"{row['file'].rsplit('/', 1)[-1]}:{row['position']}"))
             except Problem as problem:
-                lost.append(_rejected(row, problem))
+                rejects.append(_rejected(row, problem))
         name = f"{rows[0]['order']:04d}-{rows[0]['position']:09d}" if rows else "none"
         if examples:
             _write_arrow(self.folder / f"{name}.arrow", table(examples, EXAMPLE_SCHEMA))
-        if lost:
-            (self.folder / f"{name}.rejected.parquet").write_table(table(lost, REJECTED_SCHEMA))
+        if rejects:
+            (self.folder / f"{name}.rejected.parquet").write_table(table(rejects, REJECTED_SCHEMA))
         return pa.Table.from_pylist(
             [
                 {
@@ -277,13 +277,13 @@ def _count(summaries: Iterator[dict[str, Any]], folder: Location) -> dict[str, A
 
 
 def rejected(folder: Location) -> Iterator[dict[str, Any]]:
-    """The rejected records, in order."""
+    """The rejected records of a folder, in order."""
     for file in folder.files(".rejected.parquet"):
         yield from file.read_table().to_pylist()
 
 
 class Examples:
-    """The examples of a folder as a torch dataset, in the order of files and positions. Memory-mapped where local."""
+    """The examples of a folder as a torch dataset, ordered by file and position. Local files are memory-mapped."""
 
     def __init__(self, folder: Location) -> None:
         tables = []
@@ -306,20 +306,20 @@ class Examples:
         return {"index": index, "input_ids": ids, "prompt_tokens": row["prompt_tokens"][0].as_py()}
 
     def id(self, index: int) -> str:
-        """file:position of an example."""
+        """``file:position`` of an example."""
         return str(self._rows["id"][index].as_py())
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Examples to a batch, padded at the end to the longest; logits are asked for only where an answer is predicted.
+    """Collates examples into a batch, right-padded to the longest; logits are computed only where they are needed.
 
-    ``logits_to_keep`` [N]: the places before answer tokens, of any sequence of the batch; ``shift_labels`` [B, N]: the
-    token after each of them, −100 where it carries no loss.
+    ``logits_to_keep`` [N]: positions that precede an answer token in any sequence of the batch. ``shift_labels``
+    [B, N]: the token after each of these positions, −100 where it carries no loss.
     """
 
     pad_id: int
-    all_logits: bool = False  # True: the plain way, labels at every place
+    all_logits: bool = False  # True: logits and labels at every position
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         import torch
@@ -338,10 +338,10 @@ class Collator:
             return {**batch, "labels": labels}
         following = labels[:, 1:]
         kept = (following != IGNORED).any(dim=0).nonzero()[:, 0]
-        # ``labels`` makes the model compute a loss; with ``shift_labels`` it takes that from these alone.
+        # ``labels`` makes the model compute a loss; given ``shift_labels``, the loss depends on these alone.
         return {**batch, "labels": labels, "shift_labels": following[:, kept].contiguous(), "logits_to_keep": kept}
 
 
 def template_for_training(template: Template) -> Template:
-    """The template without the answer's opening: what begins an answer is for the examples to say."""
+    """The template without the answer's opening: in training, the examples define how an answer begins."""
     return replace(template, opening="")

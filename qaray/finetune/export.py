@@ -1,4 +1,4 @@
-"""A checkpoint to a model folder that transformers and vLLM load: 16-bit safetensors, tokenizer, contract."""
+"""Exports a checkpoint to a model folder for transformers and vLLM: 16-bit safetensors, tokenizer, contract."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SHARD_SIZE = "5GB"
 
 
 def export(checkpoint: str, output_dir: str, dtype: str = "auto") -> None:
-    """Writes the model folder of a checkpoint, or of the last checkpoint of a run's folder.
+    """Exports a checkpoint, or the last checkpoint of a run's folder, to ``output_dir``.
 
-    The base model is loaded again, what was trained is put into it, low-rank adapters are merged. Raises ConfigError
-    if there is no complete checkpoint.
+    Loads the base model, inserts the trained weights and merges LoRA adapters. Raises ConfigError if there is no
+    complete checkpoint, or if ``output_dir`` cannot be written to.
     """
     require_extra()
     target = writable(output_dir)
@@ -47,7 +47,7 @@ def export(checkpoint: str, output_dir: str, dtype: str = "auto") -> None:
 
 
 def writable(output_dir: str) -> Path:
-    """The folder to write a model to. Raises ConfigError for a URI, or a folder that holds anything else."""
+    """The folder to write a model to. Raises ConfigError for a URI, or a non-empty folder without a qaray model."""
     target = Path(output_dir).expanduser().absolute()
     if "://" in output_dir:
         raise ConfigError(f"output_dir {output_dir}: must be a local path, not a URI")
@@ -58,7 +58,7 @@ def writable(output_dir: str) -> Path:
 
 @contextlib.contextmanager
 def local_copy(place: Location) -> Iterator[Path]:
-    """The folder on this machine."""
+    """Yields a local path of the folder; a remote folder is downloaded first and the copy removed afterwards."""
     if place.is_local:
         yield Path(place.path)
         return
@@ -70,7 +70,7 @@ def local_copy(place: Location) -> Iterator[Path]:
 
 
 def _weights(folder: Path, sharded: bool) -> dict[str, torch.Tensor]:
-    """What was trained, by name."""
+    """The trained weights by parameter name."""
     if not sharded:
         from safetensors.torch import load_file
 
@@ -82,14 +82,14 @@ def _weights(folder: Path, sharded: bool) -> dict[str, torch.Tensor]:
 
 
 def put_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Raises ConfigError if the weights are another model's, or lack some that were trained."""
+    """Loads trained weights into the model. Raises ConfigError if they do not fit it, or if some are missing."""
     own = dict(model.named_parameters())
     shapes = [name for name, tensor in weights.items() if name in own and own[name].shape != tensor.shape]
     missing = {name for name, parameter in own.items() if parameter.requires_grad} - set(weights)
-    done = model.load_state_dict({n: t for n, t in weights.items() if n not in shapes}, strict=False)
-    if shapes or done.unexpected_keys or missing:
-        odd = [*shapes, *done.unexpected_keys, *sorted(missing)]
-        raise ConfigError(f"the checkpoint does not fit the model: {odd[0]} and {len(odd) - 1} more")
+    loaded = model.load_state_dict({n: t for n, t in weights.items() if n not in shapes}, strict=False)
+    if shapes or loaded.unexpected_keys or missing:
+        mismatched = [*shapes, *loaded.unexpected_keys, *sorted(missing)]
+        raise ConfigError(f"the checkpoint does not fit the model: {mismatched[0]} and {len(mismatched) - 1} more")
 
 
 def _dtype(name: str, config: FineTuneConfig) -> torch.dtype:
@@ -99,11 +99,11 @@ def _dtype(name: str, config: FineTuneConfig) -> torch.dtype:
 
 
 def _write(model: Any, config: FineTuneConfig, contract: Contract, target: Path) -> None:
-    """The folder appears when it is whole."""
+    """Writes to a temporary folder, which is renamed once it is complete."""
     tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".tmp-{target.name}-*"):  # by an export that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for stale in target.parent.glob(f".tmp-{target.name}-*"):  # left by a killed export
+        shutil.rmtree(stale, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
     try:
         model.config.use_cache = True

@@ -1,4 +1,4 @@
-"""The flags of transformers' TrainingArguments, as the original typed them."""
+"""The flags of transformers' TrainingArguments, as SciQAG's fine-tuning command takes them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from qaray.config import ConfigError
 from qaray.models.hardware import cpu_has_bf16
 from qaray.models.loading import quiet_transformers
 
-# Flags that transformers has renamed since.
+# Old flag → transformers' current name.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "warmup_ratio": "warmup_steps",  # below 1 it is a share of the steps
+    "warmup_ratio": "warmup_steps",  # below 1: a share of the steps
 }
-IGNORED = {"overwrite_output_dir", "save_safetensors", "logging_dir", "group_by_length"}  # accepted from old scripts
-# What qaray decides itself, or cannot keep, and why.
+# Flags without effect, accepted so that old scripts work.
+IGNORED = {"overwrite_output_dir", "save_safetensors", "logging_dir", "group_by_length"}
+# Flags that qaray sets itself or does not support, and the reason.
 MANAGED = {
     "use_cpu": "--use_gpu says what trains",
     "no_cuda": "--use_gpu says what trains",
@@ -33,12 +34,15 @@ MANAGED = {
     "debug": "QARAY_DEBUG=1 shows what Ray and the workers log",
     "label_smoothing_factor": "the loss is computed on the answer's tokens only",
 }
-# The original's settings that are no flags of its command, and what the loop needs.
+# Settings that the original hard-codes, and settings that the training loop needs.
 DEFAULTS = {"gradient_checkpointing": "True", "remove_unused_columns": "False", "disable_tqdm": "True"}
 
 
 def normal(flags: dict[str, str]) -> dict[str, str]:
-    """The flags by the names that transformers has for them. Raises ConfigError for one that it does not know."""
+    """The flags under transformers' current names, without IGNORED ones.
+
+    Raises ConfigError for unsupported or unknown flags.
+    """
     with quiet_transformers():
         from transformers import TrainingArguments
 
@@ -53,15 +57,15 @@ def normal(flags: dict[str, str]) -> dict[str, str]:
 
 
 def for_cpu(flags: dict[str, str]) -> dict[str, str]:
-    """The flags for training on this machine's CPU: float32 where it has no units for bfloat16."""
+    """The flags for training on this machine's CPU: float32 unless it supports bfloat16 natively."""
     asked = flags.get("bf16", "").lower() in ("true", "1", "yes", "y", "t")
     return {**flags, "bf16": "False"} if asked and not cpu_has_bf16() else flags
 
 
 def training_arguments(flags: dict[str, str], folder: str, deepspeed: dict[str, Any] | None, *, use_cpu: bool) -> Any:
-    """TrainingArguments of the flags. Building them with ``deepspeed`` makes models load sharded from then on.
+    """The flags as TrainingArguments. With a ZeRO-3 ``deepspeed`` configuration, models created later load sharded.
 
-    Raises ConfigError for a value that transformers refuses.
+    Raises ConfigError for a value that transformers rejects.
     """
     with quiet_transformers():
         from transformers import HfArgumentParser, TrainingArguments
@@ -72,12 +76,12 @@ def training_arguments(flags: dict[str, str], folder: str, deepspeed: dict[str, 
         file.write_text(json.dumps(deepspeed))
         values["deepspeed"] = str(file)
     line = [f"--{name}={value}" for name, value in values.items()]
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             (parsed,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(line, look_for_args_file=False)
     except SystemExit:
-        text = said.getvalue().strip().splitlines()[-1:]
+        text = stderr.getvalue().strip().splitlines()[-1:]
         raise ConfigError(re.sub(r"^.*error: ", "", text[0]) if text else "invalid training arguments") from None
     except (ValueError, ImportError) as error:
         raise ConfigError(str(error).strip().splitlines()[0]) from None

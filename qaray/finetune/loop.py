@@ -1,8 +1,8 @@
-"""What each training process does: transformers' Trainer, with loss on the answer only, under Ray Train.
+"""The training loop of each process: transformers' Trainer under Ray Train, with loss on the answer only.
 
-A checkpoint is reported to Ray Train by all ranks, each with the files that it wrote itself: its shards of parameters
-and optimiser, its random states; rank 0 adds the trainer's state. So nothing is uploaded twice, and a checkpoint counts
-once all of it is there.
+All ranks report a checkpoint to Ray Train, each with the files that it wrote itself: its shards of parameters and
+optimizer, its random states; rank 0 adds the trainer's state. Nothing is uploaded twice, and a checkpoint counts only
+once it is complete.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from qaray.models.planner import ModelPlan
 from qaray.models.tokenizer import load_tokenizer
 from qaray.run.storage import Location
 
-WRITE_EVERY = 3.0  # seconds between two looks of the driver at the log
-TRAINING = "qaray_training.json"  # in a checkpoint: what its exporter must know
-DEEPSPEED = "DeepSpeedEngine"  # the class that trains where DeepSpeed does
-MOST_BATCHES = 50  # whose examples are sorted by length together
-WEIGHTS = "trainable.safetensors"  # in a checkpoint without DeepSpeed: the parameters that are trained
+WRITE_EVERY = 3.0  # minimum seconds between two writes of the log
+TRAINING = "qaray_training.json"  # in a checkpoint: metadata for the exporter
+DEEPSPEED = "DeepSpeedEngine"  # class of the wrapped model when DeepSpeed is active
+MOST_BATCHES = 50  # maximum number of batches whose examples are sorted by length together
+WEIGHTS = "trainable.safetensors"  # in a checkpoint without DeepSpeed: the trained parameters
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What the driver decided. Picklable."""
+    """The driver's settings for the training processes. Picklable."""
 
     config: FineTuneConfig
     plan: ModelPlan
-    flags: dict[str, str]  # of TrainingArguments
+    flags: dict[str, str]  # for TrainingArguments
     deepspeed: dict[str, Any] | None
-    gpus: bool  # each process has one
+    gpus: bool  # whether each process has a GPU
     examples: Location
     eval_examples: Location | None
-    log: Location  # the training log, a JSON file that rank 0 writes anew
+    log: Location  # the training log, a JSON file that rank 0 rewrites
     contract: dict[str, Any]
-    identity: str  # hash of what identifies the run: its checkpoints carry it
-    resume: Location | None  # where to begin, if Ray Train knows of no checkpoint
+    identity: str  # hash of the run's identity, stored in its checkpoints
+    resume: Location | None  # checkpoint to resume from if Ray Train has none
 
 
 def train_loop(values: dict[str, Any]) -> None:
@@ -70,22 +70,22 @@ def train_loop(values: dict[str, Any]) -> None:
             return
         with checkpoint.as_directory() as folder:
             state = TrainerState.load_from_json(os.path.join(folder, "trainer_state.json"))
-            if state.global_step < state.max_steps:  # else only the export was missing
+            if state.global_step < state.max_steps:  # otherwise only the export is missing
                 trainer.train(resume_from_checkpoint=folder)
 
 
 def make_trainer(settings: LoopSettings, arguments: TrainingArguments) -> AnswerTrainer:
-    """The trainer of one rank. ``arguments`` were built before, so that weights load sharded under ZeRO-3."""
+    """The trainer of one rank. ``arguments`` must exist before the weights load, to shard them under ZeRO-3."""
     config = settings.config
     if settings.deepspeed is not None:
         import deepspeed
 
-        # Before the weights are loaded: else each process would count as all of them.
+        # Before the weights are loaded: otherwise each process would assume a world size of 1.
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
     low = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
-    # DeepSpeed keeps a float32 copy of 16-bit weights in its optimiser; without it the weights themselves are float32.
+    # DeepSpeed's optimizer keeps a float32 copy of 16-bit weights; without DeepSpeed the weights are float32.
     dtype = low if settings.deepspeed else torch.float32
-    set_seed(arguments.seed)  # of LoRA's first weights
+    set_seed(arguments.seed)  # for the initial LoRA weights
     model = load_model(config, settings.plan.rope_factor, dtype)
     tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
     assert tokenizer.hf.pad_token_id is not None
@@ -105,7 +105,7 @@ def make_trainer(settings: LoopSettings, arguments: TrainingArguments) -> Answer
 
 
 class LengthGrouped(Sampler[int]):
-    """Examples of like length follow one another, in an order that seed and epoch decide: the same on all ranks."""
+    """Groups examples of similar length. The order depends on seed and epoch only: the same on all ranks."""
 
     def __init__(self, lengths: Sequence[int], group: int, seed: int) -> None:
         self.lengths, self.group, self.seed, self.epoch = list(lengths), group, seed, 0
@@ -121,7 +121,7 @@ class LengthGrouped(Sampler[int]):
         order, lengths = torch.randperm(len(self.lengths), generator=generator).tolist(), self.lengths
         size = max(1, min(len(order) // (4 * self.group), MOST_BATCHES)) * self.group
         blocks = [sorted(order[i : i + size], key=lambda place: -lengths[place]) for i in range(0, len(order), size)]
-        # The longest example first: if memory runs out, it does so at once.
+        # The longest example comes first, so that out-of-memory errors occur in the first step.
         longest = max(range(len(blocks)), key=lambda block: lengths[blocks[block][0]], default=0)
         if blocks:
             blocks[0][0], blocks[longest][0] = blocks[longest][0], blocks[0][0]
@@ -129,15 +129,15 @@ class LengthGrouped(Sampler[int]):
 
 
 class AnswerTrainer(Trainer):
-    """Trainer with length-grouped batches, checkpoints of shards only, and an eye on the loss."""
+    """Trainer with length-grouped batches, sharded checkpoints and detection of non-finite losses."""
 
     def __init__(self, settings: LoopSettings, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
         self.order: LengthGrouped | None = None
-        self.step_tokens = 0  # read by this rank since the last log
+        self.step_tokens = 0  # tokens processed by this rank since the last log
         self.since = time.perf_counter()
-        self.broken: list[str] = []  # examples of the batch whose loss was no number
+        self.broken: list[str] = []  # ids of the examples of a batch with a non-finite loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         index = inputs.pop("index")
@@ -154,7 +154,7 @@ class AnswerTrainer(Trainer):
         return super().prediction_step(model, inputs, *rest, **more)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of like length, unless the flags name another strategy."""
+        """Length-grouped batches, unless the flags name another sampling strategy."""
         if "train_sampling_strategy" in self.settings.flags:
             return super().get_train_dataloader()
         args = self.args
@@ -182,7 +182,7 @@ class AnswerTrainer(Trainer):
         super().log(logs, start_time)
 
     def _rates(self) -> dict[str, float]:
-        """Tokens a second of all ranks, memory, and the share of the devices' peak (6 FLOPs a parameter and token)."""
+        """Tokens per second over all ranks, peak memory in GiB, and MFU (6 FLOPs per parameter and token)."""
         seconds = time.perf_counter() - self.since
         mine = torch.tensor(float(self.step_tokens), device=self.args.device)
         tokens = float(self.accelerator.gather(mine).sum())
@@ -199,7 +199,7 @@ class AnswerTrainer(Trainer):
         return rates
 
     def save_model(self, output_dir: str | None = None, *_: Any, **__: Any) -> None:
-        """What a checkpoint holds beside DeepSpeed's shards; all trained parameters where there is no DeepSpeed."""
+        """Writes a checkpoint's metadata and, without DeepSpeed, all trained parameters."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if not self.args.should_save:
@@ -229,7 +229,7 @@ class AnswerTrainer(Trainer):
 
 
 class RunCallback(TrainerCallback):
-    """Reports checkpoints, keeps the log, ends the run when a loss is no number."""
+    """Reports checkpoints, writes the log, and stops the run at a non-finite loss."""
 
     def __init__(self, settings: LoopSettings) -> None:
         self.settings = settings
@@ -246,7 +246,7 @@ class RunCallback(TrainerCallback):
         self._write(args, state, at_once=True)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        # After a resume within an epoch the trainer's own word of the epoch does not get through to the sampler.
+        # After resuming within an epoch, the trainer does not pass the epoch to the sampler.
         assert self.trainer is not None
         if self.trainer.order is not None:
             self.trainer.order.set_epoch(int(state.epoch + 1e-6))
@@ -263,7 +263,7 @@ class RunCallback(TrainerCallback):
             control.should_save, control.should_evaluate = False, False
 
     def _broken(self, state: Any) -> bool:
-        """Whether the loss of any rank was no number: then all ranks stop, and nothing of this step is kept."""
+        """Whether the loss of any rank is non-finite: all ranks then stop, and nothing of this step is saved."""
         trainer = self.trainer
         assert trainer is not None
         mine = torch.tensor(float(bool(trainer.broken)), device=trainer.args.device)
@@ -275,8 +275,8 @@ class RunCallback(TrainerCallback):
             torch.distributed.all_gather_object(found, trainer.broken)
         ids = [name for names in found for name in names or []]
         self.failure = (
-            f"the loss is no finite number at step {state.global_step} (examples {', '.join(ids)}): look at them, or "
-            "lower --learning_rate in another --output_dir"
+            f"non-finite loss at step {state.global_step} (examples {', '.join(ids)}); inspect these examples, or "
+            "retry with a lower --learning_rate and a new --output_dir"
         )
         return True
 
@@ -316,7 +316,7 @@ class RunCallback(TrainerCallback):
 
 
 def engine_facts(trainer: Trainer) -> dict[str, Any]:
-    """What really runs: other combinations of flags switch DeepSpeed off without a word."""
+    """The engine that actually runs: some combinations of flags disable DeepSpeed silently."""
     engine = trainer.model_wrapped
     parameters = list(trainer.model.parameters())
     facts = {"name": type(engine).__name__, "parameters": len(parameters)}
@@ -331,7 +331,7 @@ def engine_facts(trainer: Trainer) -> dict[str, Any]:
 
 
 def _peak_memory() -> int:
-    """Bytes that this process held at most."""
+    """Peak memory of this process, in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Papers with their pairs to training examples, by the prompts that generation asks."""
+"""Makes training examples from papers with pairs, with the prompts of generation."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SCHEMA = pa.schema([("instruction", pa.string()), ("input", pa.string()), ("outp
 
 
 def example_of(paper: Any, request: Request) -> dict[str, str]:
-    """{instruction, input, output} of a paper with pairs; generation's prompt of it is the same text."""
+    """{instruction, input, output} of a paper with pairs. The input is the text that generation prompts with."""
     text = request.render(paper["txt"], paper["keywords"], len(paper["pairs"]))
     return {"instruction": INSTRUCTION, "input": text, "output": write_pairs(paper["pairs"])}
 
 
 def make_sft(config: MakeSftConfig) -> dict[str, int]:
-    """Writes the file; returns counts of examples and of rejected records.
+    """Writes the examples to ``config.output``; returns the counts of examples and rejected records.
 
-    Raises ConfigError for an ending that is none of .json, .jsonl, .parquet, or if no record became an example.
+    Raises ConfigError if the output does not end in .json, .jsonl or .parquet, or if no record is a valid example.
     """
     request = named_request(config.request, config.language)
     counts = {"examples": 0, "rejected": 0}

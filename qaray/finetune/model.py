@@ -1,4 +1,4 @@
-"""The model that is trained: RoPE, special tokens, attention, low-rank adapters."""
+"""The model to train: RoPE scaling, special tokens, attention, LoRA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def plan_training(config: FineTuneConfig) -> ModelPlan:
-    """Template, length and RoPE factor. Raises ConfigError on what contradicts the model."""
+    """Template, context length and RoPE factor of a training. Raises ConfigError if the model does not support them."""
     from qaray.finetune.examples import template_for_training
 
     name, length = config.model_name_or_path, config.model_max_length
@@ -38,7 +38,7 @@ def plan_training(config: FineTuneConfig) -> ModelPlan:
 
 
 def _check_attention(hf_config: Any, name: str) -> None:
-    """S²-Attn stands in for plain causal attention. Raises ConfigError for a model that has another kind."""
+    """S²-Attn replaces plain causal attention. Raises ConfigError for a model with any other kind."""
     kinds = set(getattr(hf_config, "layer_types", None) or ["full_attention"])
     windows = not getattr(hf_config, "layer_types", None) and getattr(hf_config, "sliding_window", None)
     if kinds != {"full_attention"} or windows or getattr(hf_config, "attn_logit_softcapping", None):
@@ -49,7 +49,7 @@ def _check_attention(hf_config: Any, name: str) -> None:
 
 
 def contract_of(config: FineTuneConfig, plan: ModelPlan, request: Request | None) -> Contract:
-    """What generation must know of the training. ``request``: that the examples were made with, if it is known."""
+    """The settings that generation must share with training. ``request``: the examples' request, None if unknown."""
     tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
     return Contract(
         template_name=plan.template.name,
@@ -67,9 +67,10 @@ def contract_of(config: FineTuneConfig, plan: ModelPlan, request: Request | None
 
 
 def load_model(config: FineTuneConfig, rope_factor: float, dtype: torch.dtype, *, training: bool = True) -> Any:
-    """The model to train. Under ZeRO-3 (TrainingArguments built before) it comes sharded: no rank holds a copy.
+    """The model to train. Under ZeRO-3, once TrainingArguments exist, it loads sharded: no rank holds a full copy.
 
-    ``training`` False: full attention and no checkpointing, as the exporter needs it.
+    ``training=False`` loads it for export: full attention, no gradient checkpointing. Raises ConfigError if the model
+    cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
@@ -106,19 +107,23 @@ def _attention(config: FineTuneConfig) -> str:
 
 
 def grow_embeddings(model: Any, tokens: int) -> None:
-    """Makes room for ``tokens`` in the embeddings; new rows begin as the mean of the old ones (LongLoRA)."""
+    """Resizes the embeddings to at least ``tokens`` rows; added rows are the mean of the existing ones (LongLoRA)."""
     old = model.get_input_embeddings().num_embeddings
     if tokens <= old:
         return
     model.resize_token_embeddings(tokens, mean_resizing=False)
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
-        with torch.no_grad():  # resized weights are whole, under ZeRO-3 too
+        with torch.no_grad():  # resized weights are not partitioned, even under ZeRO-3
             weight[old:] = weight[:old].float().mean(dim=0, keepdim=True).to(weight.dtype)
 
 
 def low_rank(model: Any, config: FineTuneConfig) -> Any:
-    """LoRA on the attention's projections; parameters with a part of ``trainable_params`` in their names in full."""
+    """The model with LoRA on its attention projections.
+
+    Parameters whose names contain a part of ``trainable_params`` are trained in full. Raises ConfigError if the model
+    lacks the projections.
+    """
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
@@ -130,12 +135,12 @@ def low_rank(model: Any, config: FineTuneConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)  # ZeRO-3 wants one dtype for all
+        wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)  # ZeRO-3 needs one dtype for all
     except ValueError as error:
         raise ConfigError(f"--low_rank_training: {first_line(error)}") from None
     parts = [part.strip() for part in config.trainable_params.split(",") if part.strip()]
     for name, parameter in wrapped.named_parameters():
         if any(part in name for part in parts):
             parameter.requires_grad_(True)
-    wrapped.enable_input_require_grads()  # checkpointed layers need a gradient at their input
+    wrapped.enable_input_require_grads()  # gradient checkpointing needs inputs that require gradients
     return wrapped

@@ -1,4 +1,4 @@
-"""The answers of a run as its shards hold them: read, merged, and which attempt is owed next."""
+"""The stored answers of a run: reading and merging them, and the next attempt of each window."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qaray.run.storage import Location
 from qaray.schema import PARSED_SCHEMA, Parsed, table
 
 Key = tuple[str, int, int]  # (doi, window, attempt)
-MOST_FILES = 32  # of one paper shard's answers that stay apart: engines write a few answers a file as they go
+MOST_FILES = 32  # answer files per paper shard before they are merged; engines write a few answers per file
 
 
 def next_owed(answers: list[Parsed], max_attempts: int) -> int | None:
-    """The attempt that a window is owed, None if it has its pairs, failed for good, or its attempts are spent."""
+    """The number of the window's next attempt, from 1; None if it has its pairs, failed, or used up its attempts."""
     if any(answer["reason"] is not None or not falls_short(answer) for answer in answers):
         return None
     attempt = max((answer["attempt"] for answer in answers), default=0) + 1
@@ -23,7 +23,7 @@ def next_owed(answers: list[Parsed], max_attempts: int) -> int | None:
 
 
 def best_answers(answers: list[Parsed]) -> list[Parsed]:
-    """The best attempt of each window in their order: most pairs, then the earliest."""
+    """The best attempt of each window (most pairs, then the earliest), in window order."""
     best: dict[int, Parsed] = {}
     for answer in sorted(answers, key=lambda a: (a["window"], -len(a["pairs"] or []), a["attempt"])):
         best.setdefault(answer["window"], answer)
@@ -31,7 +31,7 @@ def best_answers(answers: list[Parsed]) -> list[Parsed]:
 
 
 def read_answers(fs: Any, paths: list[str], columns: list[str] | None = None) -> dict[str, list[Parsed]]:
-    """Rows of generation shards by doi, each key (doi, window, attempt) once."""
+    """Rows of generation shards by doi, without duplicates of the key (doi, window, attempt)."""
     rows: dict[str, list[Parsed]] = defaultdict(list)
     seen: set[Key] = set()
     for path in paths:
@@ -44,14 +44,15 @@ def read_answers(fs: Any, paths: list[str], columns: list[str] | None = None) ->
 
 
 def merge_answers(run: Run, shard: str, paths: list[str]) -> list[str]:
-    """Makes one file of a shard's answers where there are many; returns the paths that hold them.
+    """Merges a shard's answer files into one if there are more than MOST_FILES; returns the paths of its answers.
 
-    10⁷ papers at 4 answers a file would leave 2.5 million files. The merged file is whole before the others go, and
-    readers take each key once, so that a task that dies in between loses and doubles nothing.
+    10⁷ papers at 4 answers per file would leave 2.5 million files. The merged file is complete before the others are
+    removed, and readers drop duplicate keys: a task that dies in between neither loses nor duplicates an answer.
     """
     if len(paths) <= MOST_FILES:
         return paths
-    paths = [path for path in paths if Location(run.root.fs, path).exists()]  # a run of this task may have died here
+    # An earlier attempt of this task may have died after removing some files.
+    paths = [path for path in paths if Location(run.root.fs, path).exists()]
     rows = [row for own in read_answers(run.root.fs, paths).values() for row in own]
     merged = run.generation_file(shard, sorted((row["doi"], row["window"], row["attempt"]) for row in rows))
     merged.write_table(table(rows, PARSED_SCHEMA))
@@ -62,7 +63,7 @@ def merge_answers(run: Run, shard: str, paths: list[str]) -> list[str]:
 
 
 def by_doi(rows: list[Parsed]) -> dict[str, list[Parsed]]:
-    """Rows of one paper together."""
+    """Rows grouped by paper."""
     papers: dict[str, list[Parsed]] = defaultdict(list)
     for row in rows:
         papers[row["doi"]].append(row)
@@ -70,6 +71,7 @@ def by_doi(rows: list[Parsed]) -> dict[str, list[Parsed]]:
 
 
 def by_window(answers: list[Parsed]) -> dict[int, list[Parsed]]:
+    """Answers grouped by window."""
     windows: dict[int, list[Parsed]] = defaultdict(list)
     for answer in answers:
         windows[answer["window"]].append(answer)

@@ -1,7 +1,7 @@
-"""The ledger of a run: where the devices' time went, from the durable rows of all its starts.
+"""The ledger of a run: how its device time was spent, computed from the stored answers of all starts.
 
-Each answer's row says which worker wrote it and when: admission, first token, last token. The union of these spans is
-the time in which a worker had work; what lies between them, from its first admission to the end, is idle time.
+Each answer records its worker and the times of admission, first token and last token. A worker is busy during the union
+of these spans; the rest of the time from its first admission to its last token is idle.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from typing import Any
 
 from qaray.models.shape import ModelShape
 
-GAP = 0.05  # seconds between two spans that count as one
+GAP = 0.05  # seconds; spans that are closer than this are merged
 
 
 @dataclass
 class Spans:
-    """A union of spans of time, [begin, end], in seconds: disjoint and in order."""
+    """A union of time spans [begin, end], in seconds: disjoint and in order."""
 
     spans: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, others: Iterable[tuple[float, float]]) -> None:
+        """Adds spans to the union, in place."""
         merged: list[tuple[float, float]] = []
         for begin, end in sorted([*self.spans, *others]):
             if merged and begin <= merged[-1][1] + GAP:
@@ -32,6 +33,7 @@ class Spans:
 
     @property
     def seconds(self) -> float:
+        """Total length."""
         return sum(end - begin for begin, end in self.spans)
 
 
@@ -39,18 +41,18 @@ class Spans:
 class Ledger:
     """Sums over answers. Addable."""
 
-    busy: dict[str, Spans] = field(default_factory=dict)  # worker → an answer was in hand
-    prefill: dict[str, Spans] = field(default_factory=dict)  # a prompt was being read
-    decode: dict[str, Spans] = field(default_factory=dict)  # an answer was being written
+    busy: dict[str, Spans] = field(default_factory=dict)  # worker → spans with an answer in progress
+    prefill: dict[str, Spans] = field(default_factory=dict)  # worker → spans in which a prompt was processed
+    decode: dict[str, Spans] = field(default_factory=dict)  # worker → spans in which an answer was generated
     prompt_tokens: int = 0
     output_tokens: int = 0
-    attended_in_prefill: float = 0.0  # pairs of tokens, a query and a key that it sees
+    attended_in_prefill: float = 0.0  # (query, key) token pairs covered by attention
     attended_in_decode: float = 0.0
-    decode_seconds: float = 0.0  # summed over answers: more than the union where several are written together
+    decode_seconds: float = 0.0  # summed over answers; exceeds the union if several are decoded together
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> Ledger:
-        """Of rows of OUT/generations; those without times (with a failure) are passed over."""
+        """The ledger of rows of OUT/generations. Rows without times (failures) are skipped."""
         ledger = cls()
         spans: dict[str, list[tuple[float, float, float]]] = {}
         for row in rows:
@@ -62,16 +64,16 @@ class Ledger:
             ledger.output_tokens += output
             ledger.attended_in_decode += output * (prompt + output / 2)
             ledger.decode_seconds += row["seconds"] - (first - begin)
-            if first > begin or row.get("attempt", 1) == 1:  # another attempt may find its prompt in the cache
+            if first > begin or row.get("attempt", 1) == 1:  # later attempts may find the prompt in the cache
                 ledger.prompt_tokens += prompt
                 ledger.attended_in_prefill += prompt * prompt / 2
         for worker, own in spans.items():
-            for kept, parts in (
+            for union, parts in (
                 (ledger.busy, [(begin, end) for begin, _, end in own]),
                 (ledger.prefill, [(begin, first) for begin, first, _ in own if first > begin]),
                 (ledger.decode, [(first, end) for _, first, end in own]),
             ):
-                kept.setdefault(worker, Spans()).add(parts)
+                union.setdefault(worker, Spans()).add(parts)
         return ledger
 
     def add(self, other: Ledger) -> None:
@@ -83,14 +85,17 @@ class Ledger:
 
     @property
     def present_seconds(self) -> float:
-        """From each worker's first admission to its last token, summed over workers."""
+        """Seconds from each worker's first admission to its last token, summed over workers."""
         return sum(own.spans[-1][1] - own.spans[0][0] for own in self.busy.values() if own.spans)
 
     def account(
         self, devices: float, loading: float, pairs: int, price: float | None, utilisation: dict[str, Any]
     ) -> dict[str, Any]:
-        """The manifest's entry. ``devices``: of one worker, GPUs or, without GPUs, CPUs' actors; ``loading``: seconds
-        before a worker's first admission; ``price``: of a device hour; ``utilisation``: of ``utilisation()``."""
+        """The ledger's entry in the manifest.
+
+        ``devices``: GPUs per worker, or 1 for a CPU actor; ``loading``: seconds before a worker's first admission;
+        ``price``: per device hour; ``utilisation``: result of ``utilisation()``.
+        """
         busy = sum(own.seconds for own in self.busy.values())
         prefill = sum(own.seconds for own in self.prefill.values())
         decode = sum(own.seconds for own in self.decode.values())
@@ -118,10 +123,11 @@ class Ledger:
     def utilisation(
         self, shape: ModelShape | None, peaks: tuple[float, float] | None, devices: float
     ) -> dict[str, float | None]:
-        """Estimated shares of a device's peak (FLOP/s, bytes/s) while it was busy; None where a peak is not known.
+        """Estimated shares of a device's peak (FLOP/s, bytes/s) while it was busy; None if the peak is unknown.
 
-        ``mfu``: 2 FLOP a parameter and token, and 4 · layers · width for a query and a key. ``mbu_decode``: the weights
-        once a step and each sequence's keys and values; steps are tokens by what was written together.
+        ``mfu``: 2 FLOPs per parameter and token, plus 4 · layers · width per (query, key) pair. ``mbu_decode``: each
+        step reads the weights once and the keys and values of its sequences; steps are output tokens divided by the
+        mean number of sequences decoded together.
         """
         busy = sum(own.seconds for own in self.busy.values())
         decode = sum(own.seconds for own in self.decode.values())
@@ -137,5 +143,5 @@ class Ledger:
         }
 
 
-def _ratio(over: float, under: float) -> float | None:
-    return round(over / under, 4) if under else None
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return round(numerator / denominator, 4) if denominator else None

@@ -1,4 +1,4 @@
-"""What identifies a generation run, and its account at the end."""
+"""The identity of a generation run, and its manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qaray.run.manifests import git_commit, versions
 
 
 def generation_identity(config: GenerateConfig, plan: ModelPlan) -> dict[str, Any]:
-    """What may not change between two starts of a run."""
+    """The settings that identify a run; a start with other values is refused."""
     return {
         "engine": config.engine,
         "base_model": config.base_model,
@@ -41,25 +41,25 @@ def generation_identity(config: GenerateConfig, plan: ModelPlan) -> dict[str, An
 
 @dataclass(frozen=True)
 class Account:
-    """What a generation run has to tell at its end."""
+    """What the manifest of a generation run is made from."""
 
     config: GenerateConfig
-    engine_reason: str  # why the engine is this one
+    engine_reason: str  # why this engine was chosen
     worker: WorkerInfo
     papers: Ingested
     progress: Progress
     totals: Totals
-    seconds: float  # of this start
+    seconds: float  # duration of this start
 
     @property
     def devices(self) -> float:
-        """GPUs of a worker; 1 where it has none."""
+        """GPUs per worker; 1 for a worker without a GPU."""
         shared = self.config.vllm.gpus_per_engine
         return (self.worker.gpus or 1.0) * (shared if self.config.engine == "vllm" else 1)
 
 
 def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
-    """The run's account. A start that generated nothing keeps the figures of the one that did."""
+    """The manifest of a run. A start that generated nothing keeps the figures of the last one that did."""
     config, totals, papers = account.config, account.totals, account.papers
     previous = run.manifest.read_json() or {}
     work, loading = _last_start(account)
@@ -105,7 +105,7 @@ def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
 
 
 def _last_start(account: Account) -> tuple[dict[str, Any], float]:
-    """(figures of this start, seconds until an engine took its first prompt)."""
+    """(figures of this start, seconds until an engine admitted its first prompt)."""
     progress = account.progress
     generation = time.monotonic() - progress.begun
     engine_up = (progress.first_answer or progress.begun) - progress.begun

@@ -1,4 +1,4 @@
-"""The answers of a paper to its pairs: the best attempt of each window, merged."""
+"""Merges the answers of a paper into its pairs, using the best attempt of each window."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qaray.schema import FinishReason, Pair, Paper, Parsed, ParseStatus, Rejecte
 
 
 def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], ParseStatus, Rejected | None]:
-    """The paper's pairs from the best attempt of each window, its status, and why it is rejected if it has none."""
+    """The paper's pairs from the best attempt of each window, its status, and its rejection if it has no pairs."""
     best = best_answers(answers)
     pairs = merged_pairs([answer["pairs"] or [] for answer in best])
     wanted = sum(answer["num_qas"] for answer in best)
@@ -38,7 +38,7 @@ def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], Pars
 
 
 def merged_pairs(windows: list[list[Pair]]) -> list[Pair]:
-    """The pairs of all windows of a paper; a question that came in an earlier window counts once."""
+    """The pairs of all windows of a paper. The first of several pairs with the same question is kept."""
     first: dict[str, Pair] = {}
     for pairs in windows:
         for pair in pairs:

@@ -1,4 +1,4 @@
-"""The end of a run: accounting, JSON exports, rejected.jsonl."""
+"""The last step of a run: accounting, JSON exports, rejected.jsonl."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qaray.run.rejects import rejected_file
 from qaray.run.storage import Location
 from qaray.schema import Pair, Paper, Parsed, ParseStatus, Rejected
 
-EXPORT_LIMIT = 50_000  # papers up to which the JSON exports are made by default
+EXPORT_LIMIT = 50_000  # maximum number of papers for which JSON exports are written by default
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Totals:
     output_tokens: int = 0
     truncated_papers: int = 0
     truncated_tokens: int = 0
-    answer_seconds: float = 0.0  # sum over answers of the seconds that they were in a batch
+    answer_seconds: float = 0.0  # seconds spent in a batch, summed over answers
     status: Counter[str] = field(default_factory=Counter)  # papers by ParseStatus
     finish: Counter[str] = field(default_factory=Counter)  # answers by FinishReason
     rejected: Counter[str] = field(default_factory=Counter)  # records and papers by RejectReason
@@ -55,7 +55,7 @@ class Totals:
 
 @dataclass
 class Settled:
-    """A shard's papers at the end: what goes into each file."""
+    """What one shard contributes to each output file."""
 
     totals: Totals
     rejected: list[Rejected]
@@ -64,7 +64,10 @@ class Settled:
 
 
 def settle_shard(run: Run, shard: str, files: list[str], make_builder: MakeBuilder | None, split: bool) -> Settled:
-    """Accounts for one shard. ``make_builder``: given if the JSON exports are wanted."""
+    """Accounts for one shard. ``make_builder``: None to skip the JSON exports. ``split``: papers are in windows.
+
+    Raises RunError if a paper has no answer.
+    """
     columns = None if make_builder else ["doi", "file", "position"]
     papers = (run.papers / f"{shard}.parquet").read_table(columns).to_pylist()
     answers = read_answers(run.root.fs, files)
@@ -124,7 +127,10 @@ def _json(value: Any) -> bytes:
 
 
 def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, ingested: Ingested) -> Totals:
-    """Writes the exports and rejected.jsonl. Raises RunError unless papers in = papers with pairs + rejected."""
+    """Writes the JSON exports and rejected.jsonl; returns the totals.
+
+    Raises RunError unless papers in = papers with pairs + rejected papers.
+    """
     export = config.export_json == "always" or (config.export_json == "auto" and ingested.papers <= EXPORT_LIMIT)
     files = run.generation_files()
     split = config.asking.overlength == "split"
@@ -168,7 +174,7 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
 
 
 class JsonList:
-    """A JSON list that is written piece by piece."""
+    """A JSON list, written incrementally."""
 
     def __init__(self, stack: contextlib.ExitStack, file: Location) -> None:
         self.stream: IO[bytes] = stack.enter_context(file.write())
@@ -176,6 +182,7 @@ class JsonList:
         self.empty = True
 
     def add(self, pieces: bytes) -> None:
+        """Appends JSON objects, separated by ",\\n"."""
         if pieces:
             self.stream.write((b"\n" if self.empty else b",\n") + pieces)
             self.empty = False

@@ -1,4 +1,4 @@
-"""`qaray parse`: original outputs made anywhere, and their papers, to processed output. No cluster is needed."""
+"""`qaray parse`: builds a processed output from papers and raw outputs made anywhere. Needs no cluster."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Output = tuple[int, str]  # (window, text)
 
 
 def parse_outputs(config: ParseConfig) -> dict[str, int]:
-    """Writes processed_output.json (papers in their order) and rejected.jsonl; returns the counts.
+    """Writes processed_output.json (papers in input order) and rejected.jsonl; returns the counts.
 
-    Every paper and every output ends in one of the two. Raises FileNotFoundError for a missing file, RunError if no
-    output could be read.
+    Every paper and every output ends up in one of the two files. Raises FileNotFoundError for a missing file, RunError
+    if no output could be read.
     """
     rejected: list[Rejected] = []
     outputs = _read_outputs(config.original_output, rejected)
@@ -39,7 +39,7 @@ def parse_outputs(config: ParseConfig) -> dict[str, int]:
         for fields, where in _papers(config.file_path, rejected):
             doi = fields["doi"]
             if doi in done:
-                rejected.append(_rejected(doi, where, "ingest", RejectReason.DUPLICATE_DOI, "the doi came before"))
+                rejected.append(_rejected(doi, where, "ingest", RejectReason.DUPLICATE_DOI, "the doi appeared before"))
                 continue
             done.add(doi)
             if doi not in outputs:
@@ -82,7 +82,7 @@ def _papers(pattern: str, rejected: list[Rejected]) -> Iterator[tuple[dict[str, 
 
 
 def _read_outputs(pattern: str, rejected: list[Rejected]) -> dict[str, list[Output]]:
-    """Outputs by doi. Records that are none are rejected."""
+    """Outputs by doi. Invalid records are added to ``rejected``."""
     outputs: dict[str, list[Output]] = {}
     for file in expand(pattern, SUFFIXES):
         for record in read_records(file):
@@ -92,7 +92,7 @@ def _read_outputs(pattern: str, rejected: list[Rejected]) -> dict[str, list[Outp
                     raise record.problem
                 doi, window, text = _output_fields(record.value)
                 if any(window == other for other, _ in outputs.get(doi, [])):
-                    raise Problem(RejectReason.DUPLICATE_DOI, "an output with this doi came before")
+                    raise Problem(RejectReason.DUPLICATE_DOI, "an output with this doi appeared before")
                 outputs.setdefault(doi, []).append((window, text))
             except Problem as problem:
                 bad = record.value.get("doi") if isinstance(record.value, dict) else None

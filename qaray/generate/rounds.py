@@ -1,7 +1,7 @@
-"""Rounds of prompts → completions → pairs, until each paper has its pairs or its attempts are spent.
+"""Rounds of prompts → completions → pairs, until each paper has its pairs or has used up its attempts.
 
-What a paper is still owed follows from the durable rows alone: a round reads the shards of papers and of generations,
-asks what is missing and writes it. One round does all of it unless a start before this one was cut short in the middle.
+The stored rows alone determine what is left to do: a round reads the shards of papers and answers, and generates and
+writes the missing answers. One round is enough unless an earlier start was interrupted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "reason", "pai
 
 @dataclass(frozen=True)
 class BuilderFactory:
-    """Makes the run's PromptBuilder wherever it is needed: a tokenizer is loaded once a process, not sent about."""
+    """Builds the run's PromptBuilder in any process: each loads the tokenizer once, so that none is pickled."""
 
     config: GenerateConfig
     plan: ModelPlan
@@ -47,26 +47,27 @@ class BuilderFactory:
         return PromptBuilder.of(self.config, plan.template, tokenizer_of(self.config), plan.seq_len, plan.request)
 
     def count_tokens(self, texts: Any) -> list[int]:
+        """Number of tokens of each text."""
         return tokenizer_of(self.config).count(texts) if texts else []
 
 
 @dataclass
 class Progress:
-    """Counts of a running generation, for whoever shows them."""
+    """Counts of a running generation, for progress reports."""
 
     papers: int = 0  # papers of the run
-    settled: int = 0  # papers that are owed nothing
-    settled_before: int = 0  # of them, by earlier starts
-    rejected: int = 0  # records and papers without pairs so far
-    rejected_by: Counter[str] = field(default_factory=Counter)  # the same by reason, of this start
+    settled: int = 0  # papers with nothing left to generate
+    settled_before: int = 0  # of these, papers settled by earlier starts
+    rejected: int = 0  # rejected records and papers without pairs so far
+    rejected_by: Counter[str] = field(default_factory=Counter)  # the same by reason, for this start only
     prompts: int = 0  # answers written by this start
     prompt_tokens: int = 0
     output_tokens: int = 0
     pairs: int = 0
-    begun: float = field(default_factory=time.monotonic)
-    began: float = field(default_factory=time.time)  # the same, seconds since the epoch
-    first_answer: float | None = None  # the first is durable: seconds of the monotonic clock
-    first_admission: float | None = None  # an engine is up: seconds since the epoch
+    begun: float = field(default_factory=time.monotonic)  # start, seconds of the monotonic clock
+    began: float = field(default_factory=time.time)  # start, seconds since the epoch
+    first_answer: float | None = None  # first saved answer, seconds of the monotonic clock
+    first_admission: float | None = None  # first admission of a prompt, seconds since the epoch
 
 
 def generate(
@@ -78,17 +79,18 @@ def generate(
     lease: Lease,
     report: Callable[[Progress], None],
 ) -> Progress:
-    """Asks the engine until every paper has its pairs or no attempt left, or a stop is requested.
+    """Generates until every paper has its pairs or no attempts left, or a stop is requested; returns the counts.
 
-    Raises RunError if a round makes no progress.
+    ``report`` is called after each saved block. Raises RunError if a round makes no progress, or if another driver has
+    taken over the run.
     """
     progress = Progress(papers=ingested.papers, rejected=ingested.rejected)
     owed = owed_prompts(run, ingested.papers, max_attempts)
     progress.settled = progress.settled_before = ingested.papers - owed.papers
     if owed.papers:
-        run.manifest.remove()  # the run is not finished any more
+        run.manifest.remove()  # the run is unfinished
         if run.measured():
-            run.evaluation.manifest.remove()  # nor measured
+            run.evaluation.manifest.remove()  # and its evaluation is outdated
 
     def ask(owed: Owed) -> Iterator[None]:
         for summary in _round(run, engine, make_builder, max_attempts, owed):
@@ -103,7 +105,7 @@ def generate(
 def _round(
     run: Run, engine: Engine, make_builder: MakeBuilder, max_attempts: int, owed: Owed
 ) -> Iterator[dict[str, Any]]:
-    """One pass over the shards that are owed something; a summary for each block that is durable."""
+    """One pass over the unfinished shards; yields a summary of each block once it is saved."""
     import ray
 
     files = run.generation_files()
@@ -138,7 +140,7 @@ def _add(progress: Progress, summary: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Prompter:
-    """A paper shard → the prompts that its papers are owed, long ones first so that neighbours are alike."""
+    """A paper shard → the pending prompts of its papers, longest first so that neighbours have similar lengths."""
 
     run: Run
     make_builder: MakeBuilder
@@ -165,7 +167,7 @@ class _Prompter:
 
 
 def _owed(prompts: list[Prompt], answers: list[Parsed], max_attempts: int) -> Iterator[Prompt]:
-    """The next attempt of each window that has no good answer yet."""
+    """The next attempt of each window that needs one."""
     windows = by_window(answers)
     for prompt in prompts:
         attempt = next_owed(windows.get(prompt["window"], []), max_attempts)
@@ -181,7 +183,7 @@ SUMMARY_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class _Writer:
-    """Completions → pairs → a generation shard for each paper shard of the block; one summary row a block."""
+    """Completions → pairs → one generation shard per paper shard of the block; returns one summary row per block."""
 
     run: Run
     max_attempts: int
@@ -196,7 +198,7 @@ class _Writer:
             self.run.generation_file(shard, keys).write_table(table(members, PARSED_SCHEMA))
         papers = by_doi(rows)
         firsts = {row["doi"] for row in rows if row["window"] == 0}
-        rejected = {doi: reason for doi, reason in self._tell(papers) if doi in firsts}
+        rejected = {doi: reason for doi, reason in self._log_outcomes(papers) if doi in firsts}
         summary = {
             "prompts": len(rows),
             "settled": len(firsts),
@@ -209,8 +211,8 @@ class _Writer:
         }
         return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
 
-    def _tell(self, papers: dict[str, list[Parsed]]) -> Iterator[tuple[str, str]]:
-        """Logs what became of each prompt; (doi, reason) of papers that these answers leave without pairs."""
+    def _log_outcomes(self, papers: dict[str, list[Parsed]]) -> Iterator[tuple[str, str]]:
+        """Logs the outcome of each prompt; yields (doi, reason) of papers that these answers leave without pairs."""
         for doi, answers in papers.items():
             for row in answers:
                 place = {"window": row["window"], "attempt": row["attempt"]}
@@ -227,7 +229,7 @@ class _Writer:
 
 
 def owed_prompts(run: Run, papers: int, max_attempts: int) -> Owed:
-    """Looks through the shards, in parallel, for papers that are owed a prompt. ``papers``: of the run, in all."""
+    """Scans the shards in parallel for papers with pending prompts. ``papers``: number of papers in the run."""
     files = run.generation_files()
     names = run.shard_names()
     begun = [name for name in names if name in files]
@@ -239,7 +241,7 @@ def owed_prompts(run: Run, papers: int, max_attempts: int) -> Owed:
 
 
 def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> tuple[int, int]:
-    """(papers with a window that is owed a prompt, papers) of a shard. Nothing else writes to it meanwhile."""
+    """(papers with a pending prompt, papers) of a shard. Nothing else may write to the shard meanwhile."""
     papers = (run.papers / f"{shard}.parquet").read_table(["doi"])["doi"].to_pylist()
     answers = merge_answers(run, shard, answers)
     rows = read_answers(run.root.fs, answers, OWED_COLUMNS)

@@ -1,1 +1,1 @@
-"""Numbers from arrays and texts. Pure: neither Ray nor torch."""
+"""Metrics on arrays and texts. Pure functions: no Ray, no torch."""

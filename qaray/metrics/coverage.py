@@ -1,6 +1,6 @@
-"""Sentence coverage: how far a paper's pairs reach over the paper (SciQAG, arXiv 2405.09939, coverage notebook).
+"""Sentence coverage: how much of a paper its pairs cover (SciQAG, arXiv 2405.09939, coverage notebook).
 
-``scores`` is S [Q, S] float32: the cosine of pair i and sentence j. Ties go to the lower pair, then the lower sentence.
+``scores`` [Q, S] float32 are the cosines of pair i and sentence j. Ties go to the lower pair, then the lower sentence.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from dataclasses import dataclass
 import numpy as np
 
 CHUNKS = 10  # equal parts of a paper
-SHARE = 0.15  # of a paper's sentences that are looked at
-EVIDENCE = 10  # best sentences kept of each pair
+SHARE = 0.15  # share of a paper's sentences that are selected
+EVIDENCE = 10  # best sentences kept per pair
 
 
 @dataclass(frozen=True)
 class Coverage:
     """Coverage of one paper."""
 
-    overall: float  # chunk rate of the k sentences that the pairs together score highest, in [0, 1]
-    individual: float  # mean over the pairs of the chunk rate of a pair's own k best sentences, in [0, 1]
-    null: float  # chunk rate to be expected of k random sentences, in [0, 1]
-    sentence_std: list[float]  # of each sentence's scores over the pairs (population), [S]
+    overall: float  # chunk rate of the k sentences that all pairs together score highest, in [0, 1]
+    individual: float  # mean over pairs of the chunk rate of the pair's own k best sentences, in [0, 1]
+    null: float  # expected chunk rate of k random sentences, in [0, 1]
+    sentence_std: list[float]  # population standard deviation of a sentence's scores over the pairs, [S]
 
     @property
     def lift(self) -> float:
-        """overall − null: negative where the pairs cluster more than chance would."""
+        """overall − null, in [−1, 1]: negative if the pairs cluster more than random ones."""
         return self.overall - self.null
 
 
 def coverage(scores: np.ndarray) -> Coverage:
-    """Coverage of a paper with Q ≥ 1 pairs and S ≥ 1 sentences. Raises ValueError for an empty or non-finite matrix."""
+    """Coverage of a paper from ``scores`` [Q, S]. Raises ValueError for an empty or non-finite matrix."""
     scores = _checked(scores)
     sentences = scores.shape[1]
     k = sample_size(sentences)
@@ -46,7 +46,7 @@ def coverage(scores: np.ndarray) -> Coverage:
 
 
 def sample_size(num_sentences: int) -> int:
-    """k: the number of sentences looked at, 15 % of the paper's, rounded down, at least 1."""
+    """k, the number of selected sentences: 15 % of the paper's, rounded down, at least 1."""
     return max(1, int(SHARE * num_sentences))
 
 
@@ -63,9 +63,9 @@ def chunk_rate(sentence_ids: Iterable[int], num_sentences: int, num_chunks: int 
 
 
 def best_together(scores: np.ndarray, k: int) -> np.ndarray:
-    """The first k distinct sentences of a walk over all entries of S [Q, S] from the highest down, in that order."""
-    best = scores.max(axis=0)  # the walk meets a sentence first at its highest score,
-    pair = scores.argmax(axis=0)  # and of equal ones at the lowest pair
+    """The first k distinct sentences among all entries of ``scores`` [Q, S] in descending order."""
+    best = scores.max(axis=0)  # a sentence first occurs at its highest score,
+    pair = scores.argmax(axis=0)  # and among equal scores at the lowest pair
     sentence = np.arange(scores.shape[1])
     return np.lexsort((sentence, pair, -best))[:k]
 
@@ -84,7 +84,7 @@ def _log_binomial(n: int, k: int) -> float:
 
 
 def evidence(scores: np.ndarray, most: int = EVIDENCE) -> list[list[int]]:
-    """The ids of each pair's best sentences, the best first: [Q][min(most, S)]."""
+    """Ids of each pair's best sentences, best first: [Q][min(most, S)]."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :most]
     return [[int(j) for j in row] for row in order]
 

@@ -1,6 +1,6 @@
-"""Grounding: do an answer's numbers stand in the paper, and does a question stand on its own?
+"""Grounding: are an answer's numbers, with units, found in the paper, and is a question self-contained?
 
-A number is compared as a value with a unit, so that 1,000 and 1000, 2.0 × 10−3 and 0.002, 5 % and 5% are the same.
+Numbers are compared as values with units: 1,000 equals 1000, 2.0 × 10−3 equals 0.002, and 5 % equals 5%.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-Quantity = tuple[Decimal, str]  # value, unit ("" where none is written)
+Quantity = tuple[Decimal, str]  # value, unit ("" if none is written)
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A number as written, and what it can mean: "10−3" is a thousandth, or ten to three of a range."""
+    """A number as written, and its possible readings: "10−3" is a thousandth, or the range from 10 to 3."""
 
     text: str
     readings: tuple[tuple[Quantity, ...], ...]
 
 
-# What PDF texts hold for a minus sign, a dash, a narrow space, and for micro.
+# Variants of minus signs, dashes and spaces in text from PDFs.
 _MINUS, _BLANKS = "−‐‑‒–—﹣－", "\u00a0\u2009\u202f\u2007\u200a\u2002\u2003"
 _SIGNS = str.maketrans(dict.fromkeys(_MINUS, "-") | dict.fromkeys(_BLANKS, " "))
 _SUPERSCRIPT = re.compile("[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
@@ -53,12 +53,12 @@ _FIGURE = re.compile(
 
 
 def mentions(text: str) -> list[Mention]:
-    """The numbers of a text. Digits within names (CO2, PM2.5, sp3) are none."""
+    """The numbers in a text. Digits within names (CO2, PM2.5, sp3) do not count."""
     return [Mention(match[0].strip(), tuple(_readings(match))) for match in _FIGURE.finditer(plain(text))]
 
 
 def plain(text: str) -> str:
-    """Signs, blanks and superscripts of scientific text in one form: ``cm⁻¹`` → ``cm^-1``."""
+    """Normalises the signs, spaces, superscripts and µ of scientific text: ``cm⁻¹`` → ``cm^-1``."""
     text = unicodedata.normalize("NFC", text).replace("μ", "µ").translate(_SIGNS)
     return _SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(_TO_PLAIN), text)
 
@@ -75,7 +75,7 @@ def _readings(match: re.Match[str]) -> Iterator[tuple[Quantity, ...]]:
         yield ((value, unit),)
         return
     upto = _decimal(match["upto"])
-    if power:  # 2–4 × 10^3 is written with the power at the end only: not seen as a range here
+    if power:  # "2–4 × 10^3" has its power at the end only and is not handled here
         upto = _scaled(upto, 0)
     if value == 10 and not power and upto == int(upto) and upto <= 30 and match["range"].lstrip().startswith("-"):
         yield ((_scaled(Decimal(1), -int(upto)), unit),)
@@ -85,7 +85,7 @@ def _readings(match: re.Match[str]) -> Iterator[tuple[Quantity, ...]]:
 def _decimal(text: str) -> Decimal:
     try:
         return Decimal(text.replace(",", "")).normalize()
-    except InvalidOperation:  # digits of another script
+    except InvalidOperation:  # digits of a non-Latin script
         return Decimal("".join(str(unicodedata.digit(c, 0)) if c.isdigit() else c for c in text.replace(",", "")))
 
 
@@ -94,7 +94,7 @@ def _scaled(value: Decimal, power: int) -> Decimal:
 
 
 def _unit(text: str | None) -> str:
-    """A unit in one spelling: no blanks, ``^`` or ``·``; litre as L; ``/x`` as ``x-1``."""
+    """Normalises a unit: no spaces, ``^`` or ``·``; litre as L; ``/x`` as ``x-1``."""
     if not text:
         return ""
     text = re.sub(r"\s", "", text.replace("℃", "°C")) if "°" in text or "℃" in text else text
@@ -111,7 +111,7 @@ def _factor(part: str) -> str:
 
 
 def quantities(text: str) -> dict[Decimal, set[str]]:
-    """Every value that a paper's text may mean, and the units that it stands with."""
+    """Every possible value of the numbers in a paper's text → the units that it has there."""
     found: dict[Decimal, set[str]] = {}
     for mention in mentions(text):
         for reading in mention.readings:
@@ -121,9 +121,9 @@ def quantities(text: str) -> dict[Decimal, set[str]]:
 
 
 def stands_in(mention: Mention, paper: Mapping[Decimal, set[str]]) -> bool:
-    """Whether some reading of the number is in the paper: the same value, and the unit where one is written.
+    """Whether the paper contains a reading of the number: the same value and, if one is written, the same unit.
 
-    A value beside which the paper writes no unit (the head of a column, a list) counts for any unit.
+    A value that the paper has without a unit (in a table column or a list) matches any unit.
     """
     return any(
         all(value in paper and (not unit or unit in paper[value] or "" in paper[value]) for value, unit in reading)
@@ -148,7 +148,7 @@ _NOT_ALONE = re.compile(
 
 
 def leans_on(question: str) -> str | None:
-    """The words by which a question needs its paper at hand ("this study", "Figure 3"); None if it stands alone."""
+    """The words that make a question depend on its paper ("this study", "Figure 3"); None if it is self-contained."""
     match = _NOT_ALONE.search(question)
     return match[0] if match else None
 
@@ -157,7 +157,7 @@ _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 
 
 def content_words(text: str) -> set[str]:
-    """The words that carry meaning, in small letters: stop words and single letters are left out."""
+    """The words of a text in lower case, without stop words and single characters."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     words = (match[0].lower() for match in _WORD.finditer(text))
@@ -165,6 +165,6 @@ def content_words(text: str) -> set[str]:
 
 
 def overlap(answer: str, evidence: str) -> float | None:
-    """Share of the answer's content words that the evidence has too, in [0, 1]; None if it has none."""
+    """Share of the answer's content words that occur in the evidence, in [0, 1]; None if the answer has none."""
     words = content_words(answer)
     return len(words & content_words(evidence)) / len(words) if words else None

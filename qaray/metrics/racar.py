@@ -1,4 +1,4 @@
-"""RACAR: five dimensions of a pair, 1…5 each, judged with the paper in context (SciQAG, arXiv 2405.09939)."""
+"""RACAR: five dimensions of a pair, each graded 1…5 with the paper in context (SciQAG, arXiv 2405.09939)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from qaray.schema import DIMENSIONS
 
 LEVELS = (1, 2, 3, 4, 5)
-PASS = 3.0  # of the test-set rule
+PASS = 3.0  # minimum grade of the test-set rule
 
 
 def passes(scores: Mapping[str, float | None], self_contained: bool) -> bool:
-    """The rule of SciQAG's test set: at least 3 in every dimension but agnosticism, which is decided by the question's
-    words. A dimension that was not scored does not pass."""
+    """The rule of SciQAG's test set: at least 3 in every dimension except agnosticism, and self-contained.
+
+    ``self_contained`` follows from the question's words and replaces agnosticism. A missing score does not pass.
+    """
     judged = [scores.get(name) for name in DIMENSIONS if name != "agnosticism"]
     return self_contained and all(value is not None and value >= PASS for value in judged)

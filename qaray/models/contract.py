@@ -1,4 +1,4 @@
-"""The train→inference contract: what a fine-tuned model was trained with, kept beside its weights."""
+"""The train→inference contract: the training settings of a fine-tuned model, stored with its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTRACT = "qaray_contract.json"
 
 
 class Contract(BaseModel):
-    """What a fine-tuned model was trained with, kept beside its weights; generation keeps to it."""
+    """Training settings of a fine-tuned model, stored with its weights. Generation must match them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,16 +25,16 @@ class Contract(BaseModel):
     template_opening: str = ""
     template_source: str = ""
     template_sha256: str
-    request_text: str | None = None  # None: the examples were not made with a request of qaray's
+    request_text: str | None = None  # None: the examples were not made with a qaray request
     request_language: str | None = None
     request_sha256: str | None = None
     context_size: int  # tokens
-    rope_factor: float = 1.0  # linear, in all
+    rope_factor: float = 1.0  # total linear factor
     special_tokens: dict[str, str] = {}
 
     @property
     def template(self) -> Template:
-        """Raises ConfigError if the text is not the one that the hash was made of."""
+        """The template of the training examples. Raises ConfigError if the text does not match its hash."""
         template = Template(self.template_name, self.template_text, self.template_opening, self.template_source)
         if template.sha256 != self.template_sha256:
             raise ConfigError(f"{CONTRACT}: the prompt template does not match its hash")
@@ -42,7 +42,7 @@ class Contract(BaseModel):
 
     @property
     def request(self) -> Request | None:
-        """The request that the examples were made with. Raises ConfigError if the text does not match its hash."""
+        """The request of the training examples, None if unknown. Raises ConfigError if it does not match its hash."""
         if self.request_text is None:
             return None
         request = Request(self.request_text, self.request_language, f"the request of {CONTRACT}")
@@ -55,9 +55,9 @@ class Contract(BaseModel):
 
     @classmethod
     def load(cls, folder: str) -> Contract | None:
-        """The contract of a model folder, None where there is none. Raises ConfigError if it is damaged."""
+        """The contract of a model folder, None if there is none. Raises ConfigError if it is invalid."""
         if not os.path.isdir(folder):
-            return None  # a hub id: contracts are made by qaray, in folders
+            return None  # a hub id: qaray writes contracts into local folders only
         try:
             values = (Location.of(folder) / CONTRACT).read_json()
             return None if values is None else cls(**values)

@@ -1,4 +1,4 @@
-"""A bundled model's GGUF file to a safetensors folder, once, which transformers and vLLM load like any other."""
+"""Converts a bundled model's GGUF file, once, to a safetensors folder that transformers and vLLM can load."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from qaray.models.loading import quiet_transformers
 
 
 def convert_once(gguf: Path, target: Path) -> None:
-    """GGUF to a safetensors folder; processes that come at the same time wait for the first."""
+    """Converts a GGUF file to a safetensors folder unless it exists. Concurrent processes wait for the first."""
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if (target / "config.json").exists():
             return
-        building = target.parent / f".{target.name}-{uuid.uuid4().hex}"
+        temporary = target.parent / f".{target.name}-{uuid.uuid4().hex}"
         try:
-            _convert(gguf, building)
-            os.replace(building, target)
+            _convert(gguf, temporary)
+            os.replace(temporary, target)
         finally:
-            shutil.rmtree(building, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # no setting disables this bar
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,

@@ -1,4 +1,4 @@
-"""What devices can do: at best, by name, and in which precision."""
+"""Device capabilities: peak rates by name, supported precision, memory and cores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
-# FLOP/s of dense bfloat16 (float16 where there is none) matrix products and bytes/s of memory, from the makers' data
-# sheets. A name of several words comes before the shorter one that it holds.
+# FLOP/s of dense bfloat16 matrix products (float16 without bfloat16) and memory bandwidth in bytes/s, from the vendors'
+# data sheets. A longer name comes before a shorter one that it contains.
 PEAKS = {
     "B200": (2250e12, 8.0e12),
     "H200": (989e12, 4.8e12),
@@ -27,7 +27,7 @@ PEAKS = {
 
 
 def peaks(name: str) -> tuple[float, float] | None:
-    """(FLOP/s, bytes/s) of a device by the name that its driver gives, None where it is not known."""
+    """Peak (FLOP/s, bytes/s) of a device by its driver's name, None if unknown."""
     words = name.replace("-", " ").split()
     for known, rates in PEAKS.items():
         if all(part in words for part in known.split()):
@@ -36,13 +36,13 @@ def peaks(name: str) -> tuple[float, float] | None:
 
 
 def peak_flops(name: str) -> float | None:
-    """FLOP/s of a device by the name that its driver gives, None where it is not known."""
+    """Peak FLOP/s of a device by its driver's name, None if unknown."""
     found = peaks(name)
     return found[0] if found else None
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name by its driver, or the CPU's model."""
+    """The driver's name of a GPU, or the model name of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -54,7 +54,7 @@ def device_name(device: torch.device) -> str:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; ``auto``: bfloat16 where the hardware computes in it, else float16 on GPUs, float32."""
+    """The dtype by name; ``auto`` is bfloat16 if the hardware supports it, else float16 on GPUs and float32 on CPUs."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -63,7 +63,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 matrices; without such units that takes ten times as long."""
+    """Whether the CPU has bfloat16 matrix instructions; without them, such products are ten times slower."""
     try:
         with open("/proc/cpuinfo") as stream:
             flags = next((line for line in stream if line.startswith(("flags", "Features"))), "")
@@ -73,7 +73,7 @@ def cpu_has_bf16() -> bool:
 
 
 def available_memory() -> int:
-    """Bytes of host memory that are free, within the limit of the process's control group."""
+    """Free host memory in bytes, within the limit of the process's cgroup."""
     free = psutil.virtual_memory().available
     for limit, used in (
         ("memory.max", "memory.current"),

@@ -1,4 +1,4 @@
-"""Loading from transformers: quietly, with errors in one line."""
+"""Loading from transformers, without its output and with one-line errors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from qaray.config import ConfigError
 
 @contextlib.contextmanager
 def quiet_transformers() -> Any:
-    """No loading bars and no advice from transformers inside the block."""
+    """Disables progress bars and warnings of transformers inside the block."""
     import logging as python_logging
 
     from transformers.utils import logging
 
-    # transformers imports deepspeed where it is installed, which warns where there is no GPU.
+    # transformers imports deepspeed if it is installed, and deepspeed warns if there is no GPU.
     python_logging.getLogger("DeepSpeed").addFilter(_errors_only)
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -33,7 +33,7 @@ def _errors_only(record: Any) -> bool:
 
 
 def load_config(folder: str, cache_dir: str, trust_remote_code: bool, name: str = "") -> Any:
-    """The model's transformers config. Raises ConfigError if there is none."""
+    """The model's transformers config. Raises ConfigError if it cannot be loaded."""
     from transformers import AutoConfig
 
     try:
@@ -44,4 +44,5 @@ def load_config(folder: str, cache_dir: str, trust_remote_code: bool, name: str 
 
 
 def first_line(error: BaseException) -> str:
+    """First line of an error's message, or the name of its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""How a run uses its model: template, lengths, RoPE factor."""
+"""Model settings of a run: template, request, lengths, RoPE factor."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from qaray.models.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """How a run uses its model: decided once by the driver, recorded in run.json."""
+    """Model settings of a run, determined once by the driver and recorded in run.json."""
 
     template: Template
     context_size: int  # tokens
     seq_len: int  # tokens, prompt + answer
-    rope_factor: float  # linear factor to load the model with; 1 = as trained
-    request: Request = field(default_factory=default_request)  # what papers are asked with
+    rope_factor: float  # total linear RoPE factor to load the model with; 1 = unscaled
+    request: Request = field(default_factory=default_request)  # the request for each paper
 
 
 def plan_model(config: EngineConfig) -> ModelPlan:
-    """Template, lengths and RoPE factor of a run. Raises ConfigError on what contradicts the model or its contract."""
+    """The model settings of a run. Raises ConfigError if the configuration contradicts the model or its contract."""
     name = config.model_name
     if name is None:  # echo without a model
         size = config.model.context_size or config.model.seq_len or 1 << 20
@@ -35,8 +35,10 @@ def plan_model(config: EngineConfig) -> ModelPlan:
     tokenizer = load_tokenizer(name, config.model.cache_dir, config.model.trust_remote_code)
     folder = resolve(name, config.model.cache_dir)
     contract = Contract.load(folder)
-    own, factor, rope_type = model_context(name, folder, config.model.cache_dir, config.model.trust_remote_code)
-    size = config.model.context_size or (contract.context_size if contract else int(own * factor))
+    max_positions, factor, rope_type = model_context(
+        name, folder, config.model.cache_dir, config.model.trust_remote_code
+    )
+    size = config.model.context_size or (contract.context_size if contract else int(max_positions * factor))
     if contract and size > contract.context_size:
         raise ConfigError(
             f"context_size {size} exceeds the {contract.context_size} tokens that {name} was fine-tuned with: "
@@ -51,13 +53,16 @@ def plan_model(config: EngineConfig) -> ModelPlan:
         )
     if isinstance(config, GenerateConfig) and config.asking.structured:
         template = replace(template, opening="")  # the answer begins with a bracket
-    wanted = max(rope_factor(size, own, factor), contract.rope_factor if contract else 0.0)
-    check_rope(wanted, own, factor, rope_type, name, f"context_size {size}", "--context_size")
-    return ModelPlan(template, size, _seq_len(config, size), wanted, _request(config, contract))
+    needed_factor = max(rope_factor(size, max_positions, factor), contract.rope_factor if contract else 0.0)
+    check_rope(needed_factor, max_positions, factor, rope_type, name, f"context_size {size}", "--context_size")
+    return ModelPlan(template, size, _seq_len(config, size), needed_factor, _request(config, contract))
 
 
 def _request(config: EngineConfig, contract: Contract | None) -> Request:
-    """The request of a generation: the named one, the contract's, else the default."""
+    """The request of a generation: --request, else the contract's, else the default.
+
+    Raises ConfigError if --request differs from the contract's request.
+    """
     if not isinstance(config, GenerateConfig):
         return default_request()
     trained = contract.request if contract else None

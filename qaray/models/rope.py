@@ -1,4 +1,4 @@
-"""Linear RoPE scaling beyond a model's own context."""
+"""Linear RoPE scaling for contexts longer than the model's own."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from qaray.models.loading import load_config
 
 
 def rope_factor(length: int, max_position_embeddings: int, factor: float = 1.0) -> float:
-    """Linear RoPE factor for sequences of ``length`` tokens, the config's own ``factor`` counted.
+    """Total linear RoPE factor for sequences of ``length`` tokens, including the config's own ``factor``.
 
-    f · ceil(L / (max_position_embeddings · f)) beyond the model's context, else f (LongLoRA's rule, multiplied).
+    f · ceil(L / (max_position_embeddings · f)) for lengths beyond the model's context, else f. This is LongLoRA's rule
+    applied on top of the config's factor f.
     """
     reach = max_position_embeddings * factor
     return factor if length <= reach else factor * -(-length // reach)
 
 
 def check_rope(wanted: float, own: int, factor: float, rope_type: str, name: str, what: str, flag: str) -> None:
-    """Raises ConfigError if ``wanted`` is another factor than the model's, and the model has another RoPE type."""
+    """Raises ConfigError if ``wanted`` differs from ``factor`` and the model's RoPE type cannot be scaled linearly."""
     if wanted != factor and rope_type not in ("default", "linear"):
         raise ConfigError(
             f"{what} needs linear RoPE scaling beyond the {int(own * factor)} tokens of {name}, "
@@ -27,9 +28,9 @@ def check_rope(wanted: float, own: int, factor: float, rope_type: str, name: str
 
 
 def scale_rope(config: Any, factor: float) -> None:
-    """Sets the linear RoPE factor of a transformers config, in all; 1 leaves it as it is.
+    """Sets the total linear RoPE factor of a transformers config; a factor of 1 leaves it unchanged.
 
-    Raises ConfigError for a config with another RoPE type.
+    Raises ConfigError if the config has another RoPE type.
     """
     rope = dict(getattr(config, "rope_parameters", None) or {})
     kind = rope.get("rope_type", "default")
@@ -42,7 +43,10 @@ def scale_rope(config: Any, factor: float) -> None:
 
 
 def model_context(name: str, folder: str, cache_dir: str, trust_remote_code: bool) -> tuple[int, float, str]:
-    """(max_position_embeddings, linear factor, RoPE type) of a model."""
+    """(max_position_embeddings, linear factor, RoPE type) of a model.
+
+    Raises ConfigError if its config cannot be loaded or has no max_position_embeddings.
+    """
     hf = load_config(folder, cache_dir, trust_remote_code, name)
     own = getattr(hf, "max_position_embeddings", None)
     if not own:

@@ -1,4 +1,4 @@
-"""What the arithmetic of a model depends on: parameters, layers, bytes of keys and values."""
+"""Model dimensions for FLOP and memory estimates: parameters, layers, bytes of the KV cache."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from qaray.models.loading import load_config, quiet_transformers
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the arithmetic of a model depends on."""
+    """Model dimensions for FLOP and memory estimates."""
 
-    parameters: int  # without the input embedding
+    parameters: int  # without an untied input embedding
     layers: int
-    width: int  # of a layer's queries: heads · head size
-    kv_bytes: int  # keys and values of one token, all layers
+    width: int  # width of a layer's queries: heads · head size
+    kv_bytes: int  # KV cache of one token in all layers
     weight_bytes: int
 
 
 def model_shape(config: EngineConfig, dtype: str) -> ModelShape:
-    """What the arithmetic of the configuration's model depends on, its weights in the dtype of that name."""
+    """The dimensions of the configuration's model, with weights and KV cache in ``dtype``."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -36,7 +36,7 @@ def model_shape(config: EngineConfig, dtype: str) -> ModelShape:
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     size = 4 if dtype == "float32" else 2
-    tied = getattr(text, "tie_word_embeddings", False)  # then the embedding is the LM head, too
+    tied = getattr(text, "tie_word_embeddings", False)  # the embedding is also the LM head
     embedding = 0 if tied else model.get_input_embeddings().weight.numel()
     parameters = sum(each.numel() for each in model.parameters()) - embedding
     layers = text.num_hidden_layers

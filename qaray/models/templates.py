@@ -1,4 +1,4 @@
-"""The prompt template and the request that the flags name, and a model's own chat format."""
+"""Loads the prompt template and the request named by flags, and a model's own chat format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qaray.run.storage import Location
 
 
 def named_template(name: str | None, tokenizer: HFTokenizer | None) -> Template | None:
-    """The template that --prompt_template names; None without the flag. Raises ConfigError if it cannot be had."""
+    """The template named by --prompt_template; None without the flag. Raises ConfigError if it cannot be loaded."""
     if name is None:
         return None
     if name == "llama2":
@@ -24,7 +24,7 @@ def named_template(name: str | None, tokenizer: HFTokenizer | None) -> Template 
 
 
 def named_request(name: str | None, language: str | None) -> Request:
-    """The request that --request names, the default without the flag. Raises ConfigError if it cannot be used."""
+    """The request named by --request; the default without the flag. Raises ConfigError if it is not usable."""
     if name is None:
         return Request(default_text(), language)
     return Request(_text("--request", name).rstrip("\n"), language, f"--request {name}")
@@ -39,7 +39,7 @@ def _text(flag: str, name: str) -> str:
 
 
 def default_template(tokenizer: HFTokenizer) -> Template:
-    """``chat`` if the tokenizer has a chat template, else ``llama2``."""
+    """The template ``chat`` if the tokenizer has a chat template, else ``llama2``."""
     return _chat(tokenizer) if tokenizer.hf.chat_template else Template("llama2", LLAMA2)
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers of transformers, as prompts and training use them."""
+"""Tokenizers of transformers, for prompts and training."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qaray.config import ConfigError, EngineConfig
 from qaray.models.catalogue import resolve
 from qaray.models.loading import first_line, load_config, quiet_transformers
 
-# What a tokenizer for training must have (LongLoRA's names).
+# Special tokens that a tokenizer for training must have (LongLoRA's names).
 SPECIAL = {"pad_token": "[PAD]", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
 
 
 class HFTokenizer:
-    """A transformers tokenizer behind the Tokenizer protocol of prompts."""
+    """A transformers tokenizer with the Tokenizer interface of prompts."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.hf = tokenizer
@@ -48,9 +48,9 @@ class HFTokenizer:
 def load_tokenizer(
     name: str, cache_dir: str, trust_remote_code: bool = False, add_special: bool = False
 ) -> HFTokenizer:
-    """The model's tokenizer; kept by the process. Raises ConfigError if it cannot be loaded.
+    """The model's tokenizer, cached in the process. Raises ConfigError if it cannot be loaded or is not a fast one.
 
-    ``add_special``: the special tokens that it lacks are added, for training.
+    ``add_special`` adds missing special tokens, for training.
     """
     from transformers import AutoTokenizer
 
@@ -70,7 +70,7 @@ def load_tokenizer(
 
 
 def eos_ids(name: str, cache_dir: str, trust_remote_code: bool = False) -> frozenset[int]:
-    """The tokens that end a model's text: those of its generation settings, and its tokenizer's."""
+    """The EOS token ids of a model: those of its generation config and of its tokenizer."""
     from transformers import GenerationConfig
 
     ids: list[int | None] = [load_tokenizer(name, cache_dir, trust_remote_code).hf.eos_token_id]
@@ -83,7 +83,7 @@ def eos_ids(name: str, cache_dir: str, trust_remote_code: bool = False) -> froze
 
 
 def tokenizer_of(config: EngineConfig) -> Tokenizer:
-    """The tokenizer of the configuration's model; words and punctuation marks where it has none."""
+    """The tokenizer of the configuration's model; a WordTokenizer without a model."""
     if config.model_name is None:
         return WordTokenizer()
     return load_tokenizer(config.model_name, config.model.cache_dir, config.model.trust_remote_code)

@@ -1,4 +1,4 @@
-"""A finished run's figures to the hours, the cost and the disk of a corpus."""
+"""Estimates the hours, cost and disk space of a corpus from a finished run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from qaray.run.directory import Run
 
 
 def plan_corpus(config: PlanConfig) -> dict[str, Any]:
-    """Extrapolates in proportion to the papers, and to their tokens where --paper_tokens says how long they are.
+    """Scales a finished run to ``papers``, and to the papers' length if ``paper_tokens`` is given.
 
-    A device's rates are the run's own: a corpus in proportion, on the same device, with the same settings. Loading the
-    model is counted once a device. Raises RunRefused unless the run is finished, ConfigError if it measured nothing.
+    Assumes the run's throughput: similar papers, the same device, the same settings. Loading the model is counted once
+    per device. Raises RunRefused unless the run is finished, ConfigError if it has no timings.
     """
     manifest = Run.at(config.output_dir).finished()
     ledger, counts, tokens = manifest["ledger"], manifest["counts"], manifest["tokens"]
@@ -21,11 +21,11 @@ def plan_corpus(config: PlanConfig) -> dict[str, Any]:
     devices, papers = ledger["devices_per_worker"], counts["papers"]
     loading = ledger["loading_seconds_per_worker"]
     own_tokens = tokens["papers"] / papers
-    longer = (config.paper_tokens or own_tokens) / own_tokens
-    # Reading grows with the paper, writing does not.
-    reading = ledger["prefill_seconds"] / max(1e-9, ledger["prefill_seconds"] + ledger["decode_seconds"])
+    length_ratio = (config.paper_tokens or own_tokens) / own_tokens
+    # Prefill time grows with the paper's length, decode time does not.
+    prefill_share = ledger["prefill_seconds"] / max(1e-9, ledger["prefill_seconds"] + ledger["decode_seconds"])
     working = ledger["device_seconds"] - devices * loading * ledger["workers"]
-    each = working / papers * (reading * longer + 1 - reading)
+    each = working / papers * (prefill_share * length_ratio + 1 - prefill_share)
     seconds = each * config.papers + loading * config.gpus
     price = config.gpu_hour_price or _price(ledger)
     pairs = round(counts["pairs"] / papers * config.papers)
@@ -39,7 +39,7 @@ def plan_corpus(config: PlanConfig) -> dict[str, Any]:
         "cost": cost,
         "pairs": pairs,
         "cost_per_1000_pairs": None if cost is None or not pairs else 1000 * cost / pairs,
-        "gigabytes": manifest["bytes"] / papers * config.papers * longer / 1e9,
+        "gigabytes": manifest["bytes"] / papers * config.papers * length_ratio / 1e9,
         "from": {
             "papers": papers,
             "tokens_per_paper": own_tokens,
@@ -50,12 +50,12 @@ def plan_corpus(config: PlanConfig) -> dict[str, Any]:
 
 
 def _price(ledger: dict[str, Any]) -> float | None:
-    """Of a device hour, as the run was told."""
+    """Price per device hour that the run was given, None without one."""
     return None if ledger["cost"] is None else ledger["cost"] / ledger["device_seconds"] * 3600
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
-    """The plan for a reader."""
+    """The plan as lines of text."""
     base = plan["from"]
     lines = [
         f"{plan['papers']:,} papers on {plan['devices']:,} × {plan['device']}: {plan['hours']:,.1f} hours, "
@@ -69,6 +69,6 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     busy = base["busy_share"]
     lines.append(
         f"from a run of {base['papers']:,} papers of {base['tokens_per_paper']:,.0f} tokens: "
-        f"{base['device_seconds_per_paper']:,.3f} device seconds a paper, devices busy {busy or 0:.0%} of the time"
+        f"{base['device_seconds_per_paper']:,.3f} device seconds per paper, devices busy {busy or 0:.0%} of the time"
     )
     return lines

@@ -1,4 +1,4 @@
-"""What the user sees while a run works: a bar on a terminal, plain lines elsewhere, nothing with --no_progress."""
+"""Progress of a running command: a bar on a terminal, plain lines elsewhere, nothing with --no_progress."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Display:
         self._bar: Any = None
         self._terminal = sys.stderr.isatty()
         self._last = time.monotonic()
-        self._told = 0  # step of a fine-tuning that the last line was of
+        self._last_step = 0  # training step of the last line
 
     def notify(self, line: str) -> None:
-        """A line that is always worth showing."""
+        """Prints a line, unless quiet."""
         if not self.quiet:
             self.close()
             print(line, file=sys.stderr, flush=True)
@@ -61,12 +61,12 @@ class Display:
             self._line(f"report: {done}/{pages} pages")
 
     def trained(self, log: dict[str, Any]) -> None:
-        """``log``: what a fine-tuning has written so far."""
+        """``log``: the training log so far."""
         done, steps, entries = log["step"], log["steps"], logged_steps(log)
         last = entries[-1] if entries else {"step": 0}
-        if last["step"] == self._told or not (self._due() or (done == steps and not self.quiet)):
+        if last["step"] == self._last_step or not (self._due() or (done == steps and not self.quiet)):
             return
-        self._told = last["step"]
+        self._last_step = last["step"]
         recent = entries[-20:]
         speed = sum(entry["tokens"] for entry in recent) / sum(e["tokens"] / e["tokens_per_second"] for e in recent)
         each = sum(entry["tokens"] for entry in entries) / max(1, last["step"])
@@ -100,7 +100,7 @@ class Display:
 
 
 def describe(progress: Progress, eta: bool = True) -> str:
-    """Pairs, rate, rejects and, where it can be told, the time left."""
+    """Pairs, tokens per second, rejected papers and, if it can be estimated, the time left."""
     seconds = max(1e-9, time.monotonic() - progress.begun)
     parts = [f"{progress.pairs} pairs", f"{progress.output_tokens / seconds:,.0f} tokens/s"]
     if progress.rejected:

@@ -1,4 +1,4 @@
-"""`qaray status OUT`: how far a run is, from its files alone: no cluster, no driver is asked."""
+"""`qaray status OUT`: the progress of a run, read from its files without the cluster or the driver."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from qaray.run.lease import Lease, sign_of_life
 from qaray.run.storage import Location, in_threads
 from qaray.schema import ParseStatus
 
-RECENT = 600.0  # seconds whose files tell the rate
+RECENT = 600.0  # seconds; files written within them determine the rate
 TABLES = (COVERAGE, QUESTIONS, SIMILARITY, RACAR, GROUNDING)
 
 
 @dataclass
 class StageStatus:
-    """One stage of a run."""
+    """Status of one stage of a run."""
 
     name: str
-    state: str  # working, stopping, cut short, finished
+    state: str  # working, stopping, interrupted, finished
     done: int = 0
     total: int = 0
     unit: str = "papers"
     rejected: int = 0
-    per_hour: float | None = None  # of the last minutes
-    driver: str = ""  # host, process, last sign of life
+    per_hour: float | None = None  # units per hour, recently
+    driver: str = ""  # host, process, last heartbeat
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def line(self) -> str:
+        """The status in one line."""
         left = ""
         if self.state == "working" and self.per_hour:
             left = time_left(3600 * self.done / self.per_hour, self.done, self.total - self.done)
-        rate = f", {self.per_hour:,.0f} an hour" if self.per_hour and self.state == "working" else ""
+        rate = f", {self.per_hour:,.0f} per hour" if self.per_hour and self.state == "working" else ""
         rejected = f", {self.rejected:,} rejected" if self.rejected else ""
         more = "".join(f", {name} {value}" for name, value in self.more.items())
         who = f" ({self.driver})" if self.driver else ""
@@ -52,7 +53,10 @@ class StageStatus:
 
 
 def show(config: StatusConfig) -> int:
-    """Prints the state, again and again with ``watch``. Raises RunRefused if there is no run."""
+    """Prints the status; with ``watch``, repeatedly while a stage is running. Returns 0.
+
+    Raises RunRefused if there is no run.
+    """
     while True:
         stages = status(Run.at(config.output_dir))
         if config.json_lines:
@@ -65,7 +69,7 @@ def show(config: StatusConfig) -> int:
 
 
 def status(run: Run) -> list[StageStatus]:
-    """The stages of a run that have begun."""
+    """The stages of a run that have begun. Raises RunRefused if there is no run."""
     identity = run.identity.read_json()
     if identity is None and run.evaluation.identity.read_json() is None:
         raise RunRefused(f"{run.root} is not a run directory (run.json is missing)")
@@ -78,13 +82,13 @@ def status(run: Run) -> list[StageStatus]:
 
 
 def _state(run: Run) -> tuple[str, str]:
-    """(state, driver in words) of a run directory."""
+    """(state, description of the driver) of a run directory."""
     holder = Lease(run).holder()
     alive = sign_of_life(holder) if holder else ""
     if alive and holder:
-        who = f"host {holder.get('host')}, process {holder.get('pid')}, {alive}"
-        return ("stopping" if run.stop_flag.exists() else "working"), who
-    return ("finished" if run.manifest.exists() else "cut short"), ""
+        driver = f"host {holder.get('host')}, process {holder.get('pid')}, {alive}"
+        return ("stopping" if run.stop_flag.exists() else "working"), driver
+    return ("finished" if run.manifest.exists() else "interrupted"), ""
 
 
 def _generation(run: Run) -> StageStatus:
@@ -93,7 +97,7 @@ def _generation(run: Run) -> StageStatus:
     now = oldest = time.time()
 
     def counts(files: list[pafs.FileInfo]) -> tuple[int, int, int, float]:
-        """Of one shard: papers answered, without pairs, answered lately, and the first time of these."""
+        """Of one shard: papers answered, without pairs, and recently answered; time of the oldest recent file."""
         dois: set[str] = set()
         paired: set[str] = set()
         fresh: set[str] = set()
@@ -121,7 +125,7 @@ def _generation(run: Run) -> StageStatus:
 def _evaluation(run: Run) -> StageStatus:
     own = run.evaluation
     state, driver = _state(own)
-    shards = own.paper_shards() or run.paper_shards()  # of the run's own some may have no pairs to measure
+    shards = own.paper_shards() or run.paper_shards()  # the run's shards may include papers without pairs
     done = {}
     for table in TABLES:
         if table.folder(own).exists():
@@ -132,9 +136,9 @@ def _evaluation(run: Run) -> StageStatus:
                 )
     finished = own.manifest.read_json()
     total = finished["counts"]["papers"] if finished else sum(in_threads(Location.count_rows, shards))
-    least = total if finished else min(done.values(), default=0)
+    done_in_all = total if finished else min(done.values(), default=0)
     rejected = sum(in_threads(Location.count_rows, own.rejected_papers.files(".parquet")))
-    return StageStatus("evaluate", state, least, total, rejected=rejected, driver=driver, more=done)
+    return StageStatus("evaluate", state, done_in_all, total, rejected=rejected, driver=driver, more=done)
 
 
 def _training(run: Run) -> StageStatus:
@@ -149,7 +153,7 @@ def _training(run: Run) -> StageStatus:
 
 
 def _rows(fs: pafs.FileSystem, path: str, columns: list[str]) -> list[dict[str, Any]]:
-    """Rows of a file; none if the driver has merged it into another since it was listed."""
+    """Rows of a file; none if the driver has merged it into another since the listing."""
     try:
         return list(Location(fs, path).read_table(columns).to_pylist())
     except FileNotFoundError:
@@ -157,7 +161,7 @@ def _rows(fs: pafs.FileSystem, path: str, columns: list[str]) -> list[dict[str, 
 
 
 def _by_shard(folder: Location) -> Iterator[list[pafs.FileInfo]]:
-    """Files of rows by the paper shard that they belong to, so that the ids of a corpus need no memory."""
+    """Files grouped by paper shard, so that the ids of the whole corpus need not be in memory at once."""
 
     def shard(info: pafs.FileInfo) -> str:
         return str(info.path[len(folder.path) :]).lstrip("/").split("/")[0].partition(".")[0]

@@ -1,7 +1,7 @@
-"""`qaray submit`: a command as a job of a Ray cluster, followed to its end and submitted again if it fails.
+"""`qaray submit`: submits a command as a Ray job, follows it to its end and resubmits it if it fails.
 
-What fails by the user's mistake (exit code 2) or was stopped is not tried again; all else goes on where it was, since a
-run knows what it is owed.
+A job that was stopped, or that failed by a mistake of the user (exit code 2), is not resubmitted. Any other resumes
+where it stopped, since a run knows what is left to do.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ if TYPE_CHECKING:
     from ray.job_submission import JobInfo, JobSubmissionClient
 
 JOBS = {"generate": "generate.py", "evaluate": "evaluate.py", "fine-tune": "fine_tune.py", "run": "pipeline.py"}
-USER_MISTAKE = 2  # exit code of a command that would fail again
-AGENT_WAIT = 60.0  # seconds that a cluster's agents may take to come up
-SILENCE = 600.0  # seconds without an answer of the job server after which following ends
-POLL = 2.0  # seconds between two looks at a job's status
-STOP_WAIT = "600"  # seconds that `ray job stop` gives a job to finish what is in hand; Ray's default is 3
-EXCLUDES = [".git", ".venv", ".venv-vllm", "runs", "cache", "build"]  # of a folder that is handed to the cluster
+USER_MISTAKE = 2  # exit code of a command that would fail again if rerun
+AGENT_WAIT = 60.0  # seconds to wait for a cluster's agents to start
+SILENCE = 600.0  # seconds without a response of the job server before following ends
+POLL = 2.0  # seconds between two requests for a job's status
+STOP_WAIT = "600"  # seconds that `ray job stop` gives a job to finish work in progress; Ray's default is 3
+EXCLUDES = [".git", ".venv", ".venv-vllm", "runs", "cache", "build"]  # not uploaded with the working directory
 
 
 def submit(config: SubmitConfig) -> int:
-    """Submits, follows, and submits again; returns the command's exit code. Raises ConfigError or RunError."""
+    """Submits the job, follows it, and resubmits it if it fails; returns the command's exit code.
+
+    Raises ConfigError if it cannot be submitted, RunError if it failed at every attempt.
+    """
     script = JOBS.get(config.command)
     if script is None:
         raise ConfigError(f"{config.command!r} cannot be submitted: choose from {', '.join(JOBS)}")
@@ -47,27 +50,28 @@ def submit(config: SubmitConfig) -> int:
             "run": name,
         }
         hand_over(client, job, entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
-        say(f"submitted {job}; stop it with: ray job stop {job}")
+        notify(f"submitted {job}; stop it with: ray job stop {job}")
         if not config.wait:
             return 0
         info = follow(client, job)
         code = info.driver_exit_code
         if info.status.name == "SUCCEEDED":
             return 0
-        say(f"{job}: {info.status.name.lower()}{'' if code is None else f', exit code {code}'}")
+        notify(f"{job}: {info.status.name.lower()}{'' if code is None else f', exit code {code}'}")
         if info.status.name == "STOPPED" or code == USER_MISTAKE:
             return code or 1
         if code is None and info.message:
-            say(" ".join(info.message.split())[:500])
+            notify(" ".join(info.message.split())[:500])
     raise RunError(f"{config.command} failed {config.resubmit + 1} times: see ray job logs {job}")
 
 
 def flags_of(config: SubmitConfig) -> list[str]:
+    """The command's flags as arguments of a command line."""
     return [word for name, value in config.command_flags.items() for word in (f"--{name}", value)]
 
 
 def environment_of(config: SubmitConfig) -> dict[str, Any]:
-    """The job's runtime environment. Raises ConfigError for a folder without the jobs, or a variable that is unset."""
+    """The job's runtime environment. Raises ConfigError for a folder without jobs/, or an unset variable."""
     is_folder = "://" not in config.working_dir
     if is_folder and not (Path(config.working_dir) / "jobs").is_dir():
         raise ConfigError(f"--working_dir {config.working_dir}: not a checkout of qaray (jobs/ is missing)")
@@ -84,7 +88,7 @@ def environment_of(config: SubmitConfig) -> dict[str, Any]:
 
 
 def connect(config: SubmitConfig) -> JobSubmissionClient:
-    """Raises ConfigError where no job server answers, or where it wants another token."""
+    """A client of the job server. Raises ConfigError if the server does not respond or rejects the token."""
     if config.token_file:
         if not Path(config.token_file).is_file():
             raise ConfigError(f"--token_file {config.token_file}: no such file")
@@ -96,22 +100,23 @@ def connect(config: SubmitConfig) -> JobSubmissionClient:
 
     try:
         return JobSubmissionClient(config.address)
-    except Exception as error:  # Ray raises plain errors of many kinds here
+    except Exception as error:  # Ray raises many unrelated types of errors here
         words = " ".join(str(error).split())
         raise ConfigError(f"--address {config.address or '(default)'}: {words[:300]}") from None
 
 
 def has_token() -> bool:
+    """Whether a Ray token is set in the environment or in ~/.ray/auth_token."""
     places = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     return any(os.environ.get(name) for name in places) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
-def hand_over(client: JobSubmissionClient, job: str, **what: Any) -> None:
-    """Submits the job; waits for a cluster that has just been started. Raises RunError if it is not taken."""
+def hand_over(client: JobSubmissionClient, job: str, **options: Any) -> None:
+    """Submits the job, retrying while the cluster is starting. Raises RunError if it is not accepted."""
     end = time.monotonic() + AGENT_WAIT
     while True:
         try:
-            client.submit_job(submission_id=job, **what)
+            client.submit_job(submission_id=job, **options)
         except RuntimeError as error:
             words = " ".join(str(error).split())
             if "No available agent" not in words or time.monotonic() > end:
@@ -122,11 +127,14 @@ def hand_over(client: JobSubmissionClient, job: str, **what: Any) -> None:
 
 
 def follow(client: JobSubmissionClient, job: str) -> JobInfo:
-    """Prints the job's log as it comes, until the job has ended. Raises RunError once nothing has answered for long."""
+    """Prints the job's log until the job has ended; returns its details.
+
+    Raises RunError after SILENCE seconds without a response.
+    """
 
     import aiohttp
 
-    printed = 0  # characters: a log that is followed anew begins at its beginning
+    printed = 0  # characters; a log that is reopened starts from its beginning
 
     async def print_log() -> None:
         nonlocal printed
@@ -138,7 +146,7 @@ def follow(client: JobSubmissionClient, job: str) -> JobInfo:
 
     silent_since: float | None = None
     while True:
-        with contextlib.suppress(aiohttp.ClientError, RuntimeError, OSError):  # a connection may break, the job goes on
+        with contextlib.suppress(aiohttp.ClientError, RuntimeError, OSError):  # the job survives a lost connection
             asyncio.run(print_log())
         try:
             info = client.get_job_info(job)
@@ -156,5 +164,5 @@ def follow(client: JobSubmissionClient, job: str) -> JobInfo:
         time.sleep(POLL)
 
 
-def say(line: str) -> None:
+def notify(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

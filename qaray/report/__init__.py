@@ -1,1 +1,1 @@
-"""The static report of a run: opens from disk with no network."""
+"""The static report of a run: pages that open from disk, offline."""

@@ -1,4 +1,4 @@
-"""The figures of the report, as SVG or PNG for a page: the three of the original for a paper, and the corpus's."""
+"""The figures of the report, embedded as SVG or PNG: SciQAG's three per paper, and those of the corpus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from qaray.metrics.similarity import FLAGGED
 
-LABELLED = 20  # rows of a figure that are labelled one by one
+LABELLED = 20  # maximum number of row labels in a figure
 INK, SOFT, ACCENT, WARM = "#1c2430", "#5c6878", "#0b5cad", "#c2410c"
 mpl.rcParams.update(
     {
@@ -27,7 +27,7 @@ mpl.rcParams.update(
 
 
 def question_similarity(pairs: Sequence[dict[str, Any]], questions: int, by_judge: bool) -> Markup:
-    """Lower-triangular heatmap of the questions' similarity, [0, 1]; pairs above 0.5 are marked."""
+    """Lower-triangular heatmap of question similarity, in [0, 1]; pairs above 0.5 are marked."""
     matrix = np.full((questions, questions), np.nan)
     for pair in pairs:
         judged = [score for score in (pair["judge"], pair["judge_swapped"]) if score is not None]
@@ -52,7 +52,7 @@ def question_similarity(pairs: Sequence[dict[str, Any]], questions: int, by_judg
 
 
 def evidence_scatter(evidence: Sequence[Sequence[dict[str, Any]]], sentences: int) -> Markup:
-    """Where in the paper each pair's best sentences stand; the darker, the higher the cosine."""
+    """Positions of each pair's best sentences in the paper; darker points have a higher cosine."""
     figure, axes, _ = _page_figure(4.6, 3.8)
     spots = [(one["sentence"], row, one["score"]) for row, best in enumerate(evidence, 1) for one in best]
     places, rows, scores = (list(values) for values in zip(*spots, strict=True)) if spots else ([], [], [])
@@ -66,7 +66,7 @@ def evidence_scatter(evidence: Sequence[Sequence[dict[str, Any]]], sentences: in
 
 
 def coverage_heatmap(matrix: Sequence[Sequence[float]]) -> Markup:
-    """Cosine of every pair and every sentence."""
+    """Heatmap of the cosine of every pair and sentence. ``matrix``: [Q, S]."""
     scores = np.asarray(matrix, dtype=np.float32)
     figure, axes, bar = _page_figure(9.4, 0.9 + 0.2 * max(4, len(scores)), bar=True)
     image = axes.imshow(
@@ -81,7 +81,7 @@ def coverage_heatmap(matrix: Sequence[Sequence[float]]) -> Markup:
 
 
 def distribution(found: dict[str, Any], title: str, null: float | None = None) -> Markup:
-    """Histogram of a metric over papers with its mean; ``null``: what chance would give."""
+    """Histogram of a metric over papers, with its mean; ``null``: the value expected by chance."""
     edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
     figure = Figure(figsize=(3.1, 2.1), layout="constrained")
     axes = figure.subplots()
@@ -101,7 +101,7 @@ def distribution(found: dict[str, Any], title: str, null: float | None = None) -
 
 
 def yield_bars(counts: dict[str, int]) -> Markup:
-    """Papers by how their pairs came out."""
+    """Bar chart of papers by status."""
     figure = Figure(figsize=(3.1, 2.1), layout="constrained")
     axes = figure.subplots()
     axes.barh(list(counts), list(counts.values()), color=ACCENT, alpha=0.75)
@@ -112,13 +112,13 @@ def yield_bars(counts: dict[str, int]) -> Markup:
 
 
 def training_curve(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> Markup:
-    """Loss by step, and that of examples that are kept out."""
+    """Training loss and, if there are any, evaluation losses by step."""
     figure = Figure(figsize=(6.2, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=ACCENT, linewidth=1.3, label="training")
     if evaluations:
         places = [e["step"] for e in evaluations]
-        axes.plot(places, [e["eval_loss"] for e in evaluations], "o--", color=WARM, label="kept out")
+        axes.plot(places, [e["eval_loss"] for e in evaluations], "o--", color=WARM, label="held out")
         axes.legend(frameon=False)
     axes.set(xlabel="step", ylabel="loss of an answer's token, nats")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -127,22 +127,24 @@ def training_curve(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[s
 
 
 def training_rate(steps: Sequence[dict[str, Any]]) -> Markup:
-    """Tokens a second and learning rate by step."""
+    """Tokens per second and learning rate by step."""
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True)
     places = [entry["step"] for entry in steps]
     upper.plot(places, [entry["tokens_per_second"] for entry in steps], color=ACCENT, linewidth=1.3)
-    upper.set_title("Tokens a second")
+    upper.set_title("Tokens per second")
     lower.plot(places, [entry["learning_rate"] for entry in steps], color=ACCENT, linewidth=1.3)
     lower.set_title("Learning rate")
     lower.set_xlabel("step")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _svg(figure, "Tokens a second and learning rate by step")
+    return _svg(figure, "Tokens per second and learning rate by step")
 
 
 def _page_figure(width: float, height: float, bar: bool = False) -> tuple[Figure, Any, Any]:
-    """A figure of a paper's page, its axes and those of a colour bar, in inches; margins that are reckoned would take
-    as long as the drawing, and there are thousands of pages."""
+    """A figure of a paper's page, its axes and, with ``bar``, the axes of a colour bar. Sizes are in inches.
+
+    Margins are fixed: computing them takes as long as drawing, and there are thousands of pages.
+    """
     figure = Figure(figsize=(width, height))
     left, right, below, above = 0.55, 0.75 if bar else 0.15, 0.5, 0.35
     across, up = (width - left - right) / width, (height - below - above) / height
@@ -152,7 +154,7 @@ def _page_figure(width: float, height: float, bar: bool = False) -> tuple[Figure
 
 
 def _ticks(number: int, most: int) -> range:
-    """Places of at most so many labels among ``number`` rows."""
+    """Positions of at most ``most`` labels among ``number`` rows."""
     return range(0, number, max(1, -(-number // most)))
 
 
@@ -165,7 +167,7 @@ def _png(figure: Figure, description: str) -> Markup:
 
 
 def _image(figure: Figure, kind: str, mime: str, description: str, **options: Any) -> Markup:
-    """An <img> that carries its picture: a page stays one file, and nothing in a picture can run."""
+    """An <img> with inline data: the page stays a single file, and scripts in an image cannot run."""
     buffer = io.BytesIO()
     save: Callable[..., None] = figure.savefig
     save(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {}, **options)

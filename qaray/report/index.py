@@ -1,7 +1,7 @@
-"""The static report of a run: opens from disk with no network. Paper text is escaped by Jinja2 and never runs.
+"""Writes the static report of a run, which opens from disk, offline. Jinja2 escapes all text of papers and answers.
 
 OUT/report/index.html   yield, scores, figures, a table of papers to sort and filter
-OUT/report/papers/      a page a paper: its pairs, its text with their evidence, its figures
+OUT/report/papers/      one page per paper: its pairs, its text with their evidence, its figures
 """
 
 from __future__ import annotations
@@ -21,57 +21,57 @@ from qaray.report.papers import COLUMNS, Span, papers_of, spans
 from qaray.run.cluster import in_order
 from qaray.run.directory import Run
 
-REJECTED_SHOWN = 200  # records
-PAGES_AT_ONCE = 20
+REJECTED_SHOWN = 200  # maximum number of rejected records in the index
+PAGES_AT_ONCE = 20  # pages per task
 REASONS = {
     "missing_key": "a required key is missing",
     "wrong_type": "a field has the wrong type",
     "empty_text": "the text is empty",
-    "duplicate_doi": "the doi came before",
-    "undecodable": "the bytes are no text",
-    "not_json": "no JSON at that place",
+    "duplicate_doi": "an earlier record has the same doi",
+    "undecodable": "the bytes are not valid text",
+    "not_json": "no JSON value at this position",
     "over_length": "longer than the context",
-    "engine_error": "the engine failed on it",
+    "engine_error": "the engine failed on this prompt",
     "process_killed": "every process that worked on it was killed",
-    "no_pairs": "no pair in any answer",
+    "no_pairs": "no question-answer pair in any answer",
 }
 MEANINGS = {
-    "coverage_overall": "tenths of the paper that hold the sentences nearest to all pairs together",
-    "coverage_individual": "the same of each pair's own nearest sentences",
-    "coverage_null": "what as many random sentences would hit",
-    "coverage_lift": "overall − random: below 0 the pairs cluster more than chance would",
-    "sentence_std": "spread of a sentence's cosines over the pairs",
-    "similarity_judge": "do two questions of a paper ask the same? by the judge, both orders, 0 to 1",
-    "similarity_cosine": "the same by the questions' embeddings",
+    "coverage_overall": "share of the paper's tenths that contain the sentences nearest to all pairs together",
+    "coverage_individual": "the same for each pair's own nearest sentences, averaged over pairs",
+    "coverage_null": "expected value for as many random sentences",
+    "coverage_lift": "overall − random; negative if the pairs cluster more than by chance",
+    "sentence_std": "standard deviation of a sentence's cosine over the pairs, averaged over sentences",
+    "similarity_judge": "do two questions of a paper ask the same? judge's score from both orders, 0 to 1",
+    "similarity_cosine": "the same, by the cosine of the questions' embeddings",
     "similarity_flagged": f"share of a paper's question pairs above {FLAGGED}",
-    "racar_relevance": "1 to 5: about the paper's science",
-    "racar_agnosticism": "1 to 5: understood without the paper",
-    "racar_completeness": "1 to 5: answers all that is asked",
+    "racar_relevance": "1 to 5: concerns the paper's science",
+    "racar_agnosticism": "1 to 5: understandable without the paper",
+    "racar_completeness": "1 to 5: answers the whole question",
     "racar_accuracy": "1 to 5: agrees with the paper",
-    "racar_reasonableness": "1 to 5: coherent, soundly reasoned",
-    "racar_passes": "share of pairs that pass the test-set rule: 3 in all, and a question that stands alone",
-    "numbers_found": "share of the answers' numbers that stand in the paper, with their unit",
-    "self_contained": "share of questions without “this study”, “Figure 3” and the like",
-    "answer_words": "words of an answer",
-    "evidence_overlap": "share of an answer's content words that its evidence has",
+    "racar_reasonableness": "1 to 5: coherent and well reasoned",
+    "racar_passes": "share of pairs that pass the test-set rule: self-contained, all other dimensions at least 3",
+    "numbers_found": "share of the answers' numbers found in the paper, with units",
+    "self_contained": "share of questions without references such as “this study” or “Figure 3”",
+    "answer_words": "number of words per answer",
+    "evidence_overlap": "share of an answer's content words found in its evidence",
 }
 
 
 def write_report(
     run: Run, source: Source, most: int, report: Callable[[int, int], None] = lambda done, pages: None
 ) -> str:
-    """Writes the pages of the first ``most`` papers of ``source`` and the index. Returns the index's path.
+    """Writes pages for the first ``most`` papers of ``source``, and the index. Returns the index's path.
 
-    Figures take a third of a second a paper, so that pages are tasks where Ray is connected.
-
-    Raises RunRefused unless what wrote the pairs is finished: the run, or the evaluation that took them in.
+    Figures take a third of a second per paper, so pages are written in Ray tasks if Ray is connected. ``report`` is
+    called with (pages written, pages in all). Raises RunRefused unless the run that generated the pairs, or the
+    evaluation that ingested them, is finished.
     """
     manifest: Any = None
     evaluation: Any
     if isinstance(source, GeneratedPapers):
-        taken_in, manifest, evaluation = run, run.finished(), run.measured()
+        pairs_run, manifest, evaluation = run, run.finished(), run.measured()
     else:
-        taken_in, evaluation = run.evaluation, run.evaluation.finished()
+        pairs_run, evaluation = run.evaluation, run.evaluation.finished()
     summary = run.evaluation.summary.read_json() if evaluation else None
     folder, pages = run.root / "report", Pages()
     papers: list[dict[str, Any]] = []
@@ -82,9 +82,9 @@ def write_report(
         papers += written
         report(len(papers), sum(span.papers for span in work))
     for page in (folder / "papers").files(".html")[len(papers) :]:
-        page.remove()  # of an earlier report with more papers
+        page.remove()  # left by an earlier report with more papers
     total = (manifest or evaluation)["counts"]["papers"]
-    records = taken_in.rejected_records()
+    records = pairs_run.rejected_records()
     rejected = list(islice(records, REJECTED_SHOWN))
     reject_reasons = (
         manifest["counts"]["by_reject_reason"]
@@ -103,7 +103,7 @@ def write_report(
 
 
 def _write_pages(of: tuple[Run, Source, bool], span: Span) -> list[dict[str, Any]]:
-    """The pages of a span's papers; what the index says of each. Runs as a task."""
+    """Writes the pages of a span's papers; returns their rows of the index. Runs as a Ray task."""
     run, source, evaluated = of
     folder, pages = run.root / "report" / "papers", Pages()
     written = []
@@ -117,7 +117,7 @@ def _write_pages(of: tuple[Run, Source, bool], span: Span) -> list[dict[str, Any
 def _headline(manifest: Any, evaluation: Any) -> str:
     if manifest is None:
         counts = evaluation["counts"]
-        return f"{counts['pairs']:,} question-answer pairs of {counts['papers']:,} papers, measured"
+        return f"{counts['pairs']:,} question-answer pairs of {counts['papers']:,} papers, evaluated"
     counts = manifest["counts"]
     papers = f"{counts['papers_with_pairs']:,} of {counts['papers']:,} papers"
     return f"{counts['pairs']:,} question-answer pairs from {papers}"
@@ -144,13 +144,13 @@ def _metrics(summary: Any) -> list[dict[str, Any]]:
 
 
 def _notices(summary: Any) -> Iterator[str]:
-    """What the reader must know before believing a score."""
+    """Warnings to read before trusting a score."""
     for name in ("similarity", "racar"):
         control = (summary or {}).get(name, {}).get("control", {})
         if control.get("near_chance"):
             yield (
-                f"The judge's {name} scores say little: on {control['what']}, it tells the two apart with an AUC of "
-                f"{control['auc']:.2f}, where 0.5 is chance."
+                f"The judge's {name} scores are not reliable: on {control['what']}, it separates the two with an AUC "
+                f"of {control['auc']:.2f}, where 0.5 is chance."
             )
 
 

@@ -1,4 +1,4 @@
-"""The pages' templates, and what a page carries with it: style, and a script that only its own hash lets run."""
+"""Renders the report's pages. A page includes its style and one script, which its CSP allows by hash."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Pages:
         self.static = {name: (static / name).read_text() for name in ("style.css", "table.js", "paper.js")}
 
     def write(self, place: Any, template: str, script: str, **context: Any) -> None:
+        """Renders ``template`` with ``context`` and the static file ``script`` to the file ``place``."""
         code = self.static[script]
         digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
         page = self.environment.get_template(template).render(
@@ -37,6 +38,7 @@ class Pages:
 
 
 def figure(value: float | int | None) -> str:
+    """A number for display: integers with separators, floats with three decimals, None as a dash."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""What the report shows of each paper, a shard in memory at a time."""
+"""What the report shows of each paper. Holds one shard in memory at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qaray.generate.merge import paper_outcome
 from qaray.run.directory import Run
 from qaray.schema import DIMENSIONS, failure_of
 
-# Columns of the index after title and status: heading, and the paper's score; None: shown without an evaluation, too.
+# Columns of the index after title and status: heading and score. None: shown even without an evaluation.
 COLUMNS: list[tuple[str, str | None]] = [
     ("Pairs", None),
     ("Tokens", None),
@@ -26,25 +26,25 @@ COLUMNS: list[tuple[str, str | None]] = [
     ("Numbers found", "numbers_found"),
 ]
 CARDS = [
-    ("overall coverage", "coverage_overall"), ("of random sentences", "coverage_null"), ("lift", "coverage_lift"),
+    ("overall coverage", "coverage_overall"), ("random coverage", "coverage_null"), ("lift", "coverage_lift"),
     ("individual coverage", "coverage_individual"), ("question similarity", "similarity_judge"),
-    ("cosine of questions", "similarity_cosine"), ("pairs that pass RACAR", "racar_passes"),
+    ("question cosine", "similarity_cosine"), ("pairs passing RACAR", "racar_passes"),
     ("numbers found", "numbers_found"),
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Span:
-    """Some neighbouring papers of a shard, and how many papers of the run come before them."""
+    """A range of consecutive papers of a shard."""
 
     shard: str
-    first: int
-    papers: int
-    before: int
+    first: int  # position in the shard
+    papers: int  # number of papers
+    before: int  # papers of the run before this span
 
 
 def spans(source: Source, most: int, size: int) -> Iterator[Span]:
-    """The first ``most`` papers of a run, at most ``size`` in a span."""
+    """The first ``most`` papers of a run, in spans of at most ``size`` papers."""
     before = 0
     for shard in source.shards():
         rows = min((source.run.papers / f"{shard}.parquet").count_rows(), most - before) if before < most else 0
@@ -54,7 +54,7 @@ def spans(source: Source, most: int, size: int) -> Iterator[Span]:
 
 
 def papers_of(run: Run, source: Source, evaluated: bool, span: Span) -> Iterator[dict[str, Any]]:
-    """The span's papers, those without pairs too; with an evaluation, their scores and figures."""
+    """The papers of a span, including those without pairs; with scores and figures if they are evaluated."""
     rows = (source.run.papers / f"{span.shard}.parquet").read_table().slice(span.first, span.papers).to_pylist()
     scores = _PaperScores(run.evaluation, source, span.shard, {row["doi"] for row in rows}) if evaluated else None
     for paper in _generated(source, span.shard, rows) if isinstance(source, GeneratedPapers) else _measured(rows):
@@ -99,7 +99,7 @@ def _facts(paper: dict[str, Any]) -> dict[str, Any]:
 
 
 class _PaperScores:
-    """The rows of some of a shard's papers, by doi."""
+    """Score rows of some papers of a shard, by doi."""
 
     def __init__(self, run: Run, source: Source, shard: str, dois: set[str]) -> None:
         keys = [key for key in source.keys(shard) if key.doi in dois]
@@ -149,7 +149,7 @@ def _add_coverage(paper: dict[str, Any], rows: list[Any]) -> None:
         ]
         for pair, lost in zip(paper["pairs"], row["pair_tokens_lost"], strict=True):
             if lost:
-                pair["warnings"].append(f"{lost} tokens beyond the embedding model's limit")
+                pair["warnings"].append(f"{lost} tokens exceed the embedding model's limit")
 
 
 def _add_similarity(paper: dict[str, Any], rows: list[Any]) -> None:
@@ -166,7 +166,7 @@ def _add_similarity(paper: dict[str, Any], rows: list[Any]) -> None:
 def _add_racar(paper: dict[str, Any], rows: list[Any]) -> None:
     lost = max((row["paper_tokens_lost"] or 0 for row in rows), default=0)
     if lost:
-        paper["problems"].append(f"RACAR: the judge's context did not hold the paper's last {lost:,} tokens")
+        paper["problems"].append(f"RACAR: the paper's last {lost:,} tokens exceed the judge's context")
     for pair, row in zip(paper["pairs"], rows, strict=False):
         if failure := failure_of(row):
             pair["warnings"].append(f"RACAR: {failure}")
@@ -177,8 +177,8 @@ def _add_racar(paper: dict[str, Any], rows: list[Any]) -> None:
 def _add_grounding(paper: dict[str, Any], rows: list[Any]) -> None:
     for pair, row in zip(paper["pairs"], rows, strict=False):
         if row["numbers"]:
-            pair["notes"].append(f"{row['numbers_found']} of {row['numbers']} numbers in the paper")
+            pair["notes"].append(f"{row['numbers_found']} of {row['numbers']} numbers found in the paper")
         if row["missing"]:
-            pair["warnings"].append("not in the paper: " + ", ".join(row["missing"]))
+            pair["warnings"].append("not found in the paper: " + ", ".join(row["missing"]))
         if row["leans_on"]:
-            pair["warnings"].append(f"leans on “{row['leans_on']}”")
+            pair["warnings"].append(f"not self-contained: “{row['leans_on']}”")

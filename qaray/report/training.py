@@ -1,4 +1,4 @@
-"""The report of a fine-tuning: its figures and its loss curve, one static page."""
+"""The report of a fine-tuning: loss curve and key figures on one static page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from qaray.run.directory import Run, logged_steps
 FIGURES = (
     ("loss_first", "loss at the first step"),
     ("loss_last", "loss at the last step"),
-    ("steps", "optimiser steps"),
+    ("steps", "optimizer steps"),
     ("workers", "training processes"),
 )
 
 
 def write_training_report(run: Run) -> str:
-    """Writes OUT/report/index.html of a finished fine-tuning; returns its path."""
+    """Writes OUT/report/index.html; returns its path. Raises RunRefused unless the fine-tuning is finished."""
     manifest = run.finished()
     log = run.training_log.read_json() or {"log": []}
     steps = logged_steps(log)
@@ -37,10 +37,10 @@ def _rows(manifest: dict[str, Any], steps: list[dict[str, Any]]) -> Any:
     for name, title in FIGURES:
         yield title, figure(manifest[name])
     for name, value in (manifest["evaluation"] or {}).items():
-        yield f"kept-out answers: {name.replace('_', ' ')}", figure(value)
+        yield f"held-out examples: {name.replace('_', ' ')}", figure(value)
     if steps:
         rates = sorted(entry["tokens_per_second"] for entry in steps)
-        yield "tokens a second, median", figure(rates[len(rates) // 2])
-        yield "memory of a process at most, GiB", figure(max(entry["memory_gib"] for entry in steps))
+        yield "tokens per second, median", figure(rates[len(rates) // 2])
+        yield "peak memory per process, GiB", figure(max(entry["memory_gib"] for entry in steps))
         if shares := [entry["mfu"] for entry in steps if "mfu" in entry]:
-            yield "share of the devices' peak, median", figure(sorted(shares)[len(shares) // 2])
+            yield "MFU, median", figure(sorted(shares)[len(shares) // 2])

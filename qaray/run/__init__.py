@@ -1,1 +1,1 @@
-"""The run directory, and the cluster that a run works on."""
+"""The run directory, and the cluster that a run uses."""

@@ -1,4 +1,4 @@
-"""Ray for a run: joins the cluster that is there or starts a local one, and keeps its chatter away from the user."""
+"""Ray for a run: connects to a cluster or starts a local one, and hides Ray's log output from the user."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from typing import Any
 from qaray.config import Cluster
 from qaray.run.directory import RunError
 
-# Light stages (reading, prompting, writing) take this share of a logical CPU, so that they never starve the engine's
-# actors of theirs, nor are starved on a cluster of two.
+# Logical CPUs per task of the light stages (reading, prompting, writing). A fraction, so that they do not take the CPUs
+# of the engine's actors, and still run on a cluster with two CPUs.
 LIGHT = 0.25
 DEBUG = "QARAY_DEBUG"  # environment variable
-CONNECTIONS = 3  # tries to join or to start a cluster
+CONNECTIONS = 3  # attempts to connect to or start a cluster
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 
 def debugging() -> bool:
-    """Whether what Ray, vLLM and the workers log is shown: QARAY_DEBUG, or --debug True, which sets it."""
+    """Whether the logs of Ray, vLLM and the workers are shown: QARAY_DEBUG, which --debug True sets."""
     return os.environ.get(DEBUG, "").lower() not in ("", "0", "false")
 
 
 def connect(cluster: Cluster = Cluster()) -> None:  # noqa: B008  frozen
-    """Connects to ``cluster.address``, else RAY_ADDRESS or the job's cluster, else starts a local cluster.
+    """Connects to ``cluster.address``, else to RAY_ADDRESS or the job's cluster, else starts a local cluster.
 
-    Does nothing if the process is connected. A local cluster gets at least four logical CPUs: light stages share them.
-    Raises RunError if the cluster does not answer, or does not start in time.
+    Keeps the connection of a process that is already connected. A local cluster gets ``cluster.local_cpus`` logical
+    CPUs, by default at least four, which the light stages share. Raises RunError if the cluster does not respond, or
+    does not start in time.
     """
-    # Light stages share CPUs, so that workers outnumber these: no matter for concern. Read when Ray is imported.
+    # Light stages share CPUs, so Ray warns that there are more workers than CPUs, which is harmless. Ray reads this
+    # variable on import.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     import ray
 
@@ -43,10 +45,10 @@ def connect(cluster: Cluster = Cluster()) -> None:  # noqa: B008  frozen
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if debugging():
         options |= {"logging_level": logging.INFO, "log_to_driver": True}
-        if JOB not in os.environ:  # a job's environment is its own, and is not merged with another
+        if JOB not in os.environ:  # a job has its own runtime environment, which is not merged with this one
             options["runtime_env"] = {"env_vars": {DEBUG: "1"}}
     else:
-        # Ray's core writes errors of its own workings into the driver's terminal.
+        # Ray's core prints internal errors to the driver's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     named = cluster.address or os.environ.get("RAY_ADDRESS")
     if named:
@@ -56,53 +58,54 @@ def connect(cluster: Cluster = Cluster()) -> None:  # noqa: B008  frozen
         options |= {"address": "local", "num_cpus": cluster.local_cpus or max(4, cores), "include_dashboard": False}
     try:
         _init(options)
-    except Exception as error:  # Ray raises errors of many kinds here, a bare Exception where a node is late
-        which = f"the Ray cluster at {named} cannot be joined" if named else "no local Ray cluster could be started"
-        words = " ".join((str(error) or type(error).__name__).split())[:300]
-        raise RunError(f"{which}: {words} ({DEBUG}=1 shows Ray's log)") from error
+    except Exception as error:  # Ray raises many types here, and a bare Exception if a node is late
+        problem = f"the Ray cluster at {named} cannot be joined" if named else "no local Ray cluster could be started"
+        message = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise RunError(f"{problem}: {message} ({DEBUG}=1 shows Ray's log)") from error
     configure()
 
 
 def _init(options: dict[str, Any]) -> None:
-    """Connects; again where a busy machine did not answer in the seconds that Ray gives it, 20 to join and 30 to start.
+    """Calls ray.init, with up to CONNECTIONS attempts.
 
-    Ray raises a bare Exception where a local node is late.
+    A busy machine may exceed Ray's limits of 20 s to connect and 30 s to start. Ray raises a bare Exception if a local
+    node is late.
     """
     import ray
 
     for left in reversed(range(CONNECTIONS)):
         try:
-            with no_standard_error():  # where the core says that it heeds RAY_BACKEND_LOG_LEVEL
+            with no_standard_error():  # the core reports here that it uses RAY_BACKEND_LOG_LEVEL
                 ray.init(**options)
         except Exception as error:
             late = isinstance(error, ConnectionError) or type(error) is Exception
             if not left or not late:
                 raise
-            ray.shutdown()  # of what a late start left behind
+            ray.shutdown()  # cleans up after a late start
         else:
             return
 
 
 @contextlib.contextmanager
 def no_standard_error() -> Iterator[None]:
-    """Nothing written to file descriptor 2 inside the block reaches the user; Python's errors are raised as ever."""
+    """Discards output to file descriptor 2 inside the block, unless debugging. Exceptions are raised as usual."""
     if debugging():
         yield
         return
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(devnull)
 
 
 @contextlib.contextmanager
 def quiet_llm() -> Iterator[None]:
-    """ray.data.llm, and vLLM with it, set up in silence: they log, and start Ray's own logging anew."""
+    """Silences the setup of ray.data.llm and vLLM, which log and reset Ray's own logging."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if debugging() else "ERROR")
     try:
         with no_standard_error():
@@ -112,7 +115,7 @@ def quiet_llm() -> Iterator[None]:
 
 
 def configure() -> None:
-    """Ray Data as qaray uses it: quiet, in order, and patient with a cluster that grows slowly."""
+    """Configures Ray Data: no progress output, and no timeouts while a cluster scales up."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -120,15 +123,15 @@ def configure() -> None:
     context.enable_rich_progress_bars = False
     context.use_ray_tqdm = False
     context.print_on_execution_start = False
-    # Nothing may end a run that waits for a machine: half an hour without progress is usual on a busy cloud.
+    # No timeouts: half an hour of waiting for a machine is common on a busy cloud.
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = -1
     context.wait_for_min_actors_s = -1
-    # A pool grows as soon as its actors work on as many blocks as they can. By default they would have to hold 1.75
-    # times as many, and engines hold one more.
+    # Scale up an actor pool as soon as its actors work on as many blocks as they can. The default requires 1.75 times
+    # as many, but engines hold only one more.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    context.raise_original_map_exception = True  # a wrapped one loses its cause on its way to the driver
-    # Less work than actors is no matter for concern: pools have the size that was asked for.
+    context.raise_original_map_exception = True  # a wrapped exception loses its cause on the way to the driver
+    # Fewer blocks than actors is harmless: pools have the requested size.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     for name in ("ray.data", "ray", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.INFO if debugging() else logging.ERROR)
@@ -141,9 +144,12 @@ def in_order(
     ahead: int,
     cpus: float = LIGHT,
 ) -> Iterator[Any]:
-    """The results of ``task(shared, *arguments)`` in the order of the arguments, at most ``ahead`` tasks at work or
-    waiting, of so many CPUs each: no more than the cluster has now, so that none is asked for more machines.
-    ``shared`` is stored once for all of them. Without Ray one after another, here."""
+    """Yields the results of ``task(shared, *arguments)`` in the order of ``arguments``.
+
+    At most ``ahead`` tasks, of ``cpus`` CPUs each, run or wait at a time, and no more than the current cluster has CPUs
+    for, so that the tasks do not trigger autoscaling. ``shared`` is put into the object store once. Without Ray, the
+    tasks run one after another in this process.
+    """
     import ray
 
     if not ray.is_initialized():
@@ -151,22 +157,22 @@ def in_order(
         return
     remote, shared = ray.remote(task).options(num_cpus=cpus), ray.put(shared)
     ahead = min(ahead, max(1, int(ray.cluster_resources().get("CPU", 0) / cpus)))
-    flying: deque[Any] = deque()
+    pending: deque[Any] = deque()
     for each in arguments:
-        flying.append(remote.remote(shared, *each))
-        if len(flying) >= ahead:
-            yield ray.get(flying.popleft())
-    while flying:
-        yield ray.get(flying.popleft())
+        pending.append(remote.remote(shared, *each))
+        if len(pending) >= ahead:
+            yield ray.get(pending.popleft())
+    while pending:
+        yield ray.get(pending.popleft())
 
 
 def actor_gpus(wanted: float | None) -> float:
-    """GPUs that an actor takes: what is wanted, else one if the cluster has any."""
+    """GPUs per actor: ``wanted``, else 1 if the cluster has a GPU and 0 if not."""
     return (1.0 if cluster_gpus() else 0.0) if wanted is None else wanted
 
 
 def cluster_gpus() -> float:
-    """GPUs of the connected cluster, in all."""
+    """Total GPUs of the connected cluster."""
     import ray
 
     return float(ray.cluster_resources().get("GPU", 0))

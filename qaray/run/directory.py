@@ -1,7 +1,7 @@
-"""The run directory: what lies where, and what identifies a run.
+"""The run directory: its layout, and the identity of a run.
 
-OUT/run.json      written first         OUT/lease.json   while a driver lives
-OUT/papers/       shards of papers      OUT/stop         while a stop is asked for
+OUT/run.json      written first         OUT/lease.json     while a driver is alive
+OUT/papers/       shards of papers      OUT/stop           while a stop is requested
 OUT/generations/  shards of answers     OUT/manifest.json  written last
 """
 
@@ -18,16 +18,16 @@ from typing import Any
 from qaray.run.storage import Location
 
 SHARD = "part-{:06d}"
-FORMAT = 2  # of a run directory: its files and their columns
-THE_RUN = "the run itself"  # what the pairs of an evaluation are of, unless they were taken in from a file
+FORMAT = 2  # version of the layout: files and their columns
+THE_RUN = "the run itself"  # source of the pairs of an evaluation, unless they were imported from a file
 
 
 class RunError(RuntimeError):
-    """The run directory does not allow what was asked. One line for the user."""
+    """The run cannot start or continue. The message is one line for the user."""
 
 
 class RunRefused(RunError):
-    """The run belongs to another driver, or to other settings. Nothing was touched."""
+    """The run belongs to another driver or has other settings. Nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Run:
 
     @property
     def rejected_papers(self) -> Location:
-        """Rejected records of the ingest. The underscore keeps Parquet readers of ``papers`` out of it."""
+        """Rejected records of the ingest. Parquet readers of ``papers`` skip it because of the underscore."""
         return self.papers / "_rejected"
 
     @property
     def sources(self) -> Location:
-        """What was read: one entry an input file that was read to its end."""
+        """The ingested input files: one entry per file, ``complete`` if it was read to its end."""
         return self.papers / "_sources.json"
 
     @property
@@ -68,18 +68,18 @@ class Run:
 
     @property
     def engine(self) -> str | None:
-        """The engine that run.json names, None where it names none yet."""
+        """The engine recorded in run.json, None if there is none yet."""
         stored = self._stored_identity() or {}
         parts = (stored, stored.get("similarity") or {}, stored.get("racar") or {})
         return next((part["engine"] for part in parts if "engine" in part), None)
 
     @property
     def evaluation(self) -> Run:
-        """The evaluation of this run's pairs: a run directory of its own, within."""
+        """The evaluation of this run's pairs: a run directory within this one."""
         return Run(self.root / "evaluation")
 
     def measured(self) -> dict[str, Any] | None:
-        """The manifest of its evaluation; None without one, or if that is of pairs which were made elsewhere."""
+        """Manifest of this run's evaluation; None if there is none, or if it evaluated imported pairs."""
         manifest = self.evaluation.manifest.read_json()
         return manifest if manifest and manifest["pairs_of"] == THE_RUN else None
 
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def training_log(self) -> Location:
-        """Of a fine-tuning, written as it goes."""
+        """Log of a fine-tuning, updated during training."""
         return self.root / "training.json"
 
     @property
@@ -97,11 +97,11 @@ class Run:
         return self.root / "stop"
 
     def shard_names(self) -> list[str]:
-        """Names of the paper shards, in order; generation and score shards go by them."""
+        """Names of the paper shards, in order; generation and score shards are named after them."""
         return [shard.name.removesuffix(".parquet") for shard in self.paper_shards()]
 
     def rejected_records(self) -> Iterator[dict[str, Any]]:
-        """Rejected rows of the ingest, a shard in memory at a time."""
+        """Yields the rejected rows of the ingest, with one shard in memory at a time."""
         for shard in self.rejected_papers.files(".parquet"):
             yield from shard.read_table().to_pylist()
 
@@ -109,25 +109,27 @@ class Run:
         return self.papers.files(".parquet")
 
     def generation_files(self) -> dict[str, list[str]]:
-        """Paths of generation shards by the paper shard that they belong to."""
+        """Paths of the generation shards of each paper shard."""
         files: dict[str, list[str]] = defaultdict(list)
         for file in self.generations.files(".parquet"):
             files[file.name.split(".", 1)[0]].append(file.path)
         return dict(files)
 
     def generation_file(self, shard: str, keys: list[tuple[str, int, int]]) -> Location:
-        """Where the answers of these (doi, window, attempt) go: the same keys give the same file, so that a task that
-        runs twice writes it twice."""
+        """The file for the answers of these (doi, window, attempt) keys.
+
+        The same keys give the same file, so that a task that runs twice overwrites its first output.
+        """
         digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
         return self.generations / f"{shard}.{digest}.parquet"
 
     def size(self) -> int:
-        """Bytes of the run's shards and exports."""
+        """Total size of the run's shards and exports, in bytes."""
         files = [*self.papers.infos(recursive=True), *self.generations.infos(), *self.root.infos()]
         return sum(info.size or 0 for info in files)
 
     def identify(self, identity: dict[str, Any]) -> None:
-        """Writes run.json, or checks that it says the same. Raises RunError with the differences."""
+        """Writes run.json, or checks that it matches. Raises RunRefused with the differences."""
         stored = self._stored_identity()
         record = {"format": FORMAT, **identity, "hash": identity_hash(identity)}
         if stored is None:
@@ -142,8 +144,10 @@ class Run:
         )
 
     def identify_parts(self, parts: dict[str, dict[str, Any]]) -> None:
-        """The same where a start may name some parts of the identity only: those of run.json must say the same, new
-        ones are added."""
+        """Like ``identify``, for a start that names only some parts of the identity.
+
+        Parts that are already in run.json must match; new parts are added. Raises RunRefused with the differences.
+        """
         stored = self._stored_identity() or {"format": FORMAT}
         stored.pop("hash", None)
         for part, wanted in parts.items():
@@ -160,7 +164,7 @@ class Run:
             self.identity.write_json({**merged, "hash": identity_hash(merged)})
 
     def finished(self) -> dict[str, Any]:
-        """The manifest. Raises RunRefused if there is none."""
+        """The manifest of the finished run. Raises RunRefused if there is none."""
         manifest = self.manifest.read_json()
         if manifest is None:
             raise RunRefused(
@@ -170,7 +174,7 @@ class Run:
         return manifest
 
     def _stored_identity(self) -> dict[str, Any] | None:
-        """run.json, None without one. Raises RunRefused if another release wrote the directory."""
+        """Content of run.json, None if there is none. Raises RunRefused if another release wrote the directory."""
         try:
             stored = self.identity.read_json()
         except ValueError as error:
@@ -184,7 +188,7 @@ class Run:
         return stored
 
     def clean(self) -> None:
-        """Removes what a killed writer left behind. Only the holder of the lease may."""
+        """Removes temporary files of killed writers. Only the holder of the lease may call it."""
         report = self.root / "report"
         for folder in (self.root, self.papers, self.rejected_papers, self.generations, report, report / "papers"):
             folder.remove_temporary()
@@ -193,13 +197,13 @@ class Run:
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What two identities say differently, in words; '' if nothing."""
+    """Describes the differences between two identities; '' if there are none."""
     names = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
     return "; ".join(f"{k}: {stored.get(k)!r} in the run, {wanted.get(k)!r} asked for" for k in names)
 
 
 def logged_steps(log: dict[str, Any]) -> list[dict[str, Any]]:
-    """The optimizer steps that a training log holds."""
+    """The entries of a training log that record an optimizer step."""
     return [entry for entry in log["log"] if "loss" in entry]
 
 

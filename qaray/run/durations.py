@@ -1,15 +1,15 @@
-"""Durations in words."""
+"""Durations as text."""
 
 from __future__ import annotations
 
 
 def time_left(seconds: float, done: int, left: int) -> str:
-    """What to add to a line of progress: the time that ``left`` papers take if ``done`` took ``seconds``."""
+    """Suffix of a progress line: estimated time for ``left`` papers if ``done`` took ``seconds``; '' if none."""
     return f", about {duration(left * seconds / done)} left" if done > 0 and left > 0 else ""
 
 
 def duration(seconds: float) -> str:
-    """``95`` → ``1m35s``."""
+    """Seconds as text: ``95`` → ``1m35s``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -1,12 +1,12 @@
-"""What happens to single papers, for machines: a line of JSON an event in the log of the worker where it happened.
+"""Structured logs of single papers: one JSON line per event, in the log of the worker where it happened.
 
-Ray keeps these logs (`ray logs`, the dashboard, /tmp/ray/session_latest/logs/worker-*.err), log collectors read them:
+Ray keeps these logs (`ray logs`, the dashboard, /tmp/ray/session_latest/logs/worker-*.err) for log collectors:
 
     {"time": "2026-05-01T12:00:00.123Z", "level": "WARNING", "event": "rejected", "run": "/data/runs/first",
      "stage": "generate", "doi": "10.0/x", "reason": "over_length", "detail": "…", "process": 4711}
 
-QARAY_LOG_LEVEL says what is written: INFO (what was rejected or not measured; the default), DEBUG (also a line a paper
-that was), or OFF.
+QARAY_LOG_LEVEL sets what is logged: INFO (papers that were rejected or not scored; the default), DEBUG (also one line
+per paper that succeeded), or OFF.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 
 from qaray.run.directory import Run
 
-MAX_DOI_CHARS = 500  # characters of a doi that are written
+MAX_DOI_CHARS = 500  # a longer doi is truncated
 
 
 def log_event(event: str, run: Run, stage: str, doi: str | None, level: int = logging.WARNING, **more: Any) -> None:
-    """Writes the event, ``more`` being fields of its own."""
+    """Logs the event. ``more`` are additional fields."""
     fields = {"event": event, "run": run.root.path, "stage": stage, "doi": doi and doi[:MAX_DOI_CHARS], **more}
     _logger().log(level, event, extra={"fields": fields})
 

@@ -1,4 +1,4 @@
-"""Who drives a run: a lease with a heartbeat."""
+"""One driver per run: a lease with a heartbeat."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import psutil
 
 from qaray.run.directory import Run, RunError, RunRefused
 
-HEARTBEAT = 5.0  # seconds between two signs of life
-STALE = 30.0  # seconds without one after which a driver on another machine counts as dead
+HEARTBEAT = 5.0  # seconds between heartbeats
+STALE = 30.0  # seconds without a heartbeat until a driver on another machine counts as dead
 
 
 @contextlib.contextmanager
 def lease(run: Run) -> Iterator[Lease]:
-    """Holds the run for this process. Raises RunError while another driver lives."""
+    """Holds the run's lease inside the block. Raises RunRefused if another driver is alive."""
     held = Lease(run)
     held.acquire()
     try:
@@ -31,7 +31,7 @@ def lease(run: Run) -> Iterator[Lease]:
 
 
 class Lease:
-    """A file with a heartbeat that says who drives the run."""
+    """A file with a heartbeat that identifies the driver of the run."""
 
     def __init__(self, run: Run) -> None:
         self.file = run.root / "lease.json"
@@ -43,7 +43,7 @@ class Lease:
     def acquire(self) -> None:
         self.refuse_another()
         self._write()
-        time.sleep(0.25)  # a driver that came at the same moment wrote too: the last one has the run
+        time.sleep(0.25)  # another driver may have written at the same time: the last write wins
         if (self.holder() or {}).get("id") != self.id:
             raise RunRefused(f"another driver took {self.file.path.rsplit('/', 1)[0]} at the same moment")
         self._thread.start()
@@ -56,12 +56,12 @@ class Lease:
             self.file.remove()
 
     def check(self) -> None:
-        """Raises RunError if another driver has taken the run."""
+        """Raises RunError if another driver has taken over the run."""
         if self.lost.is_set():
             raise RunError(f"another driver took over {self.file.path.rsplit('/', 1)[0]}; this one stops")
 
     def refuse_another(self) -> None:
-        """Raises RunRefused while another driver lives."""
+        """Raises RunRefused if another driver is alive."""
         holder = self.holder()
         if holder and (reason := sign_of_life(holder)):
             raise RunRefused(
@@ -70,11 +70,11 @@ class Lease:
             )
 
     def holder(self) -> dict[str, Any] | None:
-        """What the lease says of the run's driver, None without one."""
+        """Content of the lease, None if there is none."""
         try:
             return self.file.read_json()
         except ValueError:
-            return None  # a half-written lease of a writer that is gone
+            return None  # half-written by a driver that died
 
     def _write(self) -> None:
         process = psutil.Process()
@@ -90,7 +90,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):  # a store that is away for a moment: the next beat comes
+            with contextlib.suppress(OSError):  # storage is unavailable for a moment: the next beat retries
                 holder = self.holder()
                 if holder and holder.get("id") != self.id:
                     self.lost.set()
@@ -99,7 +99,7 @@ class Lease:
 
 
 def sign_of_life(holder: dict[str, Any]) -> str:
-    """Why the holder counts as alive, '' if it is dead."""
+    """Why the holder counts as another live driver; '' if it is dead or this process."""
     if holder.get("host") == socket.gethostname():
         try:
             process = psutil.Process(int(holder["pid"]))

@@ -1,4 +1,4 @@
-"""What every manifest says of the software: versions and commit."""
+"""Software versions and git commit for manifests."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def sha256(text: str) -> str:
 
 
 def versions() -> dict[str, str | None]:
+    """Versions of Python and of LIBRARIES; None for a library that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -26,7 +27,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that qaray runs from, None if it runs from none."""
+    """Commit of the git checkout that qaray runs from, None if there is no checkout."""
     folder = Path(__file__).resolve().parent
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""rejected.jsonl: the records that yield no pairs, and why, one JSON object a line."""
+"""rejected.jsonl: the records that yield no pairs, with the reason, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from qaray.run.storage import Location
 
 @contextlib.contextmanager
 def rejected_file(folder: Location) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Writes ``folder``/rejected.jsonl: the function that it gives takes a row (schema.Rejected). The file appears
-    whole when the context ends, and not at all after an error."""
+    """Opens ``folder``/rejected.jsonl; yields a function that writes one row (schema.Rejected).
+
+    The file appears when the context ends, and not at all after an error.
+    """
     with (folder / "rejected.jsonl").write() as stream:
 
         def write(row: Mapping[str, Any]) -> None:

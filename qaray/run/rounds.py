@@ -1,6 +1,6 @@
-"""The loop of a stage: what is still owed is worked on, round by round, until nothing is.
+"""The loop of a stage: rounds over the unfinished papers until none are left.
 
-What a paper is owed follows from the durable rows alone. One round does all of it, unless a start was cut short.
+Unfinished papers are determined from the saved rows alone. One round processes them all, unless it is interrupted.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from qaray.run.lease import Lease
 
 @dataclass(frozen=True)
 class Owed:
-    """What a stage still has to do."""
+    """Remaining work of a stage."""
 
     shards: list[str]  # names of the paper shards with unfinished papers
-    papers: int  # unfinished papers in all
+    papers: int  # number of unfinished papers
 
 
 def run_rounds(
@@ -28,10 +28,10 @@ def run_rounds(
     work: Callable[[Owed], Iterable[object]],
     find_owed: Callable[[], Owed],
 ) -> Owed:
-    """Works until nothing is owed or a stop is requested; returns what is owed then.
+    """Runs rounds until no work is left or a stop is requested; returns the work left after the last complete round.
 
-    ``work`` runs one round and yields after each block that it has made durable. Raises RunError if another driver has
-    taken the run, or if a round leaves as many papers as it found.
+    ``work`` runs one round and yields after each saved block. Raises RunError if another driver has taken over the run,
+    or if a round leaves as many papers as it found.
     """
     while owed.papers and not run.stop_flag.exists():
         for _ in work(owed):

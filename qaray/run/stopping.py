@@ -1,4 +1,4 @@
-"""How a run is stopped in order: SIGTERM and SIGINT, and the flag that workers look at."""
+"""Graceful stop of a run: SIGTERM and SIGINT, and the stop flag that workers check."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterator
 from qaray.run.directory import Run, utc_now
 from qaray.run.storage import Location
 
-CHECK_EVERY = 2.0  # seconds between two looks at the stop flag
+CHECK_EVERY = 2.0  # seconds between checks of the stop flag
 
 
 class Stopped(Exception):
-    """The run was told to stop. What is done is durable; the same command goes on."""
+    """The run was asked to stop. Completed work is saved; rerun the command to resume."""
 
 
 class StopSignal:
-    """Whether the run is to end after the work in hand: looked up in the run directory every CHECK_EVERY seconds."""
+    """Whether a stop is requested. Checks the flag in the run directory every CHECK_EVERY seconds."""
 
     def __init__(self, flag: Location) -> None:
         self.flag, self._seen, self._next = flag, False, 0.0
 
     def __reduce__(self) -> tuple[type[StopSignal], tuple[Location]]:
-        return StopSignal, (self.flag,)  # another machine's clock is another one
+        return StopSignal, (self.flag,)  # monotonic clocks differ between machines
 
     def __call__(self) -> bool:
         if not self._seen and time.monotonic() >= self._next:
@@ -35,7 +35,10 @@ class StopSignal:
 
 @contextlib.contextmanager
 def handled(handle: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGINT call ``handle`` in the block, but not in a thread; yields what ends that earlier."""
+    """Calls ``handle`` on SIGTERM and SIGINT inside the block; yields a function that restores the previous handlers.
+
+    Does nothing outside the main thread.
+    """
     signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     previous = {each: signal.signal(each, lambda number, frame: handle()) for each in signals}
 
@@ -51,9 +54,9 @@ def handled(handle: Callable[[], None]) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def end_on_signal() -> Iterator[None]:
-    """SIGTERM and SIGINT raise Stopped in the block, where no work is in hand yet.
+    """Raises Stopped on SIGTERM and SIGINT inside the block. For the time before work begins.
 
-    What a handler raises while Ray waits is lost, unless it is a KeyboardInterrupt.
+    The handler raises KeyboardInterrupt, because Ray swallows any other exception of a handler while it waits.
     """
 
     def handle() -> None:
@@ -68,15 +71,15 @@ def end_on_signal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_on_signal(run: Run) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a stop: what is in hand is finished and written. A second one ends at once."""
-    asking: list[threading.Thread] = []
+    """Requests a stop on SIGTERM and SIGINT: work in progress is finished and saved. A second signal ends at once."""
+    writers: list[threading.Thread] = []
 
     def handle() -> None:
         restore()
-        asking.append(threading.Thread(target=ask, name="qaray-stop"))
-        asking[-1].start()  # a handler must not wait for a store
+        writers.append(threading.Thread(target=request_stop, name="qaray-stop"))
+        writers[-1].start()  # a signal handler must not block on storage
 
-    def ask() -> None:
+    def request_stop() -> None:
         run.stop_flag.write_json({"asked": utc_now()})
 
     run.stop_flag.remove()
@@ -84,9 +87,9 @@ def stop_on_signal(run: Run) -> Iterator[None]:
         with handled(handle) as restore:
             yield
     finally:
-        for thread in asking:
+        for thread in writers:
             thread.join()
-        run.stop_flag.remove()  # it was for this start, which has heeded it or was done before
+        run.stop_flag.remove()  # the flag was for this start only
 
 
-StopCheck = Callable[[], bool]  # True once the run is to end after the work in hand
+StopCheck = Callable[[], bool]  # True once the run should end after the work in progress

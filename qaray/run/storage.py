@@ -1,7 +1,7 @@
-"""Files on any file system, written whole or not at all.
+"""Files on any file system, written atomically.
 
-A path is local or a URI that pyarrow or fsspec knows. On a local disk a file is written beside its place and renamed;
-an object store has no rename, but its objects appear only when the upload is complete.
+A path is local or a URI that pyarrow or fsspec supports. A local file is written under a temporary name in the same
+folder and renamed; an object store has no rename, but an object appears only when its upload is complete.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ import pyarrow.parquet as pq
 
 from qaray.config import ConfigError
 
-THREADS = 16  # that wait for a store together
-SPOOLED = 1 << 26  # bytes of an upload that are kept in memory before a local file takes them
-PAUSES = (0.5, 2.0, 8.0)  # seconds before a store that was away for a moment is asked again
-# What may be over in a moment. None: object stores give no number; what they refuse for good is asked for in vain.
+THREADS = 16  # concurrent storage requests
+SPOOLED = 1 << 26  # bytes of an upload that are kept in memory; a larger one goes to a local temporary file
+PAUSES = (0.5, 2.0, 8.0)  # seconds to wait before each retry of a storage request
+# Error numbers that may be transient. None: object stores set no number, so their permanent errors are retried too.
 PASSING = frozenset([
     None, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET,
     errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EREMOTEIO,
 ])  # fmt: skip
-COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}  # by the ending of a file's name
-TEMPORARY = ".tmp-"  # prefix of a file that is being written: never read, removed by the next run
+COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}  # by file extension
+TEMPORARY = ".tmp-"  # prefix of files that are being written: never read, removed by the next run
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,11 +45,11 @@ Item = TypeVar("Item")
 
 
 class StoreFailed(OSError):
-    """The store went on failing, in a way that says nothing of what it holds."""
+    """Storage kept failing. Says nothing about the content of the file."""
 
 
 def patient(work: Callable[P, T]) -> Callable[P, T]:
-    """``work``, done again after a pause where the store failed in a way that may pass. It must be whole or nothing."""
+    """Decorator: retries ``work`` after transient storage errors, with PAUSES between attempts. It must be atomic."""
 
     @functools.wraps(work)
     def again(*args: P.args, **options: P.kwargs) -> T:
@@ -66,35 +66,35 @@ def patient(work: Callable[P, T]) -> Callable[P, T]:
 
 
 def passes(error: OSError) -> bool:
-    """Whether a store that failed so may be in order again in a moment."""
+    """Whether a storage error may be transient."""
     return error.errno in PASSING and not isinstance(error, (FileNotFoundError, PermissionError, StoreFailed))
 
 
-class _Steady(io.RawIOBase):
-    """A file's bytes at any place. Reads that the store fails are done again, from where they began.
+class _RetryingFile(io.RawIOBase):
+    """Random access to a file's bytes. Failed reads are retried from their start.
 
-    Raises StoreFailed where it goes on failing, so that this is not taken for damage of the content.
+    Raises StoreFailed if a read keeps failing, so that this is not mistaken for damaged content.
     """
 
     def __init__(self, place: Location) -> None:
         self._place, self._at = place, 0
         self._file: pa.NativeFile | None = None
-        self._size = self._asked(pa.NativeFile.size)
+        self._size = self._call(pa.NativeFile.size)
 
-    def _asked(self, question: Callable[[pa.NativeFile], T]) -> T:
-        """What the file answers."""
+    def _call(self, operation: Callable[[pa.NativeFile], T]) -> T:
+        """The result of ``operation`` on the open file, retried."""
 
         @patient
-        def ask() -> T:
+        def attempt() -> T:
             self._file = self._file or self._place.fs.open_input_file(self._place.path)
             try:
-                return question(self._file)
+                return operation(self._file)
             except OSError:
-                self._file = None  # a connection that broke is no use any more
+                self._file = None  # the connection is broken: reopen
                 raise
 
         try:
-            return ask()
+            return attempt()
         except OSError as error:
             if passes(error):
                 raise StoreFailed(f"cannot read {self._place}: {error.strerror or error}") from error
@@ -103,7 +103,7 @@ class _Steady(io.RawIOBase):
     def read(self, number: int | None = -1) -> bytes:
         left = max(0, self._size - self._at)
         wanted = left if number is None or number < 0 else min(number, left)
-        content = bytes(self._asked(lambda file: file.read_at(wanted, self._at))) if wanted else b""
+        content = bytes(self._call(lambda file: file.read_at(wanted, self._at))) if wanted else b""
         self._at += len(content)
         return content
 
@@ -126,7 +126,7 @@ class _Steady(io.RawIOBase):
 
 
 def in_threads(work: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
-    """``work`` of each item, in order, some ahead of the reader: what waits for a store waits together."""
+    """Yields ``work(item)`` in order. Threads work ahead of the consumer, so that storage requests overlap."""
     with ThreadPoolExecutor(THREADS) as pool:
         ahead: deque[Future[T]] = deque()
         for item in items:
@@ -139,14 +139,14 @@ def in_threads(work: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
 
 @dataclass(frozen=True)
 class Location:
-    """A file system and a path on it. Picklable: tasks carry it to other machines."""
+    """A file system and a path on it. Picklable, for tasks on other machines."""
 
     fs: pafs.FileSystem
     path: str
 
     @classmethod
     def of(cls, uri: str) -> Location:
-        """Raises ConfigError for a URI scheme that neither pyarrow nor fsspec knows."""
+        """A local path or a URI. Raises ConfigError if neither pyarrow nor fsspec supports the URI's scheme."""
         if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", uri):
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))
         try:
@@ -183,7 +183,7 @@ class Location:
 
     @patient
     def infos(self, suffix: str = "", recursive: bool = False) -> list[pafs.FileInfo]:
-        """Files below this folder, sorted by path; hidden, temporary and underscore names left out."""
+        """Files in this folder with names ending in ``suffix``, sorted by path. Skips names starting with . or _."""
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         found = [
             info
@@ -195,12 +195,12 @@ class Location:
         return sorted(found, key=lambda info: str(info.path))
 
     def files(self, suffix: str = "", recursive: bool = False) -> list[Location]:
-        """The same as locations."""
+        """The files of ``infos``, as locations."""
         return [Location(self.fs, info.path) for info in self.infos(suffix, recursive)]
 
     @patient
     def folders(self, suffix: str = "") -> list[Location]:
-        """Folders in this folder whose names end so."""
+        """Subfolders whose names end in ``suffix``."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         found = self.fs.get_file_info(selector)
         return [
@@ -219,49 +219,49 @@ class Location:
             self.fs.delete_file(self.path)
 
     def remove_folder(self) -> None:
-        """Removes the folder, if there is one, and all that is in it."""
+        """Removes the folder and its content, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_dir(self.path)
 
     def remove_temporary(self, recursive: bool = False) -> None:
-        """Removes what a killed writer left in this folder."""
+        """Removes temporary files that killed writers left in this folder."""
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         for info in self.fs.get_file_info(selector):
             if info.base_name.startswith(TEMPORARY):
                 Location(self.fs, info.path).remove()
 
     def open_raw(self) -> io.RawIOBase:
-        """The file's bytes as they are, at any place. Reading is patient, and raises StoreFailed in the end."""
-        return _Steady(self)
+        """Opens the file for random access, without decompression. Reads are retried, then raise StoreFailed."""
+        return _RetryingFile(self)
 
     def open(self) -> pa.NativeFile:
-        """A stream of the file's bytes, decompressed by its ending, read as patiently."""
+        """Opens the file as a stream, decompressed by its extension. Reads are retried, then raise StoreFailed."""
         ending = os.path.splitext(self.path)[1].lower()
         return pa.input_stream(self.open_raw(), compression=COMPRESSION.get(ending))
 
     @contextlib.contextmanager
     def write(self) -> Iterator[IO[bytes]]:
-        """A binary stream whose content appears under this path when the block ends without an error."""
+        """Opens a binary stream; the file appears under this path when the block ends without an error."""
         with self._write_local() if self.is_local else self._upload() as stream:
             yield stream
 
     @contextlib.contextmanager
     def _write_local(self) -> Iterator[IO[bytes]]:
-        """Written beside its place, then renamed."""
+        """Writes a temporary file in the same folder, then renames it."""
         folder, name = self.path.rsplit("/", 1)
-        beside = Location(self.fs, f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}")
+        temporary = Location(self.fs, f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}")
         self.fs.create_dir(folder, recursive=True)
         try:
-            with self.fs.open_output_stream(beside.path, compression=None) as stream:
+            with self.fs.open_output_stream(temporary.path, compression=None) as stream:
                 yield stream
-            os.replace(beside.path, self.path)
+            os.replace(temporary.path, self.path)
         except BaseException:
-            beside.remove()
+            temporary.remove()
             raise
 
     @contextlib.contextmanager
     def _upload(self) -> Iterator[IO[bytes]]:
-        """Written to a local file, then uploaded: an upload cannot be called off once it has begun."""
+        """Writes to a local buffer, then uploads it: an upload cannot be cancelled once it has begun."""
         with tempfile.SpooledTemporaryFile(max_size=SPOOLED) as spool:
             yield spool
             spool.seek(0)
@@ -271,7 +271,7 @@ class Location:
 
     @patient
     def write_table(self, table: pa.Table) -> None:
-        """``table`` as a Parquet file (zstd)."""
+        """Writes ``table`` as a Parquet file (zstd)."""
         with self.write() as stream:
             pq.write_table(table, stream, compression="zstd")
 
@@ -282,7 +282,7 @@ class Location:
 
     @patient
     def count_rows(self) -> int:
-        """Rows of a Parquet file; its data are not read."""
+        """Number of rows of a Parquet file, from its metadata."""
         with self.fs.open_input_file(self.path) as stream:
             return int(pq.ParquetFile(stream).metadata.num_rows)
 
@@ -296,7 +296,7 @@ class Location:
 
     @patient
     def read_json(self) -> Any:
-        """The file's JSON value, None where there is no file. Raises ValueError on broken JSON."""
+        """The file's JSON value, None if there is no file. Raises ValueError on invalid JSON."""
         try:
             with self.fs.open_input_stream(self.path, compression=None) as stream:
                 return json.loads(stream.read())
@@ -307,10 +307,13 @@ class Location:
 
 
 def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:
-    """The files that a path, folder, glob or URI names, sorted. Raises FileNotFoundError if there is none."""
+    """The files of a path, folder, glob or URI, sorted; ``suffixes`` filter a folder's files.
+
+    Raises FileNotFoundError if there is none.
+    """
     is_uri = re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", pattern) is not None
-    wild = "*[" if is_uri else "*?["  # a URI's question mark begins its query
-    if any(c in pattern for c in wild) and (is_uri or not Location.of(pattern).exists()):
+    wildcards = "*[" if is_uri else "*?["  # in a URI, a question mark starts the query
+    if any(c in pattern for c in wildcards) and (is_uri or not Location.of(pattern).exists()):
         files = _glob(pattern)
         if not files:
             raise FileNotFoundError(f"no file matches {pattern}")
@@ -328,7 +331,7 @@ def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:
 
 
 def _glob(pattern: str) -> list[Location]:
-    """Matches of a glob: its fixed part is listed and filtered. ``*`` stays within a folder, ``**`` does not."""
+    """Files that match a glob. ``*`` matches within a folder, ``**`` across folders. Lists the glob's fixed part."""
     from fsspec.utils import glob_translate
 
     place = Location.of(pattern)

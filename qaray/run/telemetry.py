@@ -1,6 +1,6 @@
-"""Metrics of an engine's process for Prometheus, exported by Ray's agents; cluster/grafana.json draws them.
+"""Prometheus metrics of an engine process, exported by Ray's agents and plotted by cluster/grafana.json.
 
-vLLM's processes export vLLM's own (`ray_vllm_…`) instead. The busy share of the engines is the rate of
+vLLM processes export vLLM's own metrics (`ray_vllm_…`) instead. The utilization of the engines is the rate of
 `qaray_engine_busy_seconds`.
 """
 
@@ -19,13 +19,13 @@ ENGINE = {
     "qaray_engine_prefill_tokens": "tokens read, since the process began",
     "qaray_engine_decode_tokens": "tokens written, since the process began",
 }
-EVERY = 5.0  # seconds: Ray's agent forgets a gauge that is not set again for some intervals of its reports
+EVERY = 5.0  # seconds between updates: Ray's agent drops a gauge that is not set for several report intervals
 
 
 class EngineMeter:
-    """Exports an engine process's figures as long as the process lives.
+    """Exports the metrics of an engine process while the process is alive.
 
-    ``figures()``: queue, active, prefill_seconds, decode_seconds, steps, prefill_tokens, decode_tokens.
+    ``figures()`` returns queue, active, prefill_seconds, decode_seconds, steps, prefill_tokens and decode_tokens.
     """
 
     def __init__(self, figures: Callable[[], dict[str, float]]) -> None:
@@ -39,9 +39,9 @@ class EngineMeter:
     def _repeat(self) -> None:
         while True:
             time.sleep(EVERY)
-            self._tell(self._figures())
+            self._export(self._figures())
 
-    def _tell(self, figures: dict[str, float]) -> None:
+    def _export(self, figures: dict[str, float]) -> None:
         steps = figures["steps"] - self._last["steps"]
         seconds = figures["decode_seconds"] - self._last["decode_seconds"]
         self._last = Counter(figures)

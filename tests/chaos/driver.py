@@ -14,7 +14,7 @@ def main() -> int:
     import ray
 
     from qaray.cli import main as qaray
-    from qaray.engines import echo, site
+    from qaray.engines import echo, worker
     from qaray.run.cluster import no_standard_error
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -22,7 +22,7 @@ def main() -> int:
     plan = json.loads(variables.get(VARIABLE, "{}"))
     hook = {"worker_process_setup_hook": "tests.chaos.faults.install"} if plan else {}
     echo.ROWS = plan.get("rows", echo.ROWS)
-    site.FIRST_WORD = plan.get("first_word", site.FIRST_WORD)
+    worker.FIRST_NOTICE = plan.get("first_notice", worker.FIRST_NOTICE)
     with no_standard_error():
         ray.init(
             runtime_env={"env_vars": variables, **hook},

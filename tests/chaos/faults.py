@@ -3,7 +3,7 @@
 The plan is JSON in QARAY_FAULTS. What it may name:
 
     rows          papers of a block of the echo engine, set in the driver
-    first_word    seconds until the driver says what it waits for
+    first_notice    seconds until the driver says what it waits for
     hold          {stage: n}: n calls of a stage go through, in all processes together; the others wait for `release`.
                   {stage: word}: those whose texts hold the word wait. {"train": step}: a training waits at that step
     folder        where held calls leave their tickets

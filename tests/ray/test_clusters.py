@@ -79,7 +79,7 @@ def test_a_run_that_waits_for_its_node_can_be_stopped(tmp_path, tiny_model):
     file, out = write_jsonl(tmp_path / "p.jsonl", [make_paper(0)]), tmp_path / "out"
     args = ("generate", "--file_path", file, "--output_dir", out, "--base_model", tiny_model, *SMALL)
     args += ("--engine", "transformers", "--gpus_per_actor", "1")
-    waiting = start(*args, faults={"first_word": 0.5})
+    waiting = start(*args, faults={"first_notice": 0.5})
     assert "waiting for a node with 1 GPU" in waiting.stdout.readline()
     waiting.terminate()
     output, _ = waiting.communicate(timeout=PATIENCE)

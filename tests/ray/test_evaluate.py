@@ -190,8 +190,8 @@ def test_a_generated_run_is_evaluated_and_two_are_compared(tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--metrics", "beauty"), "knows no 'beauty'"),
-        (("--metrics", ","), "names none"),
+        (("--metrics", "beauty"), "unknown metric 'beauty': choose from coverage, similarity, racar, grounding"),
+        (("--metrics", ","), "unknown metric ''"),
         (("--embed_actors", "2:1"), "embed_actors must be MIN:MAX"),
         (("--processed_output", "nowhere.json"), "no such file or folder: nowhere.json"),
         (("--judge_above", "2"), "judge_above must be between -1 and 1, got 2"),
@@ -300,7 +300,7 @@ def test_what_is_shown_is_of_the_papers_as_they_are(tmp_path):
     assert shown() == ("10 question-answer pairs from 5 of 5 papers", True, 5)
     assert set(json.loads((out / "evaluation/summary.json").read_text())["metrics"]) >= {"numbers_found"}
     done("evaluate", "--metrics", "grounding", "--processed_output", elsewhere)
-    assert shown() == ("6 question-answer pairs of 2 papers, measured", True, 2)
+    assert shown() == ("6 question-answer pairs of 2 papers, evaluated", True, 2)
     done("generate", "--file_path", papers, "--num_qas", 2)
     assert shown() == ("10 question-answer pairs from 5 of 5 papers", False, 5)
     done("evaluate", "--metrics", "grounding")

@@ -21,6 +21,7 @@ from qaray.engines.vllm import VLLMEngine
 from qaray.engines.worker import WorkerInfo
 from qaray.models.planner import plan_model
 from qaray.observe import submit
+from qaray.run import cluster
 from tests.commands import qaray
 from tests.conftest import ROOT, make_paper, with_pairs, write_jsonl
 from tests.ray.test_http import endpoint
@@ -45,7 +46,16 @@ def as_vllm_asks(config):
         engine._engine_kwargs(), engine._environment(), engine._bundle()
 
 
-def test_generate(tmp_path, notes, tiny_model):
+def as_drivers_connect(config, monkeypatch):
+    """What a driver reads that is not connected yet: the session's is."""
+    with monkeypatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setattr("ray.is_initialized", lambda: False)
+        patch.setattr(cluster, "_init", lambda options: None)
+        cluster.connect(config.cluster)
+
+
+def test_generate(tmp_path, notes, tiny_model, monkeypatch):
     papers = write_jsonl(tmp_path / "p.jsonl", [make_paper(0)])
     line = ["generate", "--file_path", papers, "--num_qas", "1", "--context_size", "4096", "--max_gen_len", "16"]
     with recorded_reads(notes), endpoint("--base_model", tiny_model) as (url, _):
@@ -58,18 +68,22 @@ def test_generate(tmp_path, notes, tiny_model):
         ):
             done = qaray(*line, *engine, "--output_dir", tmp_path / str(number))
             assert done.returncode == 0, done.stderr
-        as_vllm_asks(GenerateConfig(file_path="-", output_dir="-", base_model=tiny_model, engine="vllm"))
+        config = GenerateConfig(file_path="-", output_dir="-", base_model=tiny_model, engine="vllm")
+        as_vllm_asks(config)
+        as_drivers_connect(config, monkeypatch)
     assert unread(GenerateConfig, notes) == set()
 
 
-def test_evaluate(tmp_path, notes, tiny_model):
+def test_evaluate(tmp_path, notes, tiny_model, monkeypatch):
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [with_pairs(0)])
     line = ["evaluate", "--processed_output", pairs, "--output_dir", tmp_path / "out", "--embedding_model", "echo"]
     with recorded_reads(notes):
         done = qaray(*line, "--engine", "transformers", "--judge_model", tiny_model, "--context_size", "4096")
         assert done.returncode == 0, done.stderr
         assert qaray("evaluate", "--compare", tmp_path / "out", tmp_path / "out").returncode == 0
-        as_vllm_asks(EvaluateConfig(output_dir="-", judge_model=tiny_model, engine="vllm"))
+        config = EvaluateConfig(output_dir="-", judge_model=tiny_model, engine="vllm")
+        as_vllm_asks(config)
+        as_drivers_connect(config, monkeypatch)
     assert unread(EvaluateConfig, notes) == set()
 
 

@@ -219,7 +219,7 @@ def test_overlong_papers(tmp_path):
         (("--config", "nowhere.yaml"), "--config nowhere.yaml"),
         (("--engine", "transformers", "--base_model", "bundled:nothing"), "unknown bundled model 'nothing'"),
         (("--engine", "transformers", "--base_model", "/no/such/model"), "no such folder"),
-        (("--engine", "transformers"), "--base_model is needed"),
+        (("--engine", "transformers"), "--base_model is required"),
         (("--prompt_template", "nowhere.txt"), "--prompt_template nowhere.txt"),
         (("--seq_len", "600"), "leaves no room for a paper"),
     ],

@@ -152,7 +152,7 @@ def test_status_of_runs(tmp_path):
     assert lines[1].startswith("evaluate: finished, 3 of 3 papers, coverage 3, questions 3")
     (out / "manifest.json").unlink()
     cut = json.loads(qaray("status", "--output_dir", out, "--json_lines", "True").stdout)
-    assert (cut["generate"]["state"], cut["generate"]["done"]) == ("cut short", 3)
+    assert (cut["generate"]["state"], cut["generate"]["done"]) == ("interrupted", 3)
 
 
 def test_commands_of_the_readme(tmp_path, monkeypatch):

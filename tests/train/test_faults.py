@@ -99,6 +99,6 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_and_examples(tmp_path,
         "--max_grad_norm", "0",
     )  # fmt: skip
     assert done.returncode == 1
-    assert "the loss is no finite number at step" in done.stderr
+    assert "non-finite loss at step" in done.stderr
     assert "train.json:" in done.stderr
     assert not (out / "model").exists()

@@ -18,6 +18,7 @@ from qaray.models.tokenizer import load_tokenizer
 from qaray.run.storage import Location
 from tests.commands import qaray
 from tests.conftest import ROOT, make_paper, read_jsonl, write_jsonl
+from tests.recording import reads, recorded_reads
 from tests.train.conftest import fine_tune, losses, training_log, write_examples
 
 STAGE3 = ROOT / "ds_configs" / "stage3.json"
@@ -57,7 +58,7 @@ def test_loss_falls_and_the_run_says_what_it_did(finished):
     assert {r["position"]: r["reason"] for r in read_jsonl(out / "rejected.jsonl")} == {
         16: "missing_key", 17: "over_length", 18: "wrong_type",
     }  # fmt: skip
-    assert "the scheduler WarmupDecayLR, the flags for constant_with_warmup: the flags' is used" in done.stderr
+    assert "the scheduler WarmupDecayLR but the flags set constant_with_warmup: using the flags" in done.stderr
     rates = [entry["learning_rate"] for entry in training_log(out) if "loss" in entry]
     assert rates[-1] == pytest.approx(RATE)  # constant after the warm-up: WarmupDecayLR would have come down to 0
     assert "step 12/12" in done.stderr
@@ -162,12 +163,17 @@ def test_low_rank_training_without_deepspeed_is_merged(tmp_path, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM
 
-    data, out = write_examples(tmp_path / "train.json", 8), tmp_path / "out"
-    done = fine_tune(
-        tiny_model, data, out, "--low_rank_training", "True", "--num_train_epochs", "2", "--save_steps", "100",
-        "--learning_rate", "1e-2", "--warmup_steps", "0",
-    )  # fmt: skip
+    data, out, notes = write_examples(tmp_path / "train.json", 8), tmp_path / "out", tmp_path / "reads"
+    notes.mkdir()
+    with recorded_reads(notes):
+        done = fine_tune(
+            tiny_model, data, out, "--low_rank_training", "True", "--num_train_epochs", "2", "--save_steps", "100",
+            "--learning_rate", "1e-2", "--warmup_steps", "0",
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert set(FineTuneConfig.flags()) - reads(notes) <= {
+        "address"
+    }  # the session is connected: tests/ray/test_flags.py
     curve = losses(out)
     assert curve[-1][1] < curve[0][1]
     before = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).state_dict()

@@ -1,11 +1,13 @@
 """What becomes of a command's error: a line and an exit code, the same whether Ray has carried it or not."""
 
 import errno
+import re
 
 import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from qaray.cli import _run
+from qaray import config as configs
+from qaray.cli import CONFIGS, _run, main
 from qaray.config import Cluster, ConfigError
 from qaray.run.cluster import connect
 from qaray.run.directory import RunError, RunRefused
@@ -108,3 +110,39 @@ def test_a_busy_head_is_asked_again(monkeypatch):
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     connect(Cluster(address="127.0.0.1:1"))
     assert len(tries) == 3
+
+
+def test_a_local_cluster_that_is_late_is_started_three_times(monkeypatch):
+    import ray
+
+    starts = []
+
+    def late(**_):
+        starts.append(1)
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(RunError, match="no local Ray cluster could be started"):
+        connect()
+    assert len(starts) == 3
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_help_lists_every_flag_once_under_its_heading(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    config_type = getattr(configs, CONFIGS[command])
+    for name in config_type.flags().keys() - {config_type.extra_flags}:
+        assert len(re.findall(rf"^  --{name}\b", text, re.M)) == 1, name
+    assert "[_" not in text
+    assert (config_type.extra_metavar or "Usage") in text
+
+
+def test_commands_are_in_four_groups(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^(\w+):$", text, re.M) == ["Options", "Start", "Data", "Models", "Cluster"]
+    assert re.findall(r"^  ([a-z-]+)  ", text, re.M)[2:] == list(CONFIGS)

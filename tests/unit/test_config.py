@@ -1,6 +1,8 @@
 import pytest
 
-from qaray.config import ConfigError, GenerateConfig, parse_pool
+from qaray import config as configs
+from qaray.cli import CONFIGS, HEADINGS
+from qaray.config import JUDGE_FLAGS, ConfigError, GenerateConfig, PipelineConfig, parse_pool
 
 
 def config(**values):
@@ -21,6 +23,7 @@ def config(**values):
         ({"actors": "3:1"}, "actors must be MIN:MAX"),
         ({"overlength": "cut"}, "overlength must be 'truncate', 'skip' or 'split'"),
         ({"batch": 3}, "unknown setting batch"),
+        ({"model": "m"}, "unknown setting model"),  # the name of a group is not a flag
         ({"file_path": None}, "file_path must be a valid string"),
         ({"min_gen_len": 9, "max_gen_len": 8}, "min_gen_len 9 exceeds max_gen_len 8"),
     ],
@@ -41,8 +44,33 @@ def test_echo_needs_no_model():
     assert config(base_model=None, engine="echo").model_name is None
 
 
-def test_every_field_says_what_it_is():
-    assert not [name for name, flag in GenerateConfig.flags().items() if not flag.field.description]
+@pytest.mark.parametrize("command", CONFIGS)
+def test_every_flag_has_a_text_and_a_heading(command):
+    config_type = getattr(configs, CONFIGS[command])
+    for name, flag in config_type.flags().items():
+        assert flag.field.description, name
+        assert flag.heading in HEADINGS or name == config_type.extra_flags, name
+
+
+def test_a_group_is_made_of_flat_values_and_back():
+    made = config(seq_len=100, temperature=0, address="auto")
+    assert (made.model.seq_len, made.sampling.temperature, made.cluster.address) == (100, 0, "auto")
+    assert GenerateConfig(**made.values()) == made
+    changed = made.replace(seq_len=200)
+    assert (changed.model.seq_len, made.model.seq_len) == (200, 100)
+    assert changed.replace(seq_len=100) == made
+
+
+def test_run_passes_every_setting_of_the_judge():
+    values = {"judge_context_size": 64, "judge_seq_len": 32, "judge_prompt_template": "chat", "judge_batch_tokens": 99}
+    values |= {"judge_engine": "vllm", "judge_vllm_args": '{"block_size": 16}'}
+    assert {name.removeprefix("judge_") for name in values} == set(JUDGE_FLAGS)
+    made = PipelineConfig(file_path="p", output_dir="o", base_model="m", seq_len=128, dtype="float32", **values)
+    judge = made.evaluation
+    assert {f"judge_{name}": judge.values()[name] for name in JUDGE_FLAGS} == values
+    assert (made.generation.model.seq_len, made.generation.engine, judge.model.dtype) == (128, "auto", "float32")
+    with pytest.raises(ConfigError, match="unknown setting processed_output"):
+        PipelineConfig(file_path="p", output_dir="o", base_model="m", processed_output="x")
 
 
 def test_parse_pool():

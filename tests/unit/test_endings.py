@@ -84,7 +84,7 @@ def test_heads_are_where_choices_part(tiny_model):
         "10": ["\n", "0"],
         "100": ["\n"],
     }
-    with pytest.raises(ValueError, match="fit"):
+    with pytest.raises(ValueError, match="the maximum is"):
         tokenised(tokenizer, "r" * 600, ["s"], ["1"], 512)
 
 

@@ -73,9 +73,7 @@ def test_a_torn_account_is_set_aside_and_the_pointer_counts(account, tmp_path, k
     file.write_text(whole[:kept])  # and once more while the new account was written
     assert resume_point(place, said.append) == found
     assert (tmp_path / "checkpoints.set-aside-2").exists()
-    assert [line.partition(": ")[0] for line in said] == [
-        "Ray Train's account of checkpoints was cut short by a kill"
-    ] * 2
+    assert [line.partition(" and ")[0] for line in said] == ["Ray Train's checkpoint index was damaged by a kill"] * 2
 
 
 def test_a_torn_account_without_a_pointer_starts_over_and_says_so(account, tmp_path):

@@ -106,5 +106,5 @@ def test_a_run_without_times_is_refused(tmp_path):
     empty = json.loads((tmp_path / "manifest.json").read_text())
     empty["ledger"] = Ledger().account(1.0, 0.0, 0, None, {})
     (tmp_path / "manifest.json").write_text(json.dumps(empty))
-    with pytest.raises(ConfigError, match="no times"):
+    with pytest.raises(ConfigError, match="no timings"):
         plan_corpus(config)

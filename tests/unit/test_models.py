@@ -50,7 +50,7 @@ def test_another_rope_type_is_refused(tmp_path):
     rope = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}
     folder = save_tiny_model(tmp_path / "yarn", rope_parameters=rope)
     assert plan_model(config(folder)).rope_factor == 1.0
-    with pytest.raises(ConfigError, match="RoPE type 'yarn', which is not overwritten"):
+    with pytest.raises(ConfigError, match="RoPE type 'yarn', which is not changed"):
         plan_model(config(folder, context_size=2048))
 
 
@@ -85,7 +85,7 @@ def test_the_contract_binds(tiny_model, tmp_path):
     with pytest.raises(ConfigError, match="does not match its hash"):
         plan_model(config(str(folder)))
     (folder / CONTRACT).write_text("{")
-    with pytest.raises(ConfigError, match="is damaged"):
+    with pytest.raises(ConfigError, match="is corrupt"):
         plan_model(config(str(folder)))
 
 

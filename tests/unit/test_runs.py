@@ -33,7 +33,7 @@ def test_identity(run):
     with pytest.raises(RunRefused, match="top_p: None in the run"):
         run.identify({"model": "a", "seed": 0, "top_p": 1})
     (run.root / "run.json").fs.open_output_stream(run.identity.path).close()
-    with pytest.raises(RunError, match="is damaged"):
+    with pytest.raises(RunError, match="is corrupt"):
         run.identify({"model": "a", "seed": 0})
 
 

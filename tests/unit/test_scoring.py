@@ -113,6 +113,6 @@ def test_what_cannot_be_scored_is_said(model):
         scorer.logprobs(PREFIX, ["x"], ["", "a"])
     with pytest.raises(ValueError, match="empty"):
         scorer.logprobs(PREFIX, [""], ["a"])
-    with pytest.raises(ValueError, match="fit"):
+    with pytest.raises(ValueError, match="the maximum is"):
         scorer.logprobs("x" * 5000, ["y"], ["a"])
     assert scorer.logprobs(PREFIX, [], ["a"]) == []

@@ -56,7 +56,7 @@ def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path):
 
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(ValueError, match="x.json is damaged"):
+    with pytest.raises(ValueError, match="x.json is corrupt"):
         (Location.of(str(tmp_path)) / "x.json").read_json()
 
 

@@ -1,4 +1,4 @@
-"""The records of an input file, one at a time, whatever its format."""
+"""Reads the records of an input file of any supported format."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SUFFIXES = tuple(
 
 
 def read_records(file: Location, columns: Sequence[str] | None = None) -> Iterator[Record]:
-    """The file's records in order. Nothing is raised for bad content: it becomes a Record with a problem.
+    """Yields the file's records in order. Invalid content raises nothing; it becomes a Record with a problem.
 
-    ``columns``: what is read of a Parquet file; None: the fields of a paper with pairs.
+    ``columns`` are the columns to read from a Parquet file; None reads the fields of a paper with pairs.
     """
     name = file.path.lower()
     if ".parquet" in name.rsplit("/", 1)[-1]:

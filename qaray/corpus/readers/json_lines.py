@@ -1,4 +1,4 @@
-"""JSON Lines: a value a line."""
+"""JSON Lines: one value per line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qaray.schema import RejectReason
 
 
 def json_lines(file: Location) -> Iterator[Record]:
-    """JSON Lines: each line stands alone, blank lines do not count."""
+    """Yields one record per line. Blank lines are skipped; an invalid line affects no other."""
     position = 0
     for number, line in enumerate(_raw_lines(file), start=1):
         if isinstance(line, Problem):

@@ -1,7 +1,7 @@
-"""A JSON list, or JSON objects one after another.
+"""A JSON list, or a sequence of JSON objects.
 
-The list is decoded value by value from a sliding buffer: a list of any length needs the memory of one record.
-A broken record costs that record: reading goes on at the next one that can be found.
+The list is decoded value by value from a sliding buffer, so that memory depends on the longest record only. An invalid
+record is skipped: reading resumes at the next record that can be found.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from qaray.corpus.records import Problem, Record
 from qaray.run.storage import Location
 from qaray.schema import RejectReason
 
-MAX_RECORD_CHARS = 1 << 28  # characters: a record beyond this is given up as broken
-_LOOKAHEAD = 16  # an error closer than this to the buffer's end may only mean that the buffer ends
+MAX_RECORD_CHARS = 1 << 28  # a longer record counts as invalid
+_LOOKAHEAD = 16  # characters: an error this close to the buffer's end may mean that the record continues
 _BLANK = re.compile(r"[\s\ufeff]*")
 _SEPARATOR = re.compile(r"[\s,]*")
 _NEXT_IN_LIST = re.compile(r"\}\s*,\s*(?=\{)")
@@ -24,9 +24,9 @@ _NEXT_LINE = re.compile(r"\n\s*(?=\{)")
 
 
 def json_values(file: Location) -> Iterator[Record]:
-    """A JSON list, or JSON objects one after another, as a stream of values."""
+    """Yields the values of a JSON list or of a sequence of JSON objects as records."""
     buffer, decoder, position = Buffer(file), json.JSONDecoder(), 0
-    lost = False  # the end of the file was reached in search of a record after a broken one
+    lost = False  # no record was found after an invalid one
     first = buffer.skip(_BLANK)
     in_list = first == "["
     if in_list:
@@ -39,24 +39,21 @@ def json_values(file: Location) -> Iterator[Record]:
             value, end = decoder.raw_decode(buffer.text, buffer.at)
         except json.JSONDecodeError as error:
             unread = len(buffer.text) - buffer.at
-            may_go_on = error.msg.startswith("Unterminated string") or error.pos >= len(buffer.text) - _LOOKAHEAD
-            if may_go_on and unread < MAX_RECORD_CHARS and buffer.more():
+            may_continue = error.msg.startswith("Unterminated string") or error.pos >= len(buffer.text) - _LOOKAHEAD
+            if may_continue and unread < MAX_RECORD_CHARS and buffer.more():
                 continue
             detail = f"record {position}: {error.msg}"
             yield Record(position, problem=Problem(RejectReason.NOT_JSON, detail))
             position += 1
             lost = not _resume(buffer, max(error.pos, buffer.at + 1), _NEXT_IN_LIST if in_list else _NEXT_LINE)
             continue
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # integers of thousands of digits, nesting of thousands of levels
+        except (ValueError, RecursionError) as error:  # thousands of digits in an integer or of nesting levels
             yield Record(position, problem=Problem(RejectReason.NOT_JSON, f"record {position}: {error}"))
             position += 1
             lost = not _resume(buffer, buffer.at + 1, _NEXT_IN_LIST if in_list else _NEXT_LINE)
             continue
         if end == len(buffer.text) and buffer.more():
-            continue  # a number may go on in the next chunk
+            continue  # a number may continue in the next chunk
         buffer.at = end
         yield Record(position, value=value)
         position += 1
@@ -73,10 +70,10 @@ def json_values(file: Location) -> Iterator[Record]:
 
 
 def _resume(buffer: Buffer, start: int, pattern: re.Pattern[str]) -> bool:
-    """Moves to the next record after a broken one; False if there is none: then to the end of the file."""
+    """Moves to the next record after an invalid one. Returns False, at the end of the file, if there is none."""
     buffer.at = start
     while not (match := pattern.search(buffer.text, buffer.at)):
-        buffer.at = max(buffer.at, len(buffer.text) - 256)  # a separator may straddle the buffer's end
+        buffer.at = max(buffer.at, len(buffer.text) - 256)  # a separator may cross the buffer's end
         if not buffer.more():
             buffer.at = len(buffer.text)
             return False

@@ -1,4 +1,4 @@
-"""Parquet: a record a row."""
+"""Parquet: one record per row."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qaray.schema import RejectReason
 
 
 def parquet_rows(file: Location, fields: Sequence[str]) -> Iterator[Record]:
+    """Yields the rows of a Parquet file as records, with those of the ``fields`` that it has. Raises StoreFailed."""
     position = 0
     try:
         with file.open_raw() as stream:

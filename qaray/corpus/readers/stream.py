@@ -1,4 +1,4 @@
-"""A file's bytes and text, decompressed, as they come."""
+"""Streams of a file's decompressed bytes and text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = 1 << 20  # bytes read at a time
 
 
 def chunks(file: Location) -> Iterator[bytes | Problem]:
-    """The file's bytes, decompressed; a damaged archive ends in a Problem. Raises StoreFailed."""
+    """Yields the file's decompressed bytes; damaged content ends in a Problem. Raises StoreFailed."""
     try:
         with file.open() as stream:
             while chunk := stream.read(CHUNK):
@@ -27,7 +27,7 @@ def chunks(file: Location) -> Iterator[bytes | Problem]:
 
 
 class Buffer:
-    """A window on a file's text that slides forward. Bytes that are no UTF-8 become lone surrogates."""
+    """A sliding window over a file's text. Bytes that are not valid UTF-8 become lone surrogates."""
 
     def __init__(self, file: Location) -> None:
         self.text, self.at, self.ended = "", 0, False
@@ -36,7 +36,7 @@ class Buffer:
         self._decoder: codecs.IncrementalDecoder | None = None
 
     def more(self) -> bool:
-        """Reads on: at least as much again as is unread, so that a long record is decoded O(log n) times."""
+        """Reads at least as much as is unread, so that a long record is decoded O(log n) times. False at the end."""
         if self.ended:
             return False
         wanted = max(CHUNK, len(self.text) - self.at)
@@ -54,7 +54,7 @@ class Buffer:
         return True
 
     def skip(self, pattern: re.Pattern[str]) -> str:
-        """Passes over what matches; the next character, '' at the end of the file."""
+        """Skips text that matches; returns the next character, '' at the end of the file."""
         while True:
             match = pattern.match(self.text, self.at)
             self.at = match.end() if match else self.at

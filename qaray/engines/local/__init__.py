@@ -1,1 +1,1 @@
-"""The engine on transformers: slots of keys and values, continuous batching, scores from shared prefixes."""
+"""The transformers engine: slot key-value cache, continuous batching, scoring with shared prefixes."""

@@ -1,4 +1,4 @@
-"""Continuous batching: a queue of prompts, slots that decode together, and the next prompt as soon as one ends."""
+"""Continuous batching: slots decode together, and a slot that becomes free takes the next prompt of the queue."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ from qaray.engines.pool import worker_name
 from qaray.run.stopping import StopCheck
 from qaray.schema import Completion, Failure, FinishReason, Prompt, RejectReason, complete
 
-LOOK_EVERY = 16  # tokens between two looks at the text of a sequence
+LOOK_EVERY = 16  # tokens between checks of a sequence's text
 ROUND = 64  # slot lengths are multiples of this
-RECOVERY = 64  # answers after which the number of slots may double again
-GROWTH = 128  # places by which slots grow: a copy of the cache every so many steps
+RECOVERY = 64  # answers since the last out-of-memory error after which the slots may double again
+GROWTH = 128  # positions by which slots grow; each growth copies the cache
 
 
 @dataclass(eq=False)
 class _Sequence:
-    """A prompt in a slot. Its slot is its place in the list of active sequences."""
+    """A prompt in a slot. The slot number is its index in the list of active sequences."""
 
     prompt: Prompt
     future: Future[list[Completion]]
     draws: RandomStream
-    begun: float = 0.0  # seconds of the monotonic clock
-    prefill_seconds: float = 0.0  # of this attempt: none where the prompt was in the cache
+    begun: float = 0.0  # start of this attempt, seconds of the monotonic clock
+    prefill_seconds: float = 0.0  # of this attempt; 0 if the prompt was cached
     tokens: list[int] = field(default_factory=list)
-    done: list[Completion] = field(default_factory=list)  # answers of earlier attempts
-    first_logits: torch.Tensor | None = None  # [V], after the prompt: another attempt starts from them
+    done: list[Completion] = field(default_factory=list)  # completions of earlier attempts
+    first_logits: torch.Tensor | None = None  # [V], after the prompt; later attempts start from them
 
     @property
     def length(self) -> int:
-        """Places of the slot that are filled: the newest token is not in the cache yet."""
+        """Cache positions filled: the newest token is not in the cache yet."""
         return len(self.prompt["token_ids"]) + len(self.tokens) - 1
 
     @property
     def capacity(self) -> int:
-        """Places that the prompt takes, and some of the answer."""
+        """Cache positions for the prompt and the beginning of the answer."""
         return min(len(self.prompt["token_ids"]) + GROWTH, self.need)
 
     @property
     def need(self) -> int:
-        """Places that the sequence may fill."""
+        """Maximum cache positions of the sequence, a multiple of ROUND."""
         tokens = len(self.prompt["token_ids"]) + self.prompt["max_tokens"]
         return -(-tokens // ROUND) * ROUND
 
 
 class ContinuousBatcher:
-    """Answers prompts that come at any time, many at once. One thread runs the model.
+    """Answers prompts submitted at any time, many concurrently. One thread runs the model.
 
-    Out of memory halves the number of slots; what was in flight starts again from its own random stream, so that its
-    text is the same. A prompt that does not even fit alone is answered with an error.
+    An out-of-memory error halves the number of slots; the sequences in flight restart with their own random streams,
+    so their text does not change. A prompt that does not fit even alone is answered with an error.
 
-    ``next_attempt`` says whether a prompt is asked again after an answer: that happens at once, in the same slot, whose
-    prompt is in the cache already.
+    ``next_attempt`` returns the prompt of another attempt, or None. The attempt starts immediately in the same slot,
+    where the prompt is already cached.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class ContinuousBatcher:
         self.model, self.sampling = model, sampling
         self.name = worker_name()
         self.next_attempt, self.should_stop = next_attempt, should_stop
-        self.max_batch = self.most = max_batch  # slots at most; halved when memory runs out
+        self.max_batch = self.most = max_batch  # maximum slots; max_batch is halved when memory runs out
         self.steps = 0  # decoding steps so far
         self.decoded_tokens = 0
         self.prefilled_tokens = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         self._queue: deque[_Sequence] = deque()
         self._active: list[_Sequence] = []
-        self._since_shrink = 0  # answers since memory ran out
-        self._longest = 0  # places that every slot may come to need
+        self._since_shrink = 0  # answers since the last out-of-memory error
+        self._longest = 0  # positions that any slot may need
         self._threads = torch.get_num_threads()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -95,10 +95,10 @@ class ContinuousBatcher:
         self._closed = False
 
     def submit(self, prompt: Prompt) -> Future[list[Completion]]:
-        """The completions to come, one an attempt; none if the run stops before its turn.
+        """Future of the prompt's completions, one per attempt; an empty list if the run stops first.
 
-        A prompt with a failure, or without room for an answer, comes back at once. Raises RuntimeError once the batcher
-        has failed or is closed.
+        A prompt with a failure, or without room for an answer, is completed immediately. Raises RuntimeError after the
+        batcher has failed or is closed.
         """
         future: Future[list[Completion]] = Future()
         if failure := unanswerable(prompt):
@@ -115,13 +115,13 @@ class ContinuousBatcher:
         return future
 
     def complete_all(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        """The completions of ``prompts`` in their order, all attempts of a prompt together."""
-        with self._wake:  # the slots are divided with all of them in view
+        """Completions of ``prompts`` in order, with all attempts of a prompt together. Blocks until all are done."""
+        with self._wake:  # all are queued before the slots are allocated
             futures = [self.submit(prompt) for prompt in prompts]
         return [completion for future in futures for completion in future.result()]
 
     def close(self) -> None:
-        """Ends the thread, once all that was submitted is answered: one that still works when Python ends aborts it."""
+        """Waits for all submitted prompts and ends the thread: Python aborts if the thread still runs at exit."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -129,7 +129,7 @@ class ContinuousBatcher:
             self._thread.join()
 
     def figures(self) -> dict[str, float]:
-        """What the batcher does now, and has done so far; seconds and tokens."""
+        """Queue length, active sequences, and totals of steps, seconds and tokens."""
         with self._wake:
             return {
                 "queue": len(self._queue),
@@ -166,7 +166,7 @@ class ContinuousBatcher:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Hands an error of the model to all who wait: the actor is of no more use."""
+        """Sets an error of the model on all pending futures; the batcher cannot continue."""
         with self._wake:
             self._failure = error
             waiting = [*self._active, *self._queue]
@@ -175,12 +175,12 @@ class ContinuousBatcher:
             sequence.future.set_exception(error)
 
     def _admit(self) -> None:
-        """Fills free slots from the queue. The number of slots is set by what waits when none is in use."""
+        """Fills free slots from the queue. When no slot is in use, their number is set to fit the waiting prompts."""
         cache = self.model.cache
         if self._queue and self.should_stop():
             self._turn_away()
         if not self._active:
-            if self._since_shrink >= RECOVERY:  # what was too much then need not be now
+            if self._since_shrink >= RECOVERY:  # memory may be free again
                 self.max_batch, self._since_shrink = min(self.most, 2 * self.max_batch), 0
             with self._wake:
                 waiting = list(self._queue)[: self.max_batch]
@@ -197,20 +197,20 @@ class ContinuousBatcher:
             self._take(sequence.first_logits[None].clone(), [sequence])
 
     def _arrival(self) -> _Sequence | None:
-        """The next prompt, in the next slot; None if there is none or no room for it."""
+        """Puts the next prompt into the next slot; None if the queue is empty or the prompt does not fit."""
         cache = self.model.cache
         free = max(0, min(cache.slots, self.max_batch) - len(self._active))
         with self._wake:
-            coming = list(takewhile(self._has_room, islice(self._queue, free)))
-            if not coming:
+            arrivals = list(takewhile(self._has_room, islice(self._queue, free)))
+            if not arrivals:
                 return None
             self._queue.popleft()
-        held = len(self._active)
-        self._active.append(coming[0])
-        # At once for all that come now: slots that grow later hold more, which is copied.
-        self._longest = max(self._longest, *(min(each.need, cache.budget_tokens) for each in coming))
-        self._reserve(max(self._capacity(each) for each in coming), held)
-        return coming[0]
+        num_active = len(self._active)
+        self._active.append(arrivals[0])
+        # Grow once for all arrivals: slots that grow later hold more to copy.
+        self._longest = max(self._longest, *(min(each.need, cache.budget_tokens) for each in arrivals))
+        self._reserve(max(self._capacity(each) for each in arrivals), num_active)
+        return arrivals[0]
 
     def _read(self, sequence: _Sequence) -> None:
         """Prefills the newest active sequence."""
@@ -222,16 +222,16 @@ class ContinuousBatcher:
         self.prefilled_tokens += len(ids)
 
     def _has_room(self, sequence: _Sequence) -> bool:
-        """Whether every slot may become as long as the sequence needs: more than all of the memory is given to none."""
+        """Whether every slot can grow to the length that the sequence needs, capped at the whole budget."""
         cache = self.model.cache
         return min(sequence.need, cache.budget_tokens) * cache.slots <= cache.budget_tokens
 
     def _capacity(self, sequence: _Sequence) -> int:
-        """Places of a slot when the sequence comes: only CPUs gain from slots no longer than what they hold."""
+        """Initial positions of the sequence's slot. Only CPUs benefit from slots no longer than their contents."""
         return sequence.capacity if self.model.device.type == "cpu" else self._longest
 
     def _would_gain(self) -> bool:
-        """Whether shorter prompts wait for which the memory holds half as many slots again: then the slots drain."""
+        """Whether to drain the slots, because memory holds at least 1.5 times as many for the prompts now waiting."""
         cache = self.model.cache
         if cache.slots >= self.max_batch:
             return False
@@ -241,30 +241,30 @@ class ContinuousBatcher:
         return 2 * min(self.max_batch, cache.budget_tokens // longest) >= 3 * cache.slots
 
     def _turn_away(self) -> None:
-        """Lets those who wait for a slot go without an answer: the run stops."""
+        """Ends queued prompts with the completions they have so far, since the run stops."""
         with self._wake:
             waiting, self._queue = self._queue, deque()
         for sequence in waiting:
             sequence.future.set_result(sequence.done)
 
     def _reserve(self, places: int, held: int) -> None:
-        """Makes the slots at least so long; the first ``held`` keep what they hold."""
+        """Grows the slots to at least ``places`` positions; the first ``held`` slots keep their contents."""
         cache = self.model.cache
         if places > cache.capacity:
             cache.grow(min(places, cache.budget_tokens // cache.slots), in_use=held)
 
     def _step(self) -> None:
-        active, begun = self._active, time.monotonic()
+        active, start = self._active, time.monotonic()
         longest = max(sequence.length for sequence in active) + 1
         if longest > self.model.cache.capacity:
             self._reserve(longest + GROWTH, len(active))
         logits = self.model.decode([s.tokens[-1] for s in active], [s.length for s in active])
         self.steps += 1
         self._take(logits, list(active))
-        self.decode_seconds += time.monotonic() - begun
+        self.decode_seconds += time.monotonic() - start
 
     def _take(self, logits: torch.Tensor, sequences: list[_Sequence]) -> None:
-        """Draws the next token of each sequence and ends those that are done. ``logits`` [B, V]."""
+        """Samples the next token of each sequence and finishes those that are done. ``logits`` [B, V]."""
         if any(len(s.tokens) < self.sampling.min_tokens for s in sequences):
             for row, sequence in enumerate(sequences):
                 if len(sequence.tokens) < self.sampling.min_tokens:
@@ -280,10 +280,10 @@ class ContinuousBatcher:
             self._look(sequence)
 
     def _look(self, sequence: _Sequence) -> None:
-        """Ends a sequence at its limit, at the end of the grammar, or in a loop."""
-        written = len(sequence.tokens)
-        full = written >= sequence.prompt["max_tokens"]
-        if (full or written % LOOK_EVERY == 0) and written > self.sampling.min_tokens:
+        """Finishes a sequence at its token limit, at the end of the answer grammar, or in a repetition loop."""
+        num_tokens = len(sequence.tokens)
+        full = num_tokens >= sequence.prompt["max_tokens"]
+        if (full or num_tokens % LOOK_EVERY == 0) and num_tokens > self.sampling.min_tokens:
             text = self._text(sequence)
             end = answer_end(text, sequence.prompt["num_qas"])
             if end is not None:
@@ -296,7 +296,7 @@ class ContinuousBatcher:
             self._finish(sequence, FinishReason.LENGTH)
 
     def _finish(self, sequence: _Sequence, reason: FinishReason, text: str | None = None) -> None:
-        """Answers a sequence; then it begins another attempt, or frees its slot."""
+        """Completes an attempt, then starts the next one in the same slot or frees the slot."""
         seconds = time.monotonic() - sequence.begun
         completion = complete(
             sequence.prompt,
@@ -309,9 +309,9 @@ class ContinuousBatcher:
             worker=self.name,
         )
         sequence.done.append(completion)
-        again = self.next_attempt(sequence.prompt, completion)
-        if again is not None and sequence.first_logits is not None:
-            sequence.prompt, sequence.draws, sequence.tokens = again, self._draws(again), []
+        retry = self.next_attempt(sequence.prompt, completion)
+        if retry is not None and sequence.first_logits is not None:
+            sequence.prompt, sequence.draws, sequence.tokens = retry, self._draws(retry), []
             sequence.begun, sequence.prefill_seconds = time.monotonic(), 0.0
             self._take(sequence.first_logits[None].clone(), [sequence])
             return
@@ -319,10 +319,10 @@ class ContinuousBatcher:
         sequence.future.set_result(sequence.done)
 
     def _free(self, sequence: _Sequence) -> None:
-        """Takes a sequence out; the last active one moves to its slot, so that slots stay dense."""
+        """Removes a sequence; the last active one moves to its slot, so that active slots stay contiguous."""
         slot, last = self._active.index(sequence), len(self._active) - 1
         if slot != last:
-            # One place more than its length: its newest token may be in the cache without having been drawn from.
+            # One position more than its length: its newest token may already be cached without being sampled from.
             self.model.cache.move(last, slot, min(self._active[last].length + 1, self.model.cache.capacity))
             self._active[slot] = self._active[last]
         self._active.pop()
@@ -332,21 +332,21 @@ class ContinuousBatcher:
         return sequence.prompt["opening"] + self.model.tokenizer.decode(sequence.tokens)
 
     def _shrink(self, error: BaseException) -> None:
-        """Half as many slots after running out of memory; alone, the sequence is given up."""
-        flying, self._active, self._since_shrink = self._active, [], 0
+        """Halves the slots after an out-of-memory error; a sequence that ran alone fails."""
+        in_flight, self._active, self._since_shrink = self._active, [], 0
         self.model.release()
-        if len(flying) <= 1:
-            for sequence in flying:
+        if len(in_flight) <= 1:
+            for sequence in in_flight:
                 failure = Failure.of(RejectReason.ENGINE_ERROR, f"out of memory: {error}")
                 sequence.future.set_result([*sequence.done, complete(sequence.prompt, failure=failure)])
             return
-        self.max_batch = max(1, len(flying) // 2)
-        for sequence in flying:
+        self.max_batch = max(1, len(in_flight) // 2)
+        for sequence in in_flight:
             sequence.tokens, sequence.draws, sequence.first_logits = [], self._draws(sequence.prompt), None
         with self._wake:
-            self._queue.extendleft(reversed(flying))
+            self._queue.extendleft(reversed(in_flight))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the host ran out of memory: the CPU's allocator raises a plain RuntimeError."""
+    """Whether the device or the host ran out of memory. PyTorch's CPU allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

@@ -1,7 +1,7 @@
-"""A transformers causal language model behind a slot cache: prefill one sequence, decode many.
+"""A transformers causal language model with a slot cache: prefill one sequence, decode many.
 
-Prefill runs a prompt by itself, in chunks: a paper's thousands of tokens fill the processor by themselves, so that
-batching prompts would add padding and no speed, and memory stays bounded. Decoding runs all slots in one step.
+Prefill runs one prompt at a time, in chunks, which bound the memory: a paper's thousands of tokens saturate the device,
+so batching prompts would add padding and no speed. Decoding runs all slots in one step.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from qaray.models.loading import load_config, quiet_transformers
 from qaray.models.rope import scale_rope
 from qaray.models.tokenizer import HFTokenizer, eos_ids, load_tokenizer
 
-CHUNK = {"cpu": 1024, "cuda": 4096}  # tokens of one prefill step
+CHUNK = {"cpu": 1024, "cuda": 4096}  # tokens per prefill step
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How an actor loads its model. Picklable."""
+    """Model settings of an actor. Picklable."""
 
     name: str
     cache_dir: str
-    seq_len: int  # longest sequence, tokens
+    seq_len: int  # maximum sequence length, tokens
     rope_factor: float = 1.0
     dtype: str = "auto"
     flash_attn: bool = True
-    gpus: float = 1.0  # share of a GPU that the actor has; 0 = CPUs
-    threads: int | None = None  # CPU threads; None: see ``actors``
-    actors: int = 1  # that may come to share a machine's cores and memory
-    batch_tokens: int | None = None  # cache budget, tokens
+    gpus: float = 1.0  # GPUs per actor, may be a fraction; 0 = CPUs
+    threads: int | None = None  # CPU threads; None: the cores divided by ``actors``
+    actors: int = 1  # maximum actors that share a node's cores and memory
+    batch_tokens: int | None = None  # key-value cache budget, tokens; None: from the free memory
     trust_remote_code: bool = False
 
 
 class CausalLM:
-    """A loaded model. Not thread-safe: one thread calls it."""
+    """A loaded model. Not thread-safe."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        """Raises ConfigError for a model that cannot be loaded or that the slot cache does not fit."""
+        """Raises ConfigError if the model cannot be loaded, or is not supported by the slot cache."""
         set_up(settings.threads, settings.actors)
         self.device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         self.dtype = pick_dtype(settings.dtype, self.device)
@@ -67,7 +67,7 @@ class CausalLM:
 
     @property
     def attention(self) -> str:
-        """What computes attention, for the log."""
+        """Name of the attention backend, for the log."""
         return "flash-attn" if self.flash is not None else "SDPA"
 
     def new_cache(self, budget_tokens: int) -> SlotCache:
@@ -75,22 +75,22 @@ class CausalLM:
 
     @torch.inference_mode()
     def prefill(self, slot: int, ids: Sequence[int], start: int = 0) -> torch.Tensor:
-        """Puts ``ids`` at places ``start`` … of a slot; float32 logits after the last token, [V]."""
+        """Writes ``ids`` to a slot from position ``start``; returns float32 logits after the last token, [V]."""
         for first in range(0, len(ids), self.chunk):
             chunk = ids[first : first + self.chunk]
             step = Step(slot=slot, start=start + first, flash=self.flash)
             places = torch.arange(step.start, step.start + len(chunk), device=self.device)
-            kept = self._forward(torch.tensor([list(chunk)], device=self.device), places[None], step)[0, -1]
-        return kept.float()
+            logits = self._forward(torch.tensor([list(chunk)], device=self.device), places[None], step)[0, -1]
+        return logits.float()
 
     @torch.inference_mode()
     def prefill_tree(
         self, slot: int, ids: Sequence[int], parents: Sequence[int], start: int, heads: Sequence[int]
     ) -> torch.Tensor:
-        """Computes a tree of tokens that grows from place ``start`` of a slot, whose places before it are filled.
+        """Computes a tree of tokens rooted at position ``start`` of a slot, whose earlier positions are filled.
 
-        ``ids`` [T] in depth-first order; ``parents`` [T]: the index of each token's parent, −1 at the root. Float32
-        logits after the tokens ``heads`` [N]: [N, V]. What the tree leaves in the cache is of no use.
+        ``ids`` [T] are in depth-first order; ``parents`` [T] are the indices of their parents, −1 at the root. Returns
+        float32 logits after the tokens with indices ``heads`` [N]: [N, V]. The tree's cache entries cannot be reused.
         """
         depths, ends = [0] * len(ids), list(range(1, len(ids) + 1))
         for token, parent in enumerate(parents):
@@ -100,22 +100,22 @@ class CausalLM:
                 ends[parents[token]] = max(ends[parents[token]], ends[token])
         depth = torch.tensor(depths, device=self.device)
         step = Step(slot=slot, start=start, ends=torch.tensor(ends, device=self.device), depths=depth, flash=self.flash)
-        kept = torch.tensor(list(heads), device=self.device)
+        head_indices = torch.tensor(list(heads), device=self.device)
         tokens = torch.tensor([list(ids)], device=self.device)
-        return self._forward(tokens, (start + depth)[None], step, kept)[0].float()
+        return self._forward(tokens, (start + depth)[None], step, head_indices)[0].float()
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
-        """One step of slots 0 … B−1: the token of each goes to place ``lengths[b]``; float32 logits [B, V]."""
-        held = torch.tensor(list(lengths), device=self.device)
-        # CPUs read whole slots: dense batches, which their kernels need not copy, for at most GROWTH places too many.
+        """One step of slots 0 … B−1: writes ``tokens[b]`` at position ``lengths[b]``; returns float32 logits [B, V]."""
+        places = torch.tensor(list(lengths), device=self.device)
+        # CPUs read whole slots: dense batches, which their kernels need not copy, at most GROWTH positions too long.
         longest = self.cache.capacity if self.device.type == "cpu" else max(lengths) + 1
-        step = Step(lengths=held, longest=longest, flash=self.flash)
+        step = Step(lengths=places, longest=longest, flash=self.flash)
         ids = torch.tensor(list(tokens), device=self.device)[:, None]
-        return self._forward(ids, held[:, None], step)[:, -1].float()
+        return self._forward(ids, places[:, None], step)[:, -1].float()
 
     def _forward(self, ids: torch.Tensor, places: torch.Tensor, step: Step, kept: Any = 1) -> torch.Tensor:
-        """Logits of the last token, or of the indices ``kept``."""
+        """Logits after the last token, or after the tokens with indices ``kept``."""
         self.cache.step = step
         out = self.model(
             input_ids=ids,
@@ -128,7 +128,7 @@ class CausalLM:
         return out.logits
 
     def release(self) -> None:
-        """Gives freed memory back to the device."""
+        """Returns freed GPU memory to the device."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -157,7 +157,7 @@ class CausalLM:
     def _check(self, cache: SlotCache) -> None:
         """Compares the slot cache (two chunks, then two steps) with the model's own attention on a few tokens.
 
-        Raises ConfigError if they disagree: the model's layers are of a kind that the slots do not serve.
+        Raises ConfigError if they disagree: the slot cache does not support the model's layers.
         """
         ids = [7 + (i * 37) % 200 for i in range(24)]
         expected = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
@@ -174,14 +174,14 @@ class CausalLM:
             raise ConfigError(f"the transformers engine cannot run this model: {error}") from None
         finally:
             self.chunk = chunk
-        alike = torch.nn.functional.cosine_similarity(found, expected[None], dim=-1).min().item()
-        if alike < 0.99:
+        cosine = torch.nn.functional.cosine_similarity(found, expected[None], dim=-1).min().item()
+        if cosine < 0.99:
             raise ConfigError(
-                f"the transformers engine cannot run this model: with its cache, the logits agree only to {alike:.3f}"
+                f"the transformers engine cannot run this model: with its cache, the logits agree only to {cosine:.3f}"
             )
 
     def _free_tokens(self, settings: ModelSettings) -> int:
-        """Tokens whose keys and values fit into this actor's share of the memory that is free."""
+        """Tokens whose keys and values fit into this actor's share of the free memory."""
         per_token = 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
         if self.device.type == "cuda":
             free = torch.cuda.mem_get_info(self.device)[0] * 0.8 * min(1.0, settings.gpus)
@@ -191,7 +191,7 @@ class CausalLM:
 
 
 def _flash_attn(wanted: bool, device: torch.device, dtype: torch.dtype) -> Any:
-    """The flash_attn module where it can be used, else None."""
+    """The flash_attn module if it can be used, else None."""
     if not wanted or device.type != "cuda" or dtype == torch.float32:
         return None
     try:

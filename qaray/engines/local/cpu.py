@@ -1,4 +1,4 @@
-"""How a process that computes on CPUs is set up: its threads, and the memory that it frees."""
+"""CPU settings of a process: compute threads and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from qaray.models.hardware import cores
 
 
 def set_up(threads: int | None, actors: int) -> None:
-    """This thread computes on ``threads``, by default on its share of the cores among ``actors`` on this machine."""
+    """Sets this thread's CPU threads, by default its share of the cores among ``actors``, and keeps freed memory."""
     torch.set_num_threads(threads or default_threads(actors))
     _keep_freed_memory()
 
 
 def compute_on(threads: int) -> None:
-    """The calling thread computes on so many from now on, whatever another one chooses."""
+    """Sets the number of CPU threads that the calling thread computes with, whatever other threads set."""
     torch.set_num_threads(threads)
-    torch.get_num_threads()  # takes the number up: a thread does so once, when it first computes
+    torch.get_num_threads()  # applies the number, which a thread reads once, when it first computes
 
 
 def default_threads(actors: int) -> int:
-    """CPU threads of one of ``actors`` on this machine."""
+    """CPU threads per actor if ``actors`` share this node, at least 1."""
     return max(1, cores() // max(1, actors))
 
 
 def _keep_freed_memory() -> None:
-    """Tells the C library to keep freed memory for the next tensor.
+    """Makes glibc keep freed memory for later tensors. Does nothing with another C library.
 
-    By default each tensor of more than some hundred kilobytes is fetched from the system anew, page by page: on a CPU
-    that costs decoding up to half of its time. Does nothing where the C library is not glibc.
+    By default, every tensor of more than a few hundred kilobytes is mapped from the system page by page, which costs
+    decoding on a CPU up to half of its time.
     """
     mmap_max, trim_threshold, top_pad, arena_max = -4, -1, -2, -8  # malloc.h
     try:

@@ -1,7 +1,7 @@
-"""The engine on transformers: an autoscaling pool of actors, each a model with continuous batching.
+"""The transformers engine: an autoscaling pool of actors, each a model with continuous batching.
 
-Blocks are small, and an actor works on several at a time, so that its slots stay filled across their borders and little
-is lost when it dies.
+Blocks are small, and an actor processes several concurrently: its slots stay filled across block boundaries, and little
+work is lost if it dies.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from qaray.engines.local.causal_lm import ModelSettings
 
-ROWS_SCORED = 8  # prefixes, papers as a rule, that are lost together if an actor dies
-MAX_BATCH = {"cpu": 16, "cuda": 64}
-AHEAD = 1.5  # prompts that an actor has, for each slot: the next one is there when one ends
+ROWS_SCORED = 8  # prefixes (usually papers) per block, lost together if an actor dies
+MAX_BATCH = {"cpu": 16, "cuda": 64}  # slots per actor
+AHEAD = 1.5  # prompts held per slot: the next one is ready when one finishes
 
 
 class TransformersEngine:
@@ -104,7 +104,7 @@ class TransformersEngine:
 
 
 class _Generator:
-    """An actor: answers blocks of prompts. Called from several threads, one a block."""
+    """Actor that answers blocks of prompts. Called from several threads, one per block."""
 
     def __init__(
         self, config: GenerateConfig, settings: ModelSettings, max_batch: int, should_stop: StopCheck, tries: Tries
@@ -131,12 +131,12 @@ class _Generator:
         return table(self.batcher.complete_all(prompts.to_pylist()), COMPLETION_SCHEMA)
 
     def _again(self, prompt: Prompt, completion: Completion) -> Prompt | None:
-        """The next attempt of a prompt that fell short, while the engine is warm."""
+        """The next attempt of a prompt with too few pairs; None if the run stops."""
         return None if self.should_stop() else next_attempt(prompt, completion, self.max_attempts)
 
 
 class _Scorer:
-    """An actor: scores blocks of choices."""
+    """Actor that scores blocks of requests."""
 
     def __init__(self, settings: ModelSettings, should_stop: StopCheck, tries: Tries) -> None:
         from qaray.engines.local.causal_lm import CausalLM
@@ -152,15 +152,15 @@ class _Scorer:
 
     def _scores(self, requests: pa.Table) -> pa.Table:
         prefixes = requests["prefix"].to_pylist()
-        done = {}
-        for row in sorted(range(requests.num_rows), key=lambda row: prefixes[row]):  # those that begin alike together
+        answers = {}
+        for row in sorted(range(requests.num_rows), key=lambda row: prefixes[row]):  # common prefixes adjacent
             if not self.should_stop():
-                done[row] = self._answer(requests.slice(row, 1).select(list(REQUEST_COLUMNS)).to_pylist()[0])
-        rows = sorted(done)
-        return scored(requests.take(rows), [done[row][0] for row in rows], [done[row][1] for row in rows])
+                answers[row] = self._answer(requests.slice(row, 1).select(list(REQUEST_COLUMNS)).to_pylist()[0])
+        rows = sorted(answers)
+        return scored(requests.take(rows), [answers[row][0] for row in rows], [answers[row][1] for row in rows])
 
     def _answer(self, request: ScoreRequest) -> tuple[list[list[float]] | None, Failure | None]:
-        """(log-probabilities, failure). What one request cannot have does not concern the others."""
+        """(log-probabilities, failure) of one request: its failure does not affect the others."""
         import torch
 
         try:

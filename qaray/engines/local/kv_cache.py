@@ -1,11 +1,12 @@
 """A key-value cache of fixed slots, and the attention that reads it.
 
-Each sequence owns a slot and starts at its first place: nothing is padded in front, positions are the sequence's own,
-and a slot that becomes free takes the next prompt while the others go on. Letters: B slots, H query heads, K key-value
-heads, G = H / K query heads that share a key-value head, T new tokens, S tokens in the cache, D head dimension.
+Each sequence owns a slot and starts at its first position: there is no left padding, positions are the sequence's own,
+and a slot that becomes free takes the next prompt while the others continue. Letters: B slots, H query heads, K
+key-value heads, G = H / K query heads that share a key-value head, T new tokens, S tokens in the cache, D head
+dimension.
 
 transformers calls ``slot_attention`` through its attention interface. Since no mask function is registered under the
-same name, the model builds no mask of its own; what to see follows from the step.
+same name, the model builds no mask; the step determines which positions are visible.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, Cache
 
 ATTENTION = "qaray_slots"
-QUERY_BLOCK = 256  # queries of a prefill block on the CPU
+QUERY_BLOCK = 256  # queries per prefill block on the CPU
 
 
 @dataclass
 class Step:
     """One call of the model.
 
-    Prefill: ``slot`` is given; T tokens go to places ``start`` … ``start + T`` of that slot. With ``ends`` they are a
-    tree in depth-first order instead of a line: token t has its descendants at t + 1 … ends[t] − 1, and sees its
-    ancestors only.
-    Decode: ``lengths`` [B] is given; one token a slot, put at place ``lengths[b]``.
+    Prefill: ``slot`` is set; T tokens are written at positions ``start`` … ``start + T − 1`` of that slot. If ``ends``
+    is set, they are a tree in depth-first order instead of a sequence: the descendants of token t are
+    t + 1 … ends[t] − 1, and a token attends only to its ancestors in the tree.
+    Decode: ``lengths`` [B] is set; one token per slot, written at position ``lengths[b]``.
     """
 
     slot: int = -1
     start: int = 0
     ends: torch.Tensor | None = None  # int64 [T]
-    depths: torch.Tensor | None = None  # int64 [T], of the tree's tokens: 0 for those that follow the start
+    depths: torch.Tensor | None = None  # int64 [T], depths in the tree; 0 at ``start``
     lengths: torch.Tensor | None = None  # int64 [B], tokens in the cache before this step
-    longest: int = 0  # places that decoding reads: more than max(lengths)
-    flash: Any = None  # the flash_attn module, None where it is not used
+    longest: int = 0  # positions that decoding reads: more than max(lengths)
+    flash: Any = None  # the flash_attn module; None if it is not used
     _bias: torch.Tensor | None = None
 
     def bias(self, like: torch.Tensor) -> torch.Tensor:
-        """Additive mask of decoding, [B, 1, 1, S]: −∞ beyond each slot's length. Made once a step."""
+        """Additive mask of decoding, [B, 1, 1, S]: −∞ beyond each slot's length. Computed once per step."""
         if self._bias is None:
             assert self.lengths is not None
             places = torch.arange(self.longest, device=like.device)
@@ -56,15 +57,15 @@ class Step:
 class SlotCache(Cache):
     """Keys and values of all layers, [B, K, capacity, D] each.
 
-    The memory is one block of ``budget_tokens`` a layer, which ``shape`` divides into slots. The capacity follows the
-    longest sequence (``grow``), so that what decoding reads is dense: strided batches are copied by CPU kernels.
+    Each layer has one block of ``budget_tokens``, which ``shape`` divides into slots. The capacity grows with the
+    longest sequence (``grow``), so that decoding reads dense tensors: CPU kernels copy strided batches.
     """
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, budget_tokens: int, dtype: Any, device: Any) -> None:
-        # transformers' own layers are not set up: a model that asks the cache for them is not served, and says so.
+        # Cache.__init__ is not called: a model that needs transformers' own cache layers fails with an error.
         self.kv_heads, self.head_dim, self.budget_tokens = kv_heads, head_dim, budget_tokens
         size = 2 * budget_tokens * kv_heads * head_dim
-        # Places that are hidden by −∞ are multiplied all the same: no NaN may ever lie there.
+        # Masked positions are multiplied as well, so the memory must never contain NaN.
         self._blocks = [_zeros(size, dtype, torch.device(device)).view(2, -1) for _ in range(layers)]
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
@@ -72,7 +73,7 @@ class SlotCache(Cache):
         self.step = Step()
 
     def shape(self, slots: int, capacity: int) -> None:
-        """Divides the memory anew. What it held is lost."""
+        """Divides the memory into ``slots`` of ``capacity`` positions. Discards the contents."""
         used = slots * capacity * self.kv_heads * self.head_dim
         assert slots * capacity <= self.budget_tokens, "more slots than the budget holds"
         view = (slots, self.kv_heads, capacity, self.head_dim)
@@ -81,10 +82,10 @@ class SlotCache(Cache):
         self.slots, self.capacity = slots, capacity
 
     def grow(self, capacity: int, in_use: int) -> None:
-        """Makes room for ``capacity`` places a slot; the first ``in_use`` slots keep what they hold.
+        """Increases the slots to ``capacity`` positions; the first ``in_use`` slots keep their contents.
 
-        Within the same memory: every head's places move towards the end, the last first, so that nothing is overwritten
-        before it has moved.
+        The memory is reused: every head's positions move towards the end, the last first, so that nothing is
+        overwritten before it has moved.
         """
         old_keys, old_values, held = self.keys, self.values, self.capacity
         self.shape(self.slots, capacity)
@@ -96,7 +97,7 @@ class SlotCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores the step's keys and values; returns all that it sees: [1, K, S, D] in prefill, else [B, K, S, D]."""
+        """Stores the step's keys and values; returns the visible ones: [1, K, S, D] in prefill, else [B, K, S, D]."""
         keys, values, step = self.keys[layer_idx], self.values[layer_idx], self.step
         if step.lengths is None:
             place = slice(step.start, step.start + key_states.shape[2])
@@ -113,13 +114,13 @@ class SlotCache(Cache):
         return self.step.start
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first ``length`` places of a slot to another."""
+        """Copies the first ``length`` positions of a slot to another."""
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
 
 
 def _zeros(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros [size]. On CPUs numpy's, taken as they are touched: the budget is more than a run needs."""
+    """Zeros [size]. On CPUs NumPy allocates pages on first use, since a run rarely needs the whole budget."""
     if device.type == "cpu":
         return torch.from_numpy(np.zeros(size * dtype.itemsize, dtype=np.uint8)).view(dtype)
     return torch.zeros(size, dtype=dtype, device=device)
@@ -138,7 +139,7 @@ def slot_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer over a SlotCache: query [B, H, T, D], key and value [B, K, S, D] → [B, T, H, D].
 
-    Raises ValueError for models whose attention has more to it than a window.
+    Raises ValueError for models whose attention has features other than a sliding window.
     """
     window = unsupported.get("sliding_window")
     for name in ("softcap", "s_aux", "position_bias"):
@@ -155,7 +156,7 @@ def slot_attention(
 def _prefill(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None, step: Step
 ) -> torch.Tensor:
-    """Causal attention of the last T of S places, a line or a tree: [1, H, T, D] → [1, T, H, D]."""
+    """Causal attention of the last T of S positions, a sequence or a tree: [1, H, T, D] → [1, T, H, D]."""
     new, seen = query.shape[2], key.shape[2]
     if step.flash is not None and step.ends is None:
         return step.flash.flash_attn_func(
@@ -163,7 +164,7 @@ def _prefill(
             key.transpose(1, 2),
             value.transpose(1, 2),
             softmax_scale=scaling,
-            causal=True,  # aligned to the end, as a chunk needs it
+            causal=True,  # aligned to the end, as chunks require
             window_size=(window - 1, 0) if window else (-1, -1),
         )
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
@@ -174,7 +175,7 @@ def _prefill(
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     else:
         mask = torch.ones(new, seen, dtype=torch.bool, device=query.device)
-        first = 0 if window else seen - new  # without a window all before the new places is seen
+        first = 0 if window else seen - new  # without a window, all earlier positions are visible
         mask[:, first:] = _visible(step, 0, new, first, seen, window, query.device)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[None, None], scale=scaling)
     return out.transpose(1, 2)
@@ -183,22 +184,22 @@ def _prefill(
 def _prefill_bf16_cpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None, step: Step
 ) -> torch.Tensor:
-    """The same on CPUs with bfloat16 products: by blocks of queries, whose scores stay in the processor's cache.
+    """``_prefill`` on CPUs in bfloat16, in blocks of queries whose scores stay in the processor's cache.
 
-    About 1.6 times the rate of the fused kernel, which computes in blocks too small for the bfloat16 units. The G query
-    heads of a key-value head are rows of one product: [K, G·t, D] × [K, D, s].
+    About 1.6 times as fast as the fused kernel, whose blocks are too small for the bfloat16 units. The G query heads of
+    a key-value head are rows of one product: [K, G·t, D] × [K, D, s].
     """
     _, heads, new, dim = query.shape
     kv_heads, seen = key.shape[1], key.shape[2]
     out = torch.empty(heads, new, dim, dtype=query.dtype)
     for first in range(0, new, QUERY_BLOCK):
         block = min(QUERY_BLOCK, new - first)
-        place = seen - new + first  # of the block's first query
+        place = seen - new + first  # position of the block's first query
         start = max(0, place - window + 1) if window and step.ends is None else 0
         stop = place + block
         rows = (query[0, :, first : first + block] * scaling).reshape(kv_heads, -1, dim)
         scores = torch.bmm(rows, key[0, :, start:stop].transpose(1, 2)).view(heads, block, stop - start)
-        # Without a window a line sees all before the block, and a tree all before its root.
+        # Without a window, a sequence sees all positions before the block, and a tree all before its root.
         masked = start if window else place if step.ends is None else seen - new
         visible = _visible(step, first, block, masked, stop, window, query.device)
         scores[..., masked - start :].masked_fill_(~visible, float("-inf"))
@@ -210,19 +211,19 @@ def _prefill_bf16_cpu(
 def _visible(
     step: Step, first: int, queries: int, start: int, stop: int, window: int | None, device: torch.device
 ) -> torch.Tensor:
-    """Which of the places ``start`` … ``stop − 1`` the new tokens ``first`` … see: bool [queries, stop − start]."""
-    own = torch.arange(step.start + first, step.start + first + queries, device=device)[:, None]
-    other = torch.arange(start, stop, device=device)[None, :]
-    seen = other <= own
+    """Mask of positions ``start`` … ``stop − 1`` visible to new tokens ``first`` …: bool [queries, stop − start]."""
+    query = torch.arange(step.start + first, step.start + first + queries, device=device)[:, None]
+    key = torch.arange(start, stop, device=device)[None, :]
+    seen = key <= query
     if step.ends is None:
-        return seen & (other > own - window) if window else seen
+        return seen & (key > query - window) if window else seen
     assert step.depths is not None
-    new = (other - step.start).clamp(min=0)
-    end = torch.where(other < step.start, stop, step.start + step.ends[new])
-    seen &= own < end  # a descendant, or a place before the tree
+    new = (key - step.start).clamp(min=0)
+    end = torch.where(key < step.start, stop, step.start + step.ends[new])
+    seen &= query < end  # the query is in the key's subtree, or the key precedes the tree
     if window:
-        position = torch.where(other < step.start, other, step.start + step.depths[new])
-        seen &= position > step.start + step.depths[own - step.start] - window
+        position = torch.where(key < step.start, key, step.start + step.depths[new])
+        seen &= position > step.start + step.depths[query - step.start] - window
     return seen
 
 
@@ -234,7 +235,7 @@ def _decode(
     window: int | None,
     step: Step,
 ) -> torch.Tensor:
-    """One new token a slot: [B, H, 1, D] → [B, 1, H, D]. A key-value head is read once for its G query heads."""
+    """One new token per slot: [B, H, 1, D] → [B, 1, H, D]. A key-value head is read once for its G query heads."""
     batch, heads, _, dim = query.shape
     kv_heads, seen = key.shape[1], key.shape[2]
     if step.flash is not None:
@@ -257,8 +258,8 @@ def _decode(
     if query.device.type != "cpu":
         out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=bias, scale=scaling)
         return out.reshape(batch, 1, heads, dim)
-    # On CPUs two batched products read the cache at 2.5 times the rate of the fused kernel, whose blocks are made for
-    # many queries: [B·K, G, D] × [B·K, D, S], softmax in float32, [B·K, G, S] × [B·K, S, D].
+    # On CPUs two batched products read the cache 2.5 times as fast as the fused kernel, whose blocks are made for many
+    # queries: [B·K, G, D] × [B·K, D, S], softmax in float32, [B·K, G, S] × [B·K, S, D].
     flat_key, flat_value = (
         key.reshape(batch * kv_heads, seen, dim),
         value.reshape(batch * kv_heads, seen, dim),

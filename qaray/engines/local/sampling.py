@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""Samples the next token from logits."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-SHORTLIST = 512  # tokens sorted first: their mass nearly always exceeds top_p
+SHORTLIST = 512  # most likely tokens, sorted first: their mass nearly always exceeds top_p
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn."""
+    """Sampling parameters."""
 
     temperature: float
     top_p: float
     seed: int
-    min_tokens: int = 0  # before so many tokens nothing ends an answer
+    min_tokens: int = 0  # EOS and early stopping are disabled before this many tokens
 
 
 class RandomStream:
-    """Uniform numbers of one request: the same whatever shares its batch."""
+    """Uniform random numbers of one request, independent of the other requests in its batch."""
 
     def __init__(self, seed: int) -> None:
         self._bits = np.random.Generator(np.random.Philox(seed))
@@ -32,9 +32,9 @@ class RandomStream:
 
 
 def sample(logits: torch.Tensor, uniforms: Sequence[float], temperature: float, top_p: float) -> list[int]:
-    """One token for each row of ``logits`` [B, V] by nucleus sampling; ``uniforms`` [B] in [0, 1) decide.
+    """Nucleus sampling: one token id per row of ``logits`` [B, V], chosen by ``uniforms`` [B] in [0, 1).
 
-    Temperature 0 takes the likeliest. The nucleus is the smallest set of likeliest tokens whose mass reaches ``top_p``.
+    Temperature 0 is greedy. The nucleus is the smallest set of most likely tokens whose mass reaches ``top_p``.
     """
     if temperature == 0:
         return logits.argmax(dim=-1).tolist()
@@ -48,7 +48,7 @@ def sample(logits: torch.Tensor, uniforms: Sequence[float], temperature: float, 
         if size == scaled.shape[-1] or bool((reached[:, -1] >= top_p).all()):
             break
         size = scaled.shape[-1]
-    mass = mass.masked_fill(reached - mass >= top_p, 0.0)  # all after the token that reaches top_p
+    mass = mass.masked_fill(reached - mass >= top_p, 0.0)  # tokens after the one that reaches top_p
     cumulative = mass.cumsum(dim=-1)
     drawn = torch.tensor(list(uniforms), dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
     choice = torch.searchsorted(cumulative, drawn, right=True).clamp_(max=size - 1)

@@ -1,9 +1,9 @@
-"""Log-probabilities of given choices after a prompt: no text is generated.
+"""Log-probabilities of given choices after a prompt, without generating text.
 
-What prompts share is computed once. The prefix (a rubric, a paper) stays in the cache, the part of it that the next
-prefix begins with too. All that follows a prefix, many suffixes with their choices, is one prefix tree of tokens: the
-question-answer pair that five suffixes begin with is there once, and so is the "1" of "10" and "100". The tree's tokens
-are computed many at a time, unpadded, each seeing the prefix and its own ancestors.
+Shared tokens are computed once. The prefix (a rubric, a paper) stays in the cache, and the next prefix reuses the
+tokens that it shares with it. The suffixes of a prefix, with their choices, form one prefix tree of tokens: a
+question-answer pair shared by five suffixes is computed once, and so is the "1" of "10" and "100". The tree is computed
+in large passes without padding, in which each token attends to the prefix and its own ancestors.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch
 from qaray.engines.choices import MOST_CHOICE_TOKENS, TokenizedSuffix, shared, tokenised
 from qaray.engines.local.causal_lm import CausalLM
 
-TREE_TOKENS = {"cpu": 512, "cuda": 4096}  # of one pass
+TREE_TOKENS = {"cpu": 512, "cuda": 4096}  # per pass
 
 
 class Scorer:
-    """Scores choices with one model. The last prefix is kept; rows that share it should follow one another."""
+    """Scores choices with one model. The last prefix stays cached, so requests that share it should be adjacent."""
 
     def __init__(self, model: CausalLM, tree_tokens: int | None = None) -> None:
-        """``tree_tokens``: tokens after the prefix that are computed in one pass."""
+        """``tree_tokens``: maximum tokens after the prefix per pass."""
         self.model = model
         self.tree_tokens = tree_tokens or TREE_TOKENS[model.device.type]
         self.prefix_ids: list[int] = []
-        self.computed = 0  # tokens that the model has read so far
+        self.computed = 0  # tokens computed by the model so far
         capacity = model.seq_len + self.tree_tokens + MOST_CHOICE_TOKENS
         if model.cache.budget_tokens < capacity:
             model.cache = model.new_cache(capacity)
@@ -36,67 +36,67 @@ class Scorer:
     def logprobs(self, prefix: str, suffixes: Sequence[str], choices: Sequence[str]) -> list[list[float]]:
         """Natural log of P(choice | prefix + suffix), [suffixes][choices]: the sum over the choice's tokens.
 
-        The prefix is tokenised by itself, a suffix together with each choice. A choice that begins like another is
-        told from it only by an end of its own ("10⏎", "100⏎"). Raises ValueError for an empty choice or suffix, or a
-        sequence beyond ``seq_len``.
+        The prefix is tokenized separately, a suffix together with each choice. Choices of which one is a prefix of
+        another need a terminator ("10⏎", "100⏎"). Raises ValueError for an empty choice or suffix, or a sequence of
+        more than ``seq_len`` tokens.
         """
-        prefix_ids, asked = tokenised(self.model.tokenizer, prefix, suffixes, choices, self.model.seq_len)
+        prefix_ids, tokenized = tokenised(self.model.tokenizer, prefix, suffixes, choices, self.model.seq_len)
         if not suffixes:
             return []
         self._keep(prefix_ids)
-        found: dict[int, list[float]] = {}
-        order = sorted(range(len(asked)), key=lambda i: asked[i].sequences[0])
-        for members in self._passes(asked, order):
-            found.update(self._one_pass([(i, asked[i]) for i in members]))
-        return [found[i] for i in range(len(asked))]
+        scores: dict[int, list[float]] = {}
+        order = sorted(range(len(tokenized)), key=lambda i: tokenized[i].sequences[0])
+        for members in self._passes(tokenized, order):
+            scores.update(self._one_pass([(i, tokenized[i]) for i in members]))
+        return [scores[i] for i in range(len(tokenized))]
 
     def _keep(self, ids: list[int]) -> None:
-        """Puts the prefix into the slot, but for the part that lies there."""
+        """Prefills the prefix, except for the part that is already cached."""
         common = shared(ids, self.prefix_ids)
-        self.prefix_ids = self.prefix_ids[:common]  # if the model fails, this much is there
+        self.prefix_ids = self.prefix_ids[:common]  # still valid if the model fails
         if common < len(ids):
             self.model.prefill(0, ids[common:], common)
             self.computed += len(ids) - common
         self.prefix_ids = ids
 
-    def _passes(self, asked: Sequence[TokenizedSuffix], order: Sequence[int]) -> Iterator[list[int]]:
-        """Neighbours in ``order`` whose tree has at most ``tree_tokens`` tokens, or one that has more by itself."""
+    def _passes(self, tokenized: Sequence[TokenizedSuffix], order: Sequence[int]) -> Iterator[list[int]]:
+        """Groups of suffixes, adjacent in ``order``, whose tree has at most ``tree_tokens`` tokens, or one suffix."""
         members: list[int] = []
         tree = _Tree()
         for i in order:
             before = len(tree.ids)
-            for ids in asked[i].inner():
+            for ids in tokenized[i].inner():
                 tree.add(ids)
             if members and len(tree.ids) > self.tree_tokens and len(tree.ids) > before:
                 yield members
                 members, tree = [], _Tree()
-                for ids in asked[i].inner():
+                for ids in tokenized[i].inner():
                     tree.add(ids)
             members.append(i)
         if members:
             yield members
 
     def _one_pass(self, members: Sequence[tuple[int, TokenizedSuffix]]) -> Iterator[tuple[int, list[float]]]:
-        """(request, log-probabilities) of requests whose tokens make one tree."""
+        """Yields (index, log-probabilities [choices]) of suffixes, all computed in one tree."""
         tree = _Tree()
-        for ids in sorted(ids for _, asked in members for ids in asked.inner()):  # in this order nodes are depth-first
+        for ids in sorted(ids for _, suffix in members for ids in suffix.inner()):  # sorted: nodes are depth-first
             tree.add(ids)
         heads: dict[int, int] = {}  # node → row of the logits
-        wanted: list[tuple[int, int, int, int]] = []  # request, choice, row, token
-        for i, asked in members:
-            for choice, ids in enumerate(asked.sequences):
+        wanted: list[tuple[int, int, int, int]] = []  # suffix, choice, row, token
+        for i, suffix in members:
+            for choice, ids in enumerate(suffix.sequences):
                 path = tree.path(ids[:-1])
-                for place in range(asked.own, len(ids)):
+                for place in range(suffix.own, len(ids)):
                     row = heads.setdefault(path[place - 1], len(heads))
                     wanted.append((i, choice, row, ids[place]))
         logits = self.model.prefill_tree(0, tree.ids, tree.parents, len(self.prefix_ids), list(heads))
         self.computed += len(tree.ids)
         rows, tokens = [w[2] for w in wanted], [w[3] for w in wanted]
         terms = (logits[rows, tokens] - torch.logsumexp(logits, dim=-1)[rows]).tolist()
-        found = {i: [0.0] * len(asked.sequences) for i, asked in members}
+        scores = {i: [0.0] * len(suffix.sequences) for i, suffix in members}
         for (i, choice, _, _), term in zip(wanted, terms, strict=True):
-            found[i][choice] += term
-        yield from found.items()
+            scores[i][choice] += term
+        yield from scores.items()
 
 
 @dataclass
@@ -118,7 +118,7 @@ class _Tree:
             node = child
 
     def path(self, ids: Sequence[int]) -> list[int]:
-        """The nodes of a sequence that was added."""
+        """The nodes of a sequence that has been added."""
         nodes, node = [], -1
         for token in ids:
             node = self._children[node, token]

@@ -1,4 +1,4 @@
-// Marks the evidence sentences of the pair that is clicked; the stronger, the higher their cosine.
+// Highlights the evidence sentences of the clicked pair, more strongly for a higher cosine.
 const evidence = JSON.parse(document.getElementById("evidence").textContent);
 const sentences = [...document.querySelectorAll(".text span")], pairs = [...document.querySelectorAll("button.pair")];
 const text = document.querySelector(".text");

@@ -1,4 +1,4 @@
-// Sorts the table of papers by a column's heading, and shows the rows that hold the words of the filter.
+// Sorts the table of papers by the clicked heading, and shows the rows that contain all words of the filter.
 const table = document.getElementById("papers"), body = table.tBodies[0], shown = document.getElementById("shown");
 const filter = document.getElementById("filter"), all = [...body.rows];
 const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent;
