@@ -8,24 +8,46 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qaray.config import DemoConfig, EvaluateConfig, FineTuneConfig, GenerateConfig, PipelineConfig
+    from qaray.config import (
+        ConfigError,
+        DemoConfig,
+        EvaluateConfig,
+        FineTuneConfig,
+        GenerateConfig,
+        PipelineConfig,
+    )
     from qaray.evaluate.pairs import read_pairs
     from qaray.pipeline import run_demo, run_evaluate, run_fine_tune, run_generate, run_pipeline
+    from qaray.run.directory import RunError, RunRefused
+    from qaray.run.stopping import Stopped
 
 # Imported when they are used: the command line must answer at once.
 _MODULES = {
-    "qaray.config": ("DemoConfig", "EvaluateConfig", "FineTuneConfig", "GenerateConfig", "PipelineConfig"),
+    "qaray.config": (
+        "ConfigError",
+        "DemoConfig",
+        "EvaluateConfig",
+        "FineTuneConfig",
+        "GenerateConfig",
+        "PipelineConfig",
+    ),
     "qaray.evaluate.pairs": ("read_pairs",),
     "qaray.pipeline": ("run_demo", "run_evaluate", "run_fine_tune", "run_generate", "run_pipeline"),
+    "qaray.run.directory": ("RunError", "RunRefused"),
+    "qaray.run.stopping": ("Stopped",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ConfigError",
     "DemoConfig",
     "EvaluateConfig",
     "FineTuneConfig",
     "GenerateConfig",
     "PipelineConfig",
+    "RunError",
+    "RunRefused",
+    "Stopped",
     "read_pairs",
     "run_demo",
     "run_evaluate",

@@ -115,8 +115,15 @@ def _command(name: str) -> click.Command:
     config_type = getattr(configs, CONFIGS[name])
     extra = config_type.extra_flags
     flags = {flag: each for flag, each in config_type.flags().items() if flag != extra}
-    parameters: list[click.Parameter] = [_option(flag, each.field) for flag, each in flags.items()]
-    parameters.append(click.Option(["--config", "_config_file"], metavar="FILE", help="YAML file with the same keys"))
+    positional = config_type.positional
+    parameters: list[click.Parameter] = [_option(flag, each.field, flag in positional) for flag, each in flags.items()]
+    parameters.append(
+        click.Option(
+            ["--config", "_config_file"],
+            metavar="FILE",
+            help="YAML file with flags as keys; flags on the command line take precedence",
+        )
+    )
     parameters += [
         click.Argument([f"_{flag}"], required=False, metavar=flag.upper()) for flag in config_type.positional
     ]
@@ -143,8 +150,13 @@ def _command(name: str) -> click.Command:
         params=parameters,
         callback=run,
         help=config_type.__doc__,
+        epilog="BOOL is True or False; the flag alone means True." if _has_booleans(flags) else None,
         context_settings={"ignore_unknown_options": bool(extra)},
     )
+
+
+def _has_booleans(flags: dict[str, Any]) -> bool:
+    return any(_plain_type(flag.field.annotation) is bool for flag in flags.values())
 
 
 def _other_flags(parts: Sequence[str]) -> dict[str, str]:
@@ -162,16 +174,19 @@ def _other_flags(parts: Sequence[str]) -> dict[str, str]:
     return flags
 
 
-def _option(name: str, field: Any) -> click.Option:
+def _option(name: str, field: Any, positional: bool) -> click.Option:
     """A flag for a field. Its default is left to the configuration, so that a file can give it."""
     kind = _plain_type(field.annotation)
     text = field.description or ""
+    if positional:
+        text += f"; also without --{name}, as an argument"
     if field.is_required():
         text += " (required)"
     elif field.default is not None:
         text += f" [{field.default}]"
     if typing.get_origin(kind) is tuple:
-        return click.Option([f"--{name}"], nargs=len(typing.get_args(kind)), help=text)
+        metavar = field.json_schema_extra["metavar"]
+        return click.Option([f"--{name}"], nargs=len(typing.get_args(kind)), help=text, metavar=metavar)
     if typing.get_origin(kind) is typing.Literal:
         return click.Option([f"--{name}"], type=click.Choice(typing.get_args(kind)), help=text)
     if kind is bool:  # the seed writes --flash_attn True; a bare flag means True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -82,9 +83,9 @@ class Config(Settings):
         return False
 
 
-def option(heading: str, default: Any, description: str, **limits: Any) -> Any:
+def option(heading: str, default: Any, description: str, metavar: str = "", **limits: Any) -> Any:
     """A field of a command's own, outside of a group. ``...`` as its default: required."""
-    return Field(default, description=description, json_schema_extra={"heading": heading}, **limits)
+    return Field(default, description=description, json_schema_extra={"heading": heading, "metavar": metavar}, **limits)
 
 
 # Groups
@@ -106,7 +107,9 @@ class Pairs(Settings):
     heading: ClassVar[str] = "Input"
 
     processed_output: str | None = Field(
-        None, description="pairs made anywhere: a processed output with the papers' txt (default: the run's own pairs)"
+        None,
+        description="file of papers with pairs, in the format of processed_output.json: {doi, txt, Q&A: [{Q, A}]} "
+        "(default: the run's own pairs)",
     )
     papers_per_shard: int = Field(500, ge=1, le=100_000, description="papers per Parquet shard of --processed_output")
 
@@ -117,16 +120,16 @@ class Asking(Settings):
     heading: ClassVar[str] = "Prompts"
 
     num_qas: int = Field(10, ge=1, le=100, description="pairs to generate per paper")
-    request: str | None = Field(
-        None, description="text file that replaces the built-in request; must contain {paper} and {format}"
-    )
+    request: str | None = Field(None, description="file with your own task prompt; must contain {paper} and {format}")
     language: str | None = Field(None, description="language of the pairs, such as German (default: the paper's)")
     overlength: Literal["truncate", "skip", "split"] = Field(
         "truncate",
         description="papers longer than the context: truncate the end, skip the paper, or split into windows",
     )
-    max_attempts: int = Field(2, ge=1, le=20, description="maximum number of attempts per paper to reach --num_qas")
-    structured: bool = Field(False, description="vllm, http: constrain the answer to a JSON list of pairs")
+    max_attempts: int = Field(
+        2, ge=1, le=20, description="maximum number of outputs per prompt to reach --num_qas pairs"
+    )
+    structured: bool = Field(False, description="vllm, http: constrain the output to a JSON list of pairs")
 
 
 class LanguageModel(Settings):
@@ -136,13 +139,18 @@ class LanguageModel(Settings):
 
     cache_dir: str = Field("./cache", description="folder for downloaded and converted models")
     context_size: int | None = Field(
-        None, ge=16, description="context length of the fine-tuning, in tokens (default: the model's)"
+        None,
+        ge=16,
+        description="context length to load the model with, in tokens; beyond the model's own, RoPE is scaled linearly "
+        "(default: the model's)",
     )
     seq_len: int | None = Field(
-        None, ge=16, description="maximum length of prompt + answer, in tokens (default: --context_size)"
+        None, ge=16, description="maximum length of prompt + output, in tokens (default: --context_size)"
     )
     prompt_template: str | None = Field(
-        None, description="llama2, chat, or a file with {instruction} and {input} (default: the model's own)"
+        None,
+        description="chat format around the task prompt: llama2, chat (the tokenizer's), or a file with {instruction} "
+        "and {input} (default: the model's own)",
     )
     flash_attn: bool = Field(True, description="use flash-attn if a GPU and the package are available")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -164,8 +172,8 @@ class Sampling(Settings):
 
     temperature: float = Field(0.6, ge=0, le=10, description="sampling temperature; 0 = greedy")
     top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling probability mass")
-    max_gen_len: int = Field(2048, ge=1, description="maximum length of the answer, in tokens")
-    min_gen_len: int = Field(0, ge=0, description="minimum length of the answer, in tokens (for benchmarks)")
+    max_gen_len: int = Field(2048, ge=1, description="maximum number of generated tokens")
+    min_gen_len: int = Field(0, ge=0, description="minimum number of generated tokens (for benchmarks)")
     seed: int = Field(0, ge=0, lt=2**63, description="random seed; each (doi, window, attempt) derives its own")
 
     @model_validator(mode="after")
@@ -188,7 +196,7 @@ class Resources(Settings):
         None, ge=1, description="CPU threads per actor (default: cores / maximum number of actors)"
     )
     batch_tokens: int | None = Field(
-        None, ge=16, description="tokens that fit in an actor's key-value cache (default: as its memory allows)"
+        None, ge=16, description="size of an actor's key-value cache, in tokens (default: from its free memory)"
     )
 
 
@@ -197,9 +205,9 @@ class VLLM(Settings):
 
     heading: ClassVar[str] = "vLLM"
 
-    tensor_parallel_size: int = Field(1, ge=1, description="number of GPUs that share each layer")
+    tensor_parallel_size: int = Field(1, ge=1, description="number of tensor-parallel GPUs")
     pipeline_parallel_size: int = Field(
-        1, ge=1, description="number of groups of GPUs that the layers are divided among"
+        1, ge=1, description="number of pipeline stages; an engine uses the product of both sizes in GPUs"
     )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="fraction of each GPU's memory to use")
     vllm_args: str | None = Field(
@@ -225,7 +233,9 @@ class Endpoint(Settings):
     heading: ClassVar[str] = "Endpoint"
 
     base_url: str | None = Field(
-        None, description="OpenAI-compatible endpoint, http://host:8000/v1; QARAY_API_KEY holds its key"
+        None,
+        description="URL of a server whose /v1/completions accepts token ids, such as vLLM's: http://host:8000/v1; its "
+        "key is read from QARAY_API_KEY",
     )
     served_model: str | None = Field(
         None, description="name of the model at the endpoint (default: the first that it lists)"
@@ -251,12 +261,14 @@ class Metrics(Settings):
 
     heading: ClassVar[str] = "Metrics"
 
-    metrics: str = Field(",".join(METRICS), description="comma-separated list")
+    metrics: str = Field(
+        ",".join(METRICS), description="comma-separated list of coverage, similarity, racar and grounding"
+    )
     query_instruction: str = Field(
         "", description="prefix of each pair when it is embedded, for models such as e5-mistral"
     )
     judge_above: float = Field(
-        -1.0, ge=-1, le=1, description="judge only pairs of questions with at least this cosine; -1 = all"
+        -1.0, ge=-1, le=1, description="similarity: judge only two questions with at least this cosine; -1 = all"
     )
     control_papers: int = Field(100, ge=0, description="approximate number of papers used to check the judge")
     duplicate_cosine: float = Field(0.9, gt=0, le=1, description="minimum cosine for near-duplicates across papers")
@@ -284,7 +296,9 @@ class Embedding(Settings):
     heading: ClassVar[str] = "Metrics"
 
     embedding_model: str | None = Field(
-        None, description=f"sentence-transformers folder, hub id, bundled:NAME, or echo (default: {DEFAULT_EMBEDDER})"
+        None,
+        description=f"sentence-transformers folder, hub id, bundled:NAME, or echo (default: {DEFAULT_EMBEDDER}; "
+        "echo with --engine echo)",
     )
     embed_actors: str = Field("1:1", description="number of embedding actors, MIN:MAX")
     embed_block: int | None = Field(
@@ -336,7 +350,7 @@ class Cluster(Settings):
         return parse_labels(self.node_labels)
 
 
-OUTPUT_DIR: Any = option("Output", ..., "run directory: a path or a URI (s3://, gs://)")
+OUTPUT_DIR: Any = option("Output", ..., "run directory: a path that all nodes share, or a URI (s3://, gs://)")
 
 
 # Commands
@@ -346,12 +360,7 @@ class EngineConfig(Config):
     """What an engine is built from, whether it generates answers or scores them."""
 
     output_dir: str
-    engine: Literal["auto", "echo", "http", "transformers", "vllm"] = option(
-        "Engine",
-        "auto",
-        "what runs the model: vllm, transformers, http (an endpoint at --base_url), echo (no model); "
-        "auto: vllm if a worker can import it, else transformers",
-    )
+    engine: str
     model: LanguageModel
     resources: Resources
     vllm: VLLM
@@ -378,7 +387,15 @@ class GenerateConfig(EngineConfig):
 
     papers: Papers
     asking: Asking
-    base_model: str | None = option("Model", None, "local path, hub id or bundled:NAME")
+    base_model: str | None = option(
+        "Model", None, "local path, hub id or bundled:NAME; with --engine http, the tokenizer of the served model"
+    )
+    engine: Literal["auto", "echo", "http", "transformers", "vllm"] = option(
+        "Engine",
+        "auto",
+        "what runs the model: vllm, transformers, http (an endpoint at --base_url), echo (no model); "
+        "auto: vllm if a worker can import it, else transformers",
+    )
     sampling: Sampling
     actors: str = option("Engine", "1:1", "number of engine actors, MIN:MAX")
     max_batch: int | None = option(
@@ -388,7 +405,7 @@ class GenerateConfig(EngineConfig):
         ge=1,
         le=4096,
     )
-    echo_seconds: float = option("Engine", 0.0, "echo: seconds per answer, to simulate a model's pace", ge=0)
+    echo_seconds: float = option("Engine", 0.0, "echo: seconds per output, to simulate a model's pace", ge=0)
     endpoint: Endpoint
     output_dir: str = OUTPUT_DIR
     export_json: Literal["auto", "always", "never"] = option(
@@ -407,9 +424,14 @@ class GenerateConfig(EngineConfig):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.engine not in NO_MODEL_ENGINES and not self.base_model:
-            raise ValueError(f"--base_model is required with --engine {self.engine}; only echo works without a model")
-        if (self.engine == "http") != bool(self.endpoint.base_url):
-            raise ValueError("--engine http and --base_url must be used together")
+            raise ValueError(
+                f"--base_model is required with --engine {self.engine}, such as Qwen/Qwen2.5-7B-Instruct; "
+                "only --engine echo works without a model"
+            )
+        if self.engine == "http" and not self.endpoint.base_url:
+            raise ValueError("--engine http requires --base_url, such as http://host:8000/v1")
+        if self.endpoint.base_url and self.engine != "http":
+            raise ValueError("--base_url requires --engine http")
         if self.asking.structured and self.engine in ("transformers", "echo"):
             raise ValueError(f"--structured is not supported by --engine {self.engine}: use vllm or http")
         return self
@@ -424,19 +446,33 @@ class GenerateConfig(EngineConfig):
 
 
 class EvaluateConfig(EngineConfig):
-    """Score question-answer pairs. The engine is the judge's."""
+    """Score question-answer pairs.
+
+    The flags under Model, Engine and vLLM configure the judge.
+    """
 
     pairs: Pairs
     compare: tuple[str, str] | None = option(
-        "Input", None, "compare two evaluated runs A and B: paired differences with confidence intervals"
+        "Input", None, "compare two evaluated runs: paired differences with confidence intervals", metavar="RUN_A RUN_B"
     )
     metrics: Metrics
     embedding: Embedding
     judge_model: str | None = option(
-        "Model", None, f"causal LM that scores: local path, hub id or bundled:NAME (default: {DEFAULT_JUDGE})"
+        "Model",
+        None,
+        f"causal LM that judges the pairs: local path, hub id or bundled:NAME (default: {DEFAULT_JUDGE}; "
+        "none with --engine echo)",
+    )
+    engine: Literal["auto", "echo", "transformers", "vllm"] = option(
+        "Engine",
+        "auto",
+        "what runs the judge: vllm, transformers, echo (no model); auto: vllm if a worker can import it, else "
+        "transformers",
     )
     judge_actors: str = option("Engine", "1:1", "number of judge actors, MIN:MAX")
-    output_dir: str = option("Output", "", "run directory of generate, or a new folder with --processed_output")
+    output_dir: str = option(
+        "Output", "", "run directory of generate to evaluate, or a new folder with --processed_output"
+    )
 
     @field_validator("judge_actors")
     @classmethod
@@ -448,8 +484,6 @@ class EvaluateConfig(EngineConfig):
     def _consistent(self) -> Self:
         if not self.compare and not self.output_dir:
             raise ValueError("--output_dir is required")
-        if self.engine == "http":
-            raise ValueError("--engine http does not return scores: use transformers or vllm for the judge")
         return self
 
     @property
@@ -486,7 +520,11 @@ RUN_WITHOUT = ("processed_output", "compare")  # `qaray run` evaluates its own p
 
 
 class PipelineConfig(Config):
-    """Generate pairs from papers, evaluate them and write the report."""
+    """Generate pairs from papers, evaluate them and write the report.
+
+    The flags under Model, Engine and vLLM apply to both models, those under Judge to the judge only. With --engine
+    echo, the judge is echo, too.
+    """
 
     generation: GenerateConfig
     evaluation: EvaluateConfig
@@ -500,7 +538,12 @@ class PipelineConfig(Config):
         evaluate = {judge.get(name, name): value for name, value in values.items() if name in judge or name in own}
         if evaluate.get("engine") is None:
             evaluate["engine"] = "echo" if generate.get("engine") == "echo" else "auto"
-        super().__init__(generation=GenerateConfig(**generate), evaluation=EvaluateConfig(**evaluate))
+        generation = GenerateConfig(**generate)
+        try:
+            evaluation = EvaluateConfig(**evaluate)
+        except ConfigError as error:
+            raise ConfigError(f"judge: {error}") from None
+        super().__init__(generation=generation, evaluation=evaluation)
 
     @property
     def shows_logs(self) -> bool:
@@ -508,10 +551,17 @@ class PipelineConfig(Config):
 
     @classmethod
     def flags(cls) -> dict[str, Flag]:
-        judges = EvaluateConfig.flags()
-        own = {name: flag for name, flag in judges.items() if name not in (*JUDGE_FLAGS, *RUN_WITHOUT)}
-        twice = {f"judge_{name}": judges[name]._replace(heading="Judge") for name in JUDGE_FLAGS}
-        return {**own, **GenerateConfig.flags(), **twice}
+        generate, judge = GenerateConfig.flags(), EvaluateConfig.flags()
+        scores = {name: flag for name, flag in judge.items() if name not in {*JUDGE_FLAGS, *RUN_WITHOUT, *generate}}
+        twice = {f"judge_{name}": _of_the_judge(judge[name]) for name in JUDGE_FLAGS}
+        return {**generate, **scores, **twice}
+
+
+def _of_the_judge(flag: Flag) -> Flag:
+    """The flag as `qaray run` shows it: --judge_NAME."""
+    field = copy(flag.field)
+    field.description = (field.description or "").replace("--context_size", "--judge_context_size")
+    return Flag(field, "Judge")
 
 
 class FineTuneConfig(Config):
@@ -527,15 +577,20 @@ class FineTuneConfig(Config):
     data_path: str = option("Input", ..., "examples: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
     eval_data_path: str | None = option("Input", None, "held-out examples; their loss is measured before and after")
     model_max_length: int = option(
-        "Input", 12288, "maximum length of prompt + answer, in tokens; RoPE is scaled to it", ge=16
+        "Input", 12288, "maximum length of prompt + output, in tokens; RoPE is scaled to it", ge=16
     )
     overlength: Literal["truncate", "shorten", "reject"] = option(
         "Input",
         "truncate",
-        "longer examples: truncate the end, shorten the paper and keep the whole answer, or reject the example",
+        "examples longer than --model_max_length: truncate the end of the output, shorten the paper and keep the whole "
+        "output, or reject the example",
     )
-    prompt_template: str = option("Input", "llama2", "llama2, chat, or a file with {instruction} and {input}")
-    request: str | None = option("Input", None, "request that the examples were made with (--request of make-sft)")
+    prompt_template: str = option(
+        "Input",
+        "llama2",
+        "chat format of the prompt: llama2, chat (the tokenizer's), or a file with {instruction} and {input}",
+    )
+    request: str | None = option("Input", None, "task prompt that the examples were made with (--request of make-sft)")
     language: str | None = option("Input", None, "language that the examples were made with (--language of make-sft)")
     model_name_or_path: str = option("Model", ..., "model to fine-tune: local path, hub id or bundled:NAME")
     cache_dir: str = option("Model", "./cache", "folder for downloaded and converted models")
@@ -543,7 +598,10 @@ class FineTuneConfig(Config):
     use_flash_attn: bool = option("Model", True, "use flash-attn if a GPU and the package are available")
     use_full_attn: bool = Field(False, description="full attention in training instead of S²-Attn")
     s2_group_size: int | None = Field(
-        None, ge=2, description="group size of S²-Attn, in tokens (default: a quarter of 4096·n tokens, else 8192)"
+        None,
+        ge=2,
+        description="group size of S²-Attn, in tokens (default: a quarter of the sequence if its length is a multiple "
+        "of 4096, else 8192)",
     )
     low_rank_training: bool = Field(False, description="LoRA on q, k, v and o; --trainable_params are trained in full")
     trainable_params: str = Field(
@@ -556,11 +614,13 @@ class FineTuneConfig(Config):
     use_gpu: bool | None = Field(None, description="train on GPUs (default: if the cluster has any)")
     cpus_per_worker: float = Field(1, gt=0, description="logical CPUs per training process")
     max_failures: int = Field(3, ge=-1, description="maximum number of restarts after lost workers; -1 = no limit")
-    output_dir: str = option("Output", ..., "run directory: a local path")
+    output_dir: str = option("Output", ..., "run directory: a path that all nodes share")
     storage_path: str | None = option(
         "Output", None, "where checkpoints are written: a folder that all nodes share, or a URI (default: --output_dir)"
     )
-    run_name: str = option("Output", "checkpoints", "checkpoint folder; reuse the name to resume", pattern=r"^[\w.-]+$")
+    run_name: str = option(
+        "Output", "checkpoints", "name of the checkpoint folder; reuse the name to resume", pattern=r"^[\w.-]+$"
+    )
     no_progress: bool = option("Output", False, "hide progress")
     cluster: Cluster
     training: dict[str, str] = Field({}, description="flags of transformers' TrainingArguments")
@@ -574,9 +634,11 @@ class FineTuneConfig(Config):
 
 
 class MakeSftConfig(Config):
-    """Convert papers and their pairs to training examples, with the prompts of generation."""
+    """Convert papers with pairs to training examples, using the prompts of generate."""
 
-    processed_output: str = option("Input", ..., "pairs made anywhere: a processed output with the papers' txt")
+    processed_output: str = option(
+        "Input", ..., "file of papers with pairs, in the format of processed_output.json: {doi, txt, Q&A: [{Q, A}]}"
+    )
     min_pairs: int = option("Input", 1, "skip papers with fewer pairs", ge=1)
     request: str | None = option("Prompts", None, Asking.model_fields["request"].description or "")
     language: str | None = option("Prompts", None, Asking.model_fields["language"].description or "")
@@ -588,7 +650,9 @@ class ExportConfig(Config):
 
     positional: ClassVar[tuple[str, ...]] = ("checkpoint", "output_dir")
 
-    checkpoint: str = option("Input", ..., "checkpoint folder, or a --run_name folder, of which the last one is used")
+    checkpoint: str = option(
+        "Input", ..., "a checkpoint, or a folder of checkpoints, of which the last complete one is used"
+    )
     output_dir: str = option("Output", ..., "model folder to write")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
         "Output", "auto", "data type of the weights; auto: float16 if it was trained so, else bfloat16"
@@ -598,21 +662,21 @@ class ExportConfig(Config):
 class ParseConfig(Config):
     """Parse outputs that were generated elsewhere into question-answer pairs."""
 
-    original_output: str = option("Input", ..., "JSON list or JSONL of {doi, output}; input is optional")
+    original_output: str = option("Input", ..., "model outputs: a JSON list or JSONL of records {doi, output}")
     file_path: str = option("Input", ..., "papers that the outputs belong to")
-    num_qas: int = option("Input", 10, "number of pairs of a complete answer", ge=1, le=100)
+    num_qas: int = option("Input", 10, "number of pairs of a complete output", ge=1, le=100)
     output_dir: str = option("Output", ..., "folder for processed_output.json and rejected.jsonl")
 
 
 class ReportConfig(Config):
     """Rewrite the report of a finished run."""
 
-    output_dir: str = OUTPUT_DIR
+    output_dir: str = option("Input", ..., "run directory")
     report_papers: int = option("Output", 1000, Output.model_fields["report_papers"].description or "", ge=0)
 
 
 class PlanConfig(Config):
-    """Estimate hours, cost and disk space for a corpus from a finished run."""
+    """Extrapolate hours, cost and disk space from a finished run to a corpus."""
 
     output_dir: str = option("Input", ..., "run directory of a finished generate")
     papers: int = option("Input", ..., "number of papers of the corpus", ge=1)
@@ -627,7 +691,7 @@ class StatusConfig(Config):
     positional: ClassVar[tuple[str, ...]] = ("output_dir",)
 
     output_dir: str = option("Input", ..., "run directory")
-    json_lines: bool = option("Output", False, "print one line of JSON")
+    json_lines: bool = option("Output", False, "print JSON, one line")
     watch: float | None = option("Output", None, "refresh every N seconds until the run ends", gt=0)
 
 
@@ -639,11 +703,13 @@ class SubmitConfig(Config):
     extra_metavar: ClassVar[str] = "[--FLAG_OF_THE_COMMAND VALUE]..."
 
     command: str = option("Input", ..., "generate, evaluate, fine-tune or run")
-    working_dir: str = option("Input", ".", "checkout whose jobs/ are run: a folder, or the URI of its archive")
+    working_dir: str = option(
+        "Input", ".", "working directory of the job, a checkout of qaray: a folder, or the URI of a .zip archive"
+    )
     pip: str | None = option("Input", None, "requirements file for the job's environment")
-    env: str | None = option("Input", None, "environment variables to pass on, comma-separated names")
+    env: str | None = option("Input", None, "comma-separated names of environment variables to forward")
     address: str | None = option(
-        "Cluster", None, "job server, http://head:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS)"
+        "Cluster", None, "URL of the job server, http://head:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS)"
     )
     token_file: str | None = option(
         "Cluster", None, "file with the cluster's token (default: RAY_AUTH_TOKEN, else ~/.ray/auth_token)"
@@ -658,9 +724,9 @@ class DemoConfig(Config):
     """Run everything on the sample papers with the bundled models."""
 
     num_qas: int = option("Prompts", 5, "pairs to generate per paper", ge=1, le=100)
-    max_gen_len: int = option("Prompts", 200, "maximum length of the answer, in tokens", ge=1)
+    max_gen_len: int = option("Prompts", 200, "maximum number of generated tokens", ge=1)
     engine: Literal["auto", "echo", "transformers"] = option(
-        "Model", "auto", "transformers: the bundled models; echo: no model; auto: the bundled models"
+        "Model", "auto", "auto, transformers: the bundled models; echo: no model"
     )
     cache_dir: str = option("Model", "./cache", "folder for the converted model")
     output_dir: str = option("Output", "runs/demo", "run directory to write")
@@ -690,14 +756,14 @@ def parse_labels(text: str | None) -> dict[str, str]:
     for part in filter(None, (text or "").split(",")):
         key, equals, value = (word.strip() for word in part.partition("="))
         if not (key and equals and value):
-            raise ValueError(f"must be KEY=VALUE,…, got {text!r}")
+            raise ValueError(f"must be KEY=VALUE,…, such as ray.io/market-type=spot, got {text!r}")
         labels[key] = value
     return labels
 
 
 def seq_len_message(seq_len: int, context_size: int) -> str:
     return (
-        f"seq_len {seq_len} exceeds context_size {context_size}: lower --seq_len or use a model "
+        f"seq_len {seq_len} exceeds context_size {context_size}: lower --seq_len, raise --context_size, or use a model "
         "fine-tuned for a longer context"
     )
 
@@ -747,13 +813,13 @@ def _one_line(config: type[Config], error: Any) -> str:
         return f"unknown setting {name}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
-        return f"{name} {message}" if name else message
+        return f"--{name} {message}" if name else message
     flag = config.flags().get(name)
     limits = _limits(flag.field) if flag else ""
     if limits and isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{name} must be {limits}, got {value}"
+        return f"--{name} must be {limits}, got {value}"
     what = error["msg"].replace("Input should be ", "must be ").replace("Input ", "")
-    return f"{name} {what}, got {value!r}"
+    return f"--{name} {what}, got {value!r}"
 
 
 def _limits(field: FieldInfo) -> str:

@@ -46,7 +46,7 @@ class PromptBuilder:
         if budget.longest_prompt < empty + 64:
             raise ConfigError(
                 f"seq_len {seq_len} leaves no room for a paper: the request takes {empty} tokens and {budget.reserve} "
-                "are kept for the answer: raise --seq_len, or lower --max_gen_len or --num_qas"
+                "are reserved for the output: raise --seq_len and --context_size, or lower --max_gen_len or --num_qas"
             )
         return builder
 

@@ -43,7 +43,8 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
 
 def _scores_by_doi(run: Run) -> dict[str, dict[str, Any]]:
     if not run.manifest.exists():
-        raise RunRefused(f"{run.root} has no finished evaluation: run qaray evaluate first")
+        folder = str(run.root).removesuffix("/evaluation")
+        raise RunRefused(f"{folder} has no finished evaluation: run `qaray evaluate --output_dir {folder}` first")
     return {row["doi"]: row for row in PAPER_SCORES.rows(run)}
 
 

@@ -38,7 +38,9 @@ def last_checkpoint(place: Location) -> Location:
         if (found := _reported(place)) is not None:
             return found
     if (found := _pointed(place)) is None:
-        raise ConfigError(f"no complete checkpoint in {place}")
+        if not place.exists():
+            raise ConfigError(f"no such folder: {place}")
+        raise ConfigError(f"no complete checkpoint in {place}: pass the --run_name folder of a run that has saved one")
     return found
 
 

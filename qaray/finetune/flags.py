@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from qaray.config import ConfigError
+from qaray.config import ConfigError, FineTuneConfig
 from qaray.models.hardware import cpu_has_bf16
 from qaray.models.loading import quiet_transformers
 
@@ -52,7 +53,9 @@ def normal(flags: dict[str, str]) -> dict[str, str]:
         if name in MANAGED:
             raise ConfigError(f"--{name} is not supported: {MANAGED[name]}")
         if name not in known:
-            raise ConfigError(f"no such option: --{name}")
+            similar = [f"--{each}" for each in difflib.get_close_matches(name, [*known, *FineTuneConfig.flags()])]
+            hint = f" (similar: {', '.join(similar)})" if similar else ""
+            raise ConfigError(f"no such option: --{name}: not a flag of fine-tune nor of TrainingArguments{hint}")
     return named
 
 

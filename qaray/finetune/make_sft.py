@@ -17,6 +17,7 @@ from qaray.corpus.readers.dispatch import SUFFIXES, read_records
 from qaray.corpus.records import Problem, paired_fields
 from qaray.models.templates import named_request
 from qaray.run.storage import Location, expand
+from qaray.schema import RejectReason
 
 SCHEMA = pa.schema([("instruction", pa.string()), ("input", pa.string()), ("output", pa.string())])
 
@@ -34,6 +35,7 @@ def make_sft(config: MakeSftConfig) -> dict[str, int]:
     """
     request = named_request(config.request, config.language)
     counts = {"examples": 0, "rejected": 0}
+    first_reason = ""
     target = Location.of(config.output)
     with _writer(target, config.output) as write:
         for record in _records(config.processed_output):
@@ -41,17 +43,20 @@ def make_sft(config: MakeSftConfig) -> dict[str, int]:
                 if record.problem:
                     raise record.problem
                 paper = paired_fields(record.value)
-            except Problem:
+                pairs = [pair for pair in paper["pairs"] if pair["Q"].strip() and pair["A"].strip()]
+                if len(pairs) < config.min_pairs:
+                    raise Problem(RejectReason.NO_PAIRS, f"{len(pairs)} pairs, --min_pairs is {config.min_pairs}")
+            except Problem as problem:
                 counts["rejected"] += 1
-                continue
-            pairs = [pair for pair in paper["pairs"] if pair["Q"].strip() and pair["A"].strip()]
-            if len(pairs) < config.min_pairs:
-                counts["rejected"] += 1
+                first_reason = first_reason or problem.detail
                 continue
             write(example_of({**paper, "pairs": pairs}, request))
             counts["examples"] += 1
         if not counts["examples"]:
-            raise ConfigError(f"no examples in {config.processed_output}: {counts['rejected']} records were rejected")
+            raise ConfigError(
+                f"no examples in {config.processed_output}: {counts['rejected']} records were rejected, the first "
+                f"because {first_reason}"
+            )
     return counts
 
 

@@ -72,7 +72,7 @@ def status(run: Run) -> list[StageStatus]:
     """The stages of a run that have begun. Raises RunRefused if there is no run."""
     identity = run.identity.read_json()
     if identity is None and run.evaluation.identity.read_json() is None:
-        raise RunRefused(f"{run.root} is not a run directory (run.json is missing)")
+        raise RunRefused(f"{run.root} is not a run directory (run.json is missing): pass the --output_dir of a run")
     stages = []
     if identity is not None:
         stages.append(_training(run) if "training" in identity else _generation(run))
@@ -86,7 +86,7 @@ def _state(run: Run) -> tuple[str, str]:
     holder = Lease(run).holder()
     alive = sign_of_life(holder) if holder else ""
     if alive and holder:
-        driver = f"host {holder.get('host')}, process {holder.get('pid')}, {alive}"
+        driver = f"process {holder.get('pid')} on host {holder.get('host')}, {alive}"
         return ("stopping" if run.stop_flag.exists() else "working"), driver
     return ("finished" if run.manifest.exists() else "interrupted"), ""
 

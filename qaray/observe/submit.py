@@ -74,7 +74,9 @@ def environment_of(config: SubmitConfig) -> dict[str, Any]:
     """The job's runtime environment. Raises ConfigError for a folder without jobs/, or an unset variable."""
     is_folder = "://" not in config.working_dir
     if is_folder and not (Path(config.working_dir) / "jobs").is_dir():
-        raise ConfigError(f"--working_dir {config.working_dir}: not a checkout of qaray (jobs/ is missing)")
+        raise ConfigError(
+            f"--working_dir {config.working_dir}: not a checkout of qaray (jobs/ is missing): pass the path of a clone"
+        )
     environment: dict[str, Any] = {"working_dir": config.working_dir}
     if is_folder:
         environment["excludes"] = EXCLUDES

@@ -140,7 +140,7 @@ class Run:
             return
         changes = differences({**stored, "hash": None}, {**record, "hash": None})
         raise RunRefused(
-            f"{self.root} belongs to another run ({changes}): use another --output_dir or the run's settings"
+            f"{self.root} was started with other settings ({changes}): use the same settings or another --output_dir"
         )
 
     def identify_parts(self, parts: dict[str, dict[str, Any]]) -> None:
@@ -166,6 +166,8 @@ class Run:
     def finished(self) -> dict[str, Any]:
         """The manifest of the finished run. Raises RunRefused if there is none."""
         manifest = self.manifest.read_json()
+        if manifest is None and not self.identity.exists():
+            raise RunRefused(f"{self.root} is not a run directory: pass the --output_dir of a finished run")
         if manifest is None:
             raise RunRefused(
                 f"{self.root} has no finished run (manifest.json is missing): rerun the command that started it"

@@ -65,8 +65,8 @@ class Lease:
         holder = self.holder()
         if holder and (reason := sign_of_life(holder)):
             raise RunRefused(
-                f"another driver is working on {self.file.path.rsplit('/', 1)[0]} (host {holder.get('host')}, "
-                f"process {holder.get('pid')}, {reason}): wait for it to end or stop it"
+                f"another driver is working on {self.file.path.rsplit('/', 1)[0]} (process "
+                f"{holder.get('pid')} on host {holder.get('host')}, {reason}): wait for it to end or stop it"
             )
 
     def holder(self) -> dict[str, Any] | None:
@@ -107,6 +107,6 @@ def sign_of_life(holder: dict[str, Any]) -> str:
             gone = process.status() == psutil.STATUS_ZOMBIE
         except (psutil.Error, KeyError, ValueError, TypeError):
             return ""
-        return "alive" if same and not gone and process.pid != os.getpid() else ""
+        return "running" if same and not gone and process.pid != os.getpid() else ""
     age = time.time() - float(holder.get("heartbeat", 0))
     return f"last heartbeat {age:.0f} s ago" if age < STALE else ""

@@ -195,7 +195,7 @@ def test_a_generated_run_is_evaluated_and_two_are_compared(tmp_path):
         (("--embed_actors", "2:1"), "embed_actors must be MIN:MAX"),
         (("--processed_output", "nowhere.json"), "no such file or folder: nowhere.json"),
         (("--judge_above", "2"), "judge_above must be between -1 and 1, got 2"),
-        ((), "has no finished run"),
+        ((), "is not a run directory"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(tmp_path, args, words):

@@ -94,7 +94,6 @@ def test_the_core_runs_in_an_empty_environment(wheel, tmp_path):
     assert "pip install 'qaray[train]'" in refused.stderr
 
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
-    shutil.copy(ROOT / "qaray" / "sample" / "papers.json", tmp_path)
     page = run(venv / "bin" / "python", "-c", "\n".join(blocks), cwd=tmp_path)
     assert "pairs from 8 papers" in page.stdout
 

@@ -2,15 +2,13 @@
 
 import json
 import re
-import shutil
 
 from tests.conftest import ROOT
 
 
 def test_the_python_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
-    """docs/python.md, block by block, in a folder with the sample papers."""
+    """docs/python.md, block by block."""
     page = (ROOT / "docs" / "python.md").read_text()
-    shutil.copy(ROOT / "qaray" / "sample" / "papers.json", tmp_path)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.S):

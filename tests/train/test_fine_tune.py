@@ -155,7 +155,7 @@ def test_a_finished_run_does_nothing_again_and_another_is_refused(finished, tiny
     assert "this run is finished" in done.stderr
     other = fine_tune(tiny_model, data, out, *FLAGS, *more, "--learning_rate", "1e-3")
     assert other.returncode == 2
-    assert "belongs to another run (training:" in other.stderr
+    assert "was started with other settings (training:" in other.stderr
 
 
 def test_low_rank_training_without_deepspeed_is_merged(tmp_path, tiny_model):
@@ -190,7 +190,7 @@ MISTAKES = [
     (("--deepspeed", "nowhere.json"), "nowhere.json: no such file"),
     (("--deepspeed", "README.md"), "not valid JSON"),
     (("--deepspeed", "BATCH"), "train_micro_batch_size_per_gpu is 4 but --per_device_train_batch_size gives 1"),
-    (("--no_such_flag", "1"), "no such option: --no_such_flag"),
+    (("--no_such_flag", "1"), "no such option: --no_such_flag: not a flag of fine-tune nor of TrainingArguments"),
     (("--learning_rate", "hot"), "learning_rate"),
     (("--data_path", "nowhere.json"), "nowhere.json"),
     (("--model_name_or_path", "./nowhere"), "model ./nowhere: no such folder"),

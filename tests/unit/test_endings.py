@@ -128,8 +128,8 @@ def test_auto_takes_vllm_where_a_worker_has_it_and_keeps_to_it():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"engine": "http"}, "--engine http and --base_url must be used together"),
-        ({"base_url": "http://x/v1"}, "must be used together"),
+        ({"engine": "http"}, "--engine http requires --base_url"),
+        ({"base_url": "http://x/v1"}, "--base_url requires --engine http"),
         ({"engine": "http", "base_url": "x:8000"}, "base_url must be http://"),
         ({"engine": "transformers", "structured": True}, "not supported by --engine transformers"),
         ({"vllm_args": "[1]"}, "must be a JSON object"),
@@ -141,5 +141,5 @@ def test_flags_of_engines_that_contradict(values, message):
 
 
 def test_an_endpoint_cannot_judge():
-    with pytest.raises(ConfigError, match="use transformers or vllm for the judge"):
+    with pytest.raises(ConfigError, match="engine must be 'auto', 'echo', 'transformers' or 'vllm', got 'http'"):
         EvaluateConfig(output_dir="o", engine="http")

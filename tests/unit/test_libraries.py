@@ -98,10 +98,13 @@ def test_ray_train_waits_as_long_as_it_is_told():
         ("dashboard/modules/job/job_head.py", "No available agent"),
         ("data/_internal/execution/operators/actor_pool_map_operator.py", "The minimum number of concurrent actors"),
         ("data/_internal/util.py", "Failed to "),
+        ("_private/runtime_env/constants.py", "RAY_JOB_CONFIG_JSON_ENV_VAR"),
+        ("_private/ray_constants.py", "RAY_DEDUP_LOGS_SKIP_REGEX"),
+        ("core/src/ray/raylet/raylet", "worker processes have been started"),
     ],
 )
 def test_ray_words_it_so(file, words):
-    assert words in (Path(ray.__file__).parent / file).read_text(), f"Ray no longer says {words!r}"
+    assert words.encode() in (Path(ray.__file__).parent / file).read_bytes(), f"Ray no longer says {words!r}"
 
 
 def test_the_trainer_loads_what_it_is_given():

@@ -41,7 +41,7 @@ def test_lease_of_a_living_process_is_respected(run):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
         started = psutil.Process(other.pid).create_time()
         holder(run, pid=other.pid, started=started)
-        with pytest.raises(RunRefused, match=f"process {other.pid}, alive"), lease(run):
+        with pytest.raises(RunRefused, match=f"process {other.pid} on host .*, running"), lease(run):
             pass
         other.kill()
         other.wait()
