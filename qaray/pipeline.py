@@ -89,7 +89,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         account = Account(config, session.engine_reason, session.worker, papers, progress, totals, session.seconds)
         manifest = generation_manifest(run, account)
         run.manifest.write_json(manifest)
-        Tries.of(run).forget()
+        Tries.of(run).clear()
         write_report(run, GeneratedPapers.of(run), config.output.report_papers, display.paged)
     out = f"{totals.pairs} pairs from {totals.with_pairs} of {totals.papers} papers"
     display.notify(f"{out}, {sum(totals.rejected.values())} rejected, in {duration(session.seconds)}")
@@ -141,7 +141,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         summary = summarise(context, duplicates)
         manifest = evaluation_manifest(config, session.engine_reason, run, summary, rejected, seconds, session.seconds)
         run.manifest.write_json(manifest)
-        Tries.of(run).forget()
+        Tries.of(run).clear()
         write_report(generated, source, config.output.report_papers, display.paged)
     display.notify(f"{summary['pairs']} pairs of {papers} papers evaluated in {duration(session.seconds)}")
     return summary

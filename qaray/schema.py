@@ -401,7 +401,7 @@ class Grounding(PairKey):
     numbers_found: Int32  # of these, found in the paper with their unit
     missing: list[str]  # numbers not found, as written
     self_contained: bool
-    leans_on: str | None  # words that make the question depend on its paper
+    paper_reference: str | None  # words that make the question depend on its paper
     answer_words: Int32
     overlap: float | None  # share of the answer's content words found in its evidence; null without coverage
     reason: str | None  # a ScoreReason

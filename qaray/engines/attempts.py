@@ -77,7 +77,7 @@ async def attempts_of(prompt: Prompt, once: Once, max_attempts: int, should_stop
     return completions
 
 
-async def as_they_end(tasks: Sequence[Awaitable[Any]]) -> AsyncIterator[Any]:
+async def as_completed(tasks: Sequence[Awaitable[Any]]) -> AsyncIterator[Any]:
     """Yields the results of concurrent awaitables as they complete."""
     for each in asyncio.as_completed(list(tasks)):
         yield await each

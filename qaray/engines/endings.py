@@ -15,22 +15,20 @@ LOOP_TOKENS = 96  # tokens that must equal those one period earlier
 SAME_LINES = 4  # occurrences of a line, digits ignored, that count as a loop
 
 
-def ending(
-    text: str, tokens: Sequence[int], num_qas: int, *, at_limit: bool, of_itself: bool
-) -> tuple[str, FinishReason]:
+def ending(text: str, tokens: Sequence[int], num_qas: int, *, at_limit: bool, ended: bool) -> tuple[str, FinishReason]:
     """(text, finish reason) of an answer from an external engine; the text is cut after the last requested pair.
 
     ``tokens``: generated tokens without EOS; empty if only the text is known. ``at_limit``: the token limit was
-    reached. ``of_itself``: the model generated EOS.
+    reached. ``ended``: the model generated EOS.
     """
     if (end := answer_end(text, num_qas)) is not None:
         return text[:end], FinishReason.STOP
-    if not of_itself and runs_in_circles(tokens, text):
+    if not ended and is_repetitive(tokens, text):
         return text, FinishReason.REPETITION
     return text, FinishReason.LENGTH if at_limit else FinishReason.STOP
 
 
-def runs_in_circles(tokens: Sequence[int], text: str) -> bool:
+def is_repetitive(tokens: Sequence[int], text: str) -> bool:
     """Whether the answer is in a repetition loop.
 
     True if the last LOOP_TOKENS tokens repeat with a period of at most LONGEST_PERIOD, or if a line of ``text`` with

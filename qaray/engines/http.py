@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qaray.asking.grammar import json_schema, stop_strings
 from qaray.config import ConfigError, GenerateConfig
-from qaray.engines.attempts import as_they_end, attempts, attempts_of, select, stream_seed, unpacked
+from qaray.engines.attempts import as_completed, attempts, attempts_of, select, stream_seed, unpacked
 from qaray.engines.endings import ending
 from qaray.engines.pool import Share
 from qaray.run.cluster import LIGHT, quiet_llm
@@ -122,7 +122,7 @@ def _stage_with(stage: type, work: _EndpointRequests, config: GenerateConfig) ->
             async def answer(row: dict[str, Any]) -> dict[str, Any]:
                 return {**await work(row, endpoint), index_column: row[index_column]}
 
-            async for done in as_they_end([answer(row) for row in batch]):
+            async for done in as_completed([answer(row) for row in batch]):
                 yield done
 
     return BoundedStage
@@ -210,7 +210,7 @@ class _EndpointRequests:
             return complete(prompt, failure=Failure.of(RejectReason.ENGINE_ERROR, f"the endpoint: {words}"))
         text, finish = choices[0].get("text") or "", choices[0].get("finish_reason")
         text, reason = ending(
-            prompt["opening"] + text, [], prompt["num_qas"], at_limit=finish == "length", of_itself=finish == "stop"
+            prompt["opening"] + text, [], prompt["num_qas"], at_limit=finish == "length", ended=finish == "stop"
         )
         usage = response.get("usage") or {}
         return complete(

@@ -75,7 +75,7 @@ def actor_resources(cpus: float, gpus: float, labels: Mapping[str, str]) -> dict
     return options
 
 
-def actors_in_words(sizes: tuple[int, int]) -> str:
+def describe_pool(sizes: tuple[int, int]) -> str:
     """The pool size as text, e.g. ``2 to 4 actors``."""
     low, high = sizes
     return f"{low} to {high} actors" if high > low else f"{low} actor" + "s" * (low > 1)

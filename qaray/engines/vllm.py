@@ -19,11 +19,11 @@ import pyarrow as pa
 
 from qaray.asking.grammar import json_schema, stop_strings
 from qaray.config import ConfigError, EngineConfig, GenerateConfig
-from qaray.engines.attempts import as_they_end, attempts, attempts_of, select, stream_seed, unpacked
+from qaray.engines.attempts import as_completed, attempts, attempts_of, select, stream_seed, unpacked
 from qaray.engines.choices import TokenizedSuffix, tokenised
 from qaray.engines.endings import LONGEST_PERIOD, LOOP_TOKENS, ending
 from qaray.engines.guarded import TOO_MANY_DEATHS, given_up, prompt_key, request_key
-from qaray.engines.pool import Share, actor_name, actors_in_words, worker_name
+from qaray.engines.pool import Share, actor_name, describe_pool, worker_name
 from qaray.engines.worker import WorkerInfo
 from qaray.models.catalogue import resolve
 from qaray.models.loading import load_config
@@ -66,7 +66,7 @@ class VLLMEngine:
         self.config, self.plan, self.worker, self.should_stop, self.tries = config, plan, worker, should_stop, tries
 
     def describe(self) -> str:
-        actors = actors_in_words(self.config.pool)
+        actors = describe_pool(self.config.pool)
         where = f"{self._devices()} GPU each" if self.worker.gpus else "CPUs"
         return f"vllm {self.worker.vllm}, {actors} on {where} ({self.worker.device}), {self.worker.dtype}"
 
@@ -232,7 +232,7 @@ def _stage_with(stage: type, work: _Generation | _Scoring, tries: Tries) -> type
                         continue
                     await asyncio.to_thread(self._guard.enter, part)
                     try:
-                        async for done in as_they_end([answer(row) for row in rows]):
+                        async for done in as_completed([answer(row) for row in rows]):
                             yield done
                     finally:
                         self._guard.leave(part)
@@ -296,11 +296,11 @@ class _Generation:
         if problem := output["__inference_error__"]:
             return complete(prompt, failure=Failure.of(RejectReason.ENGINE_ERROR, problem))
         ids = list(output["generated_tokens"])
-        of_itself = bool(ids) and ids[-1] in self.eos_ids
-        at_limit = len(ids) >= prompt["max_tokens"] and not of_itself
-        written = ids[:-1] if of_itself else ids
+        ended = bool(ids) and ids[-1] in self.eos_ids
+        at_limit = len(ids) >= prompt["max_tokens"] and not ended
+        written = ids[:-1] if ended else ids
         text = prompt["opening"] + output["generated_text"]
-        text, reason = ending(text, written, prompt["num_qas"], at_limit=at_limit, of_itself=of_itself)
+        text, reason = ending(text, written, prompt["num_qas"], at_limit=at_limit, ended=ended)
         times = output["metrics"] or {}
         scheduled, last = times.get("scheduled_ts", 0.0), times.get("last_token_ts", 0.0)
         return complete(

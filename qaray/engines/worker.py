@@ -75,9 +75,9 @@ def _answer_of(
     # One call per process: the imports do not stay in memory during the run.
     remote_work = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus, config.cluster.labels))(work)
     task = remote_work.remote(*arguments)
-    needed = wanted_place(gpus, config.cluster.labels)
+    needed = node_description(gpus, config.cluster.labels)
     start, timeout = time.monotonic(), FIRST_NOTICE
-    while not ray.wait([task], timeout=min(timeout, left_of(start, config.cluster.wait_hours)))[0]:
+    while not ray.wait([task], timeout=min(timeout, seconds_left(start, config.cluster.wait_hours)))[0]:
         waited = time.monotonic() - start
         if waited >= 3600 * config.cluster.wait_hours:
             ray.cancel(task, force=True)
@@ -91,13 +91,13 @@ def _answer_of(
     return answer
 
 
-def wanted_place(gpus: float, labels: Mapping[str, str]) -> str:
+def node_description(gpus: float, labels: Mapping[str, str]) -> str:
     """The resources and labels that an actor needs, as text."""
     device = f"{gpus:g} GPU" if gpus else "a free CPU"
     return f"{device} and the labels {', '.join(f'{k}={v}' for k, v in labels.items())}" if labels else device
 
 
-def left_of(begun: float, hours: float) -> float:
+def seconds_left(begun: float, hours: float) -> float:
     """Seconds left of a wait of ``hours`` that began at ``begun`` (monotonic clock), at least 0.1."""
     return max(0.1, begun + 3600 * hours - time.monotonic())
 

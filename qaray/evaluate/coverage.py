@@ -13,7 +13,7 @@ from qaray.config import EvaluateConfig
 from qaray.corpus.sentences import split_sentences
 from qaray.embedding.embed import embed, papers_per_block
 from qaray.evaluate.grades import NOT_FINITE
-from qaray.evaluate.measure import ROW_KEY, Context, Stage, lightly, score_key, tables_of, write_scores
+from qaray.evaluate.measure import ROW_KEY, Context, Stage, map_light, score_key, tables_of, write_scores
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import COVERAGE, QUESTIONS, Table
 from qaray.metrics.coverage import coverage, evidence
@@ -31,9 +31,9 @@ def embedding(context: Context, config: EvaluateConfig) -> Stage:
     tables = tuple(table for metric, table in by_metric.items() if metric in config.metrics.names)
 
     def flow(work: Dataset) -> Dataset:
-        texts = lightly(work, _ReadTexts(context, tables), batch_size=1)
+        texts = map_light(work, _ReadTexts(context, tables), batch_size=1)
         blocks = texts.repartition(target_num_rows_per_block=papers_per_block(config), strict=True)
-        return lightly(embed(blocks, config, context.should_stop, Tries.of(context.run)), _WriteCoverage(context.run))
+        return map_light(embed(blocks, config, context.should_stop, Tries.of(context.run)), _WriteCoverage(context.run))
 
     return Stage("embedding", tables, flow)
 

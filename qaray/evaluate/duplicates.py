@@ -18,7 +18,7 @@ SCHEMA = pa.schema(
     ]
 )  # fmt: skip
 NEIGHBOURS = 8  # neighbours per question, itself included
-MOST = 1_000_000  # maximum number of questions: about 5 GB of memory at 384 dimensions
+MAX_QUESTIONS = 1_000_000  # maximum number of questions: about 5 GB of memory at 384 dimensions
 EXACT_UP_TO = 20_000  # questions up to which the search is exact
 LINKS = 32  # links per question in the HNSW graph
 
@@ -43,14 +43,14 @@ def near_duplicates(context: Context, threshold: float) -> dict[str, Any]:
     questions: list[str] = []
     vectors: list[np.ndarray] = []
     for shard in context.source.shards():
-        if len(dois) >= MOST:
+        if len(dois) >= MAX_QUESTIONS:
             break
         rows = QUESTIONS.read(context.run, shard, context.source.keys(shard))
         for doi in sorted(rows):
             for qa, (question, vector) in enumerate(
                 zip(rows[doi][0]["questions"], rows[doi][0]["vectors"], strict=True)
             ):
-                if question.strip() and np.isfinite(vector).all() and len(dois) < MOST:
+                if question.strip() and np.isfinite(vector).all() and len(dois) < MAX_QUESTIONS:
                     dois.append(doi)
                     numbers.append(qa)
                     questions.append(question)

@@ -9,7 +9,7 @@ import numpy as np
 
 from qaray.evaluate.rubrics import RacarTargets, SimilarityTargets
 from qaray.metrics import racar, similarity
-from qaray.metrics.grounding import leans_on
+from qaray.metrics.grounding import paper_reference
 from qaray.schema import DIMENSIONS, Failure, ScoreReason, failed
 
 NOT_FINITE = Failure(str(ScoreReason.NOT_FINITE), "the model returned values that are not finite")
@@ -79,7 +79,7 @@ def racar_rows(
             "pair_id": pair_id,
             **expected,
             **{f"{name}_argmax": level for name, level in likeliest.items()},
-            "passes": racar.passes(expected, self_contained=leans_on(question) is None) if graded else None,
+            "passes": racar.passes(expected, self_contained=paper_reference(question) is None) if graded else None,
             "paper_tokens_lost": targets["lost"],
             "swapped": (
                 {name: similarity.expected_level(swapped[qa][name], racar.LEVELS) for name in DIMENSIONS}

@@ -8,16 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from qaray.evaluate.measure import Context, Stage, lightly, score_key
+from qaray.evaluate.measure import Context, Stage, map_light, score_key
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import COVERAGE, GROUNDING
-from qaray.metrics.grounding import leans_on, mentions, overlap, quantities, stands_in
+from qaray.metrics.grounding import is_in_paper, mentions, overlap, paper_reference, quantities
 from qaray.schema import Failure, Paired, ScoreReason, failed
 
 
 def grounding(context: Context) -> Stage:
     """The stage that measures grounding; word overlap with the evidence only if coverage was measured."""
-    return Stage("grounding", (GROUNDING,), lambda work: lightly(work, _Ground(context), batch_size=1))
+    return Stage("grounding", (GROUNDING,), lambda work: map_light(work, _Ground(context), batch_size=1))
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def _grounding_rows(paper: Paired, best: list[Any] | None) -> Iterator[dict[str,
     paper_quantities = quantities(paper["txt"])
     for qa, pair in enumerate(paper["pairs"]):
         numbers = mentions(pair["A"])
-        missing = [number.text for number in numbers if not stands_in(number, paper_quantities)]
-        phrase = leans_on(pair["Q"])
+        missing = [number.text for number in numbers if not is_in_paper(number, paper_quantities)]
+        phrase = paper_reference(pair["Q"])
         word_overlap = None
         if best:
             word_overlap = overlap(pair["A"], " ".join(one["text"] for one in best[qa]))
@@ -58,7 +58,7 @@ def _grounding_rows(paper: Paired, best: list[Any] | None) -> Iterator[dict[str,
             "numbers_found": len(numbers) - len(missing),
             "missing": missing,
             "self_contained": phrase is None,
-            "leans_on": phrase,
+            "paper_reference": phrase,
             "answer_words": len(pair["A"].split()),
             "overlap": word_overlap,
             **failed(None if pair["A"].strip() else Failure(ScoreReason.EMPTY_ANSWER)),

@@ -14,7 +14,7 @@ from qaray.config import EvaluateConfig
 from qaray.engines import Engine, WorkerInfo
 from qaray.evaluate.controls import CONTROL_PAIRS, other_answers, other_questions
 from qaray.evaluate.grades import racar_rows, similarity_row
-from qaray.evaluate.measure import ROW_KEY, ROWS_AT_ONCE, Context, Stage, lightly, score_key, tables_of, write_scores
+from qaray.evaluate.measure import ROW_KEY, ROWS_AT_ONCE, Context, Stage, map_light, score_key, tables_of, write_scores
 from qaray.evaluate.rubrics import JudgePrompts, RacarTargets, SimilarityTargets
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import QUESTIONS, RACAR, SIMILARITY, Table
@@ -67,10 +67,10 @@ def judging(
     share = min(1.0, config.metrics.control_papers / max(1, papers))
 
     def flow(work: Dataset) -> Dataset:
-        requests = lightly(work, _ReadRequests(context, tables, make_prompts, share), batch_size=1)
+        requests = map_light(work, _ReadRequests(context, tables, make_prompts, share), batch_size=1)
         size = REQUESTS_PER_BLOCK["cuda" if worker.gpus else "cpu"]
         blocks = requests.repartition(target_num_rows_per_block=size, strict=True)
-        return lightly(engine.score(blocks), _WriteJudged(context.run, tables[-1].name))
+        return map_light(engine.score(blocks), _WriteJudged(context.run, tables[-1].name))
 
     return Stage("judging", tables, flow)
 

@@ -91,7 +91,7 @@ def _round(stage: Stage, shards: list[str]) -> Iterator[int]:
         yield sum(batch["papers"].to_pylist())
 
 
-def lightly(rows: Dataset, work: Callable[[pa.Table], Any], batch_size: int | None = None) -> Dataset:
+def map_light(rows: Dataset, work: Callable[[pa.Table], Any], batch_size: int | None = None) -> Dataset:
     """Maps Arrow tables in tasks that reserve only a fraction of a CPU."""
     return rows.map_batches(work, batch_size=batch_size, num_cpus=LIGHT, batch_format="pyarrow", zero_copy_batch=True)
 

@@ -66,7 +66,7 @@ class Tally:
     own_answers: dict[str, list[float]] = field(default_factory=dict)  # RACAR, by dimension, of control pairs
     swapped_answers: dict[str, list[float]] = field(default_factory=dict)
 
-    MOST = 100_000  # maximum values kept per list
+    MAX_QUESTIONS = 100_000  # maximum values kept per list
 
     def add(self, other: Tally) -> None:
         for name, value in vars(other).items():
@@ -83,7 +83,7 @@ class Tally:
 
 
 def _extend(kept: list[Any], more: list[Any]) -> None:
-    kept.extend(more[: Tally.MOST - len(kept)])
+    kept.extend(more[: Tally.MAX_QUESTIONS - len(kept)])
 
 
 def measured_tables(context: Context) -> tuple[Table, ...]:
@@ -98,7 +98,7 @@ def summarise(context: Context, duplicates: dict[str, Any] | None) -> dict[str, 
     tables = measured_tables(context)
     shards = context.source.shards()
     for each in (COVERAGE, QUESTIONS, SIMILARITY, RACAR, GROUNDING, PAPER_SCORES):
-        each.forget(context.run, set(shards))
+        each.keep_only(context.run, set(shards))
     samples = {name: Sample() for each in tables for name in BY_TABLE[each.name]}
     tally, papers = Tally(), 0
     for own, scores in in_order(_merge_shard, context, ((tables, shard) for shard in shards), ahead=9):

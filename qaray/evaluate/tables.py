@@ -55,7 +55,7 @@ class Table:
         self.merged(run, shard).write_table(table(rows, self.schema))
         self.pieces(run, shard).remove_folder()
 
-    def forget(self, run: Run, shards: set[str]) -> None:
+    def keep_only(self, run: Run, shards: set[str]) -> None:
         """Removes the rows of all shards other than ``shards``."""
         for file in self.folder(run).files(".parquet"):
             if file.name.removesuffix(".parquet") not in shards:

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 ATTENTION = "qaray_s2"
-LONGEST_GROUP = 8192  # tokens; group size if the length is not a multiple of 4096
+MAX_GROUP = 8192  # tokens; group size if the length is not a multiple of 4096
 
 
 def group_size(length: int, wanted: int | None = None) -> int:
     """Group size in tokens: ``wanted`` if given, else by LongLoRA's rule for fine-tuning."""
     if wanted:
         return wanted
-    return length // 4 if length % 4096 == 0 else LONGEST_GROUP
+    return length // 4 if length % 4096 == 0 else MAX_GROUP
 
 
 def register(wanted: int | None = None, flash: bool = True) -> str:

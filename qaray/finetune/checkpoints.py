@@ -26,7 +26,7 @@ from qaray.run.directory import RunError
 from qaray.run.storage import Location
 
 
-class TornAccount(Exception):
+class DamagedIndex(Exception):
     """Ray Train's checkpoint index of a folder exists but cannot be read."""
 
 
@@ -34,7 +34,7 @@ def last_checkpoint(place: Location) -> Location:
     """``place`` if it is a checkpoint, else the last complete one of a run. Raises ConfigError if there is none."""
     if (place / TRAINING).exists():
         return place
-    with contextlib.suppress(TornAccount):
+    with contextlib.suppress(DamagedIndex):
         if (found := _reported(place)) is not None:
             return found
     if (found := _pointed(place)) is None:
@@ -52,7 +52,7 @@ def resume_point(place: Location, notify: Callable[[str], None]) -> Location | N
     """
     try:
         return _pointed(place) if _reported(place) is None else None
-    except TornAccount as torn:
+    except DamagedIndex as torn:
         if not place.is_local:
             raise RunError(f"{place}: {torn}: remove that folder or use another --run_name") from torn
     aside = _set_aside(place, 1 + len(_asides(place)))
@@ -81,7 +81,7 @@ def pointer(place: Location) -> Location:
 
 
 def _reported(place: Location) -> Location | None:
-    """The last checkpoint in Ray Train's index, None without an index. Raises TornAccount or OSError."""
+    """The last checkpoint in Ray Train's index, None without an index. Raises DamagedIndex or OSError."""
     if not debugging():
         logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
@@ -91,7 +91,7 @@ def _reported(place: Location) -> Location | None:
     except OSError:
         raise
     except Exception as error:  # Ray's error for an unreadable index is private
-        raise TornAccount(f"Ray Train cannot read its checkpoint index ({type(error).__name__})") from error
+        raise DamagedIndex(f"Ray Train cannot read its checkpoint index ({type(error).__name__})") from error
     found = place / _name(checkpoint) if checkpoint else None
     return found if found and (found / TRAINING).exists() else None
 

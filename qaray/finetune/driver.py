@@ -37,7 +37,7 @@ from qaray.run.storage import Location
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
 
-LOOK_EVERY = 2.0  # seconds between two reads of the training log
+POLL_SECONDS = 2.0  # seconds between two reads of the training log
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,13 @@ def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.P
         notify(note)
     _warn_of_precision(job, notify)
     factory = ex.EncoderFactory(job.config, job.plan.template)
-    known_as = json.dumps([ex.identity_of(job.config.data_path), job.plan.template.sha256, job.config.model_max_length])
-    prepared = {"train": ex.prepare(job.config.data_path, run.root / "examples", factory, known_as)}
+    fingerprint = json.dumps(
+        [ex.identity_of(job.config.data_path), job.plan.template.sha256, job.config.model_max_length]
+    )
+    prepared = {"train": ex.prepare(job.config.data_path, run.root / "examples", factory, fingerprint)}
     if job.config.eval_data_path:
-        known_as = json.dumps([ex.identity_of(job.config.eval_data_path), known_as])
-        prepared["eval"] = ex.prepare(job.config.eval_data_path, run.root / "eval_examples", factory, known_as)
+        fingerprint = json.dumps([ex.identity_of(job.config.eval_data_path), fingerprint])
+        prepared["eval"] = ex.prepare(job.config.eval_data_path, run.root / "eval_examples", factory, fingerprint)
     with rejected_file(run.root) as reject:
         for each in prepared.values():
             for row in ex.rejected(each.folder):
@@ -287,7 +289,7 @@ def _followed(log: Location, progress: Callable[[dict], None]) -> Iterator[None]
                 progress(content)
 
     def follow() -> None:
-        while not end.wait(LOOK_EVERY):
+        while not end.wait(POLL_SECONDS):
             read_log()
 
     thread = threading.Thread(target=follow, name="qaray-training-log", daemon=True)

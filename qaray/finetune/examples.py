@@ -163,13 +163,13 @@ def identity_of(pattern: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def prepare(pattern: str, folder: Location, make_encoder: EncoderFactory, known_as: str) -> Prepared:
-    """Tokenizes the examples of ``pattern`` into ``folder``, unless it already holds those of the same ``known_as``.
+def prepare(pattern: str, folder: Location, make_encoder: EncoderFactory, fingerprint: str) -> Prepared:
+    """Tokenizes the examples of ``pattern`` into ``folder``, unless it already holds those of the same ``fingerprint``.
 
     Raises RunError if no record is a valid example.
     """
     done = (folder / "done.json").read_json()
-    if done and done["known_as"] == known_as:
+    if done and done["fingerprint"] == fingerprint:
         return Prepared(folder, done["counts"])
     folder.remove_folder()
     folder.make_folder()
@@ -178,7 +178,7 @@ def prepare(pattern: str, folder: Location, make_encoder: EncoderFactory, known_
         first = next(iter(rejected(folder)), None)
         first_reason = f", the first because {first['detail']}" if first else ""
         raise RunError(f"no training example in {pattern}: {counts['rejected']} records were rejected{first_reason}")
-    (folder / "done.json").write_json({"known_as": known_as, "counts": counts})
+    (folder / "done.json").write_json({"fingerprint": fingerprint, "counts": counts})
     return Prepared(folder, counts)
 
 

@@ -11,7 +11,7 @@ from qaray.run.storage import Location
 from qaray.schema import PARSED_SCHEMA, Parsed, table
 
 Key = tuple[str, int, int]  # (doi, window, attempt)
-MOST_FILES = 32  # answer files per paper shard before they are merged; engines write a few answers per file
+MAX_FILES = 32  # answer files per paper shard before they are merged; engines write a few answers per file
 
 
 def next_owed(answers: list[Parsed], max_attempts: int) -> int | None:
@@ -44,12 +44,12 @@ def read_answers(fs: Any, paths: list[str], columns: list[str] | None = None) ->
 
 
 def merge_answers(run: Run, shard: str, paths: list[str]) -> list[str]:
-    """Merges a shard's answer files into one if there are more than MOST_FILES; returns the paths of its answers.
+    """Merges a shard's answer files into one if there are more than MAX_FILES; returns the paths of its answers.
 
     10⁷ papers at 4 answers per file would leave 2.5 million files. The merged file is complete before the others are
     removed, and readers drop duplicate keys: a task that dies in between neither loses nor duplicates an answer.
     """
-    if len(paths) <= MOST_FILES:
+    if len(paths) <= MAX_FILES:
         return paths
     # An earlier attempt of this task may have died after removing some files.
     paths = [path for path in paths if Location(run.root.fs, path).exists()]

@@ -120,7 +120,7 @@ def quantities(text: str) -> dict[Decimal, set[str]]:
     return found
 
 
-def stands_in(mention: Mention, paper: Mapping[Decimal, set[str]]) -> bool:
+def is_in_paper(mention: Mention, paper: Mapping[Decimal, set[str]]) -> bool:
     """Whether the paper contains a reading of the number: the same value and, if one is written, the same unit.
 
     A value that the paper has without a unit (in a table column or a list) matches any unit.
@@ -147,7 +147,7 @@ _NOT_ALONE = re.compile(
 )
 
 
-def leans_on(question: str) -> str | None:
+def paper_reference(question: str) -> str | None:
     """The words that make a question depend on its paper ("this study", "Figure 3"); None if it is self-contained."""
     match = _NOT_ALONE.search(question)
     return match[0] if match else None

@@ -49,7 +49,7 @@ def submit(config: SubmitConfig) -> int:
             "output_dir": config.command_flags.get("output_dir", ""),
             "run": name,
         }
-        hand_over(client, job, entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
+        submit_job(client, job, entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
         notify(f"submitted {job}; stop it with: ray job stop {job}")
         if not config.wait:
             return 0
@@ -113,7 +113,7 @@ def has_token() -> bool:
     return any(os.environ.get(name) for name in places) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
-def hand_over(client: JobSubmissionClient, job: str, **options: Any) -> None:
+def submit_job(client: JobSubmissionClient, job: str, **options: Any) -> None:
     """Submits the job, retrying while the cluster is starting. Raises RunError if it is not accepted."""
     end = time.monotonic() + AGENT_WAIT
     while True:

@@ -180,5 +180,5 @@ def _add_grounding(paper: dict[str, Any], rows: list[Any]) -> None:
             pair["notes"].append(f"{row['numbers_found']} of {row['numbers']} numbers found in the paper")
         if row["missing"]:
             pair["warnings"].append("not found in the paper: " + ", ".join(row["missing"]))
-        if row["leans_on"]:
-            pair["warnings"].append(f"not self-contained: “{row['leans_on']}”")
+        if row["paper_reference"]:
+            pair["warnings"].append(f"not self-contained: “{row['paper_reference']}”")

@@ -59,7 +59,7 @@ class Tries:
     def end(self, key: str) -> None:
         (self.folder / f"{key}.json").remove()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Removes all records, once the run is done."""
         self.folder.remove_folder()
 

@@ -157,7 +157,10 @@ def test_status_of_runs(tmp_path):
 
 def test_commands_of_the_readme(tmp_path, monkeypatch):
     """Those that need no model of the user's are run; of the others the flags are checked."""
-    blocks = [block.replace("\\\n", " ") for block in re.findall(r"```\n(.*?)```", re.sub(r"```json.*?```", "", README, flags=re.S), re.S)]
+    blocks = [
+        block.replace("\\\n", " ")
+        for block in re.findall(r"```\n(.*?)```", re.sub(r"```json.*?```", "", README, flags=re.S), re.S)
+    ]
     lines = [shlex.split(line) for block in blocks for line in block.splitlines() if line]
     trainer = {f"--{field.name}" for field in dataclasses.fields(TrainingArguments)}
     ran = 0

@@ -18,7 +18,7 @@ LOOP = list(range(50)) * 5
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens", "at_limit", "of_itself", "expected"),
+    ("text", "tokens", "at_limit", "ended", "expected"),
     [
         ("Q1: a?\nA1: b.\nQ2: c?", [1], False, False, ("Q1: a?\nA1: b.", FinishReason.STOP)),
         ("Q1: a?\nA1: b.", [1], False, True, ("Q1: a?\nA1: b.", FinishReason.STOP)),
@@ -28,8 +28,8 @@ LOOP = list(range(50)) * 5
         ("Q1: a", LOOP, False, True, ("Q1: a", FinishReason.STOP)),  # it found its way out
     ],
 )
-def test_ending(text, tokens, at_limit, of_itself, expected):
-    assert ending(text, tokens, 1, at_limit=at_limit, of_itself=of_itself) == expected
+def test_ending(text, tokens, at_limit, ended, expected):
+    assert ending(text, tokens, 1, at_limit=at_limit, ended=ended) == expected
 
 
 def test_stop_strings_are_ends_of_the_grammar():

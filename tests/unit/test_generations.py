@@ -1,6 +1,6 @@
 """Answers on disk: many small files become one, and every key counts once."""
 
-from qaray.generate.answers import MOST_FILES, merge_answers, read_answers
+from qaray.generate.answers import MAX_FILES, merge_answers, read_answers
 from qaray.generate.rounds import _Writer
 from qaray.run.directory import Run
 from qaray.run.storage import Location
@@ -18,7 +18,7 @@ def write(run, rows):
 
 def test_many_files_become_one_with_every_key_once(tmp_path):
     run = Run.at(str(tmp_path))
-    for i in range(MOST_FILES + 8):
+    for i in range(MAX_FILES + 8):
         write(run, [answer(i), answer(i, attempt=2)])
     write(run, [answer(0), answer(1)])  # keys that stand in another file too
     before = run.generation_files()["part-000000"]
@@ -26,21 +26,21 @@ def test_many_files_become_one_with_every_key_once(tmp_path):
     assert merged == run.generation_files()["part-000000"]
     assert len(merged) == 1
     rows = read_answers(run.root.fs, merged)
-    assert Location(run.root.fs, merged[0]).read_table(["doi"]).num_rows == 2 * (MOST_FILES + 8)
-    assert {doi: len(own) for doi, own in rows.items()} == {f"d{i}": 2 for i in range(MOST_FILES + 8)}
+    assert Location(run.root.fs, merged[0]).read_table(["doi"]).num_rows == 2 * (MAX_FILES + 8)
+    assert {doi: len(own) for doi, own in rows.items()} == {f"d{i}": 2 for i in range(MAX_FILES + 8)}
     assert merge_answers(run, "part-000000", merged) == merged
 
 
 def test_a_merge_that_died_while_removing_is_done_again(tmp_path):
     run = Run.at(str(tmp_path))
-    for i in range(MOST_FILES + 8):
+    for i in range(MAX_FILES + 8):
         write(run, [answer(i)])
     before = run.generation_files()["part-000000"]
     merge_answers(run, "part-000000", before)
     write(run, [answer(3)])  # one that had not been removed
     left = [*before, *run.generation_files()["part-000000"]]
     assert len(merge_answers(run, "part-000000", left)) == 1
-    assert len(read_answers(run.root.fs, run.generation_files()["part-000000"])) == MOST_FILES + 8
+    assert len(read_answers(run.root.fs, run.generation_files()["part-000000"])) == MAX_FILES + 8
 
 
 def test_few_files_stay(tmp_path):

@@ -2,12 +2,12 @@
 
 import pytest
 
-from qaray.metrics.grounding import leans_on, mentions, overlap, quantities, stands_in
+from qaray.metrics.grounding import is_in_paper, mentions, overlap, paper_reference, quantities
 
 
 def found(answer, paper):
     known = quantities(paper)
-    return [stands_in(number, known) for number in mentions(answer)]
+    return [is_in_paper(number, known) for number in mentions(answer)]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_both_ends_of_a_range_must_be_there():
     ],
 )
 def test_questions_that_lean_on_their_paper(question):
-    assert leans_on(question)
+    assert paper_reference(question)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_questions_that_lean_on_their_paper(question):
     ],
 )
 def test_questions_that_stand_alone(question):
-    assert leans_on(question) is None
+    assert paper_reference(question) is None
 
 
 def test_overlap():

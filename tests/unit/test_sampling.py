@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from qaray.engines.attempts import stream_seed
-from qaray.engines.endings import runs_in_circles
+from qaray.engines.endings import is_repetitive
 from qaray.engines.local.sampling import SHORTLIST, RandomStream, sample
 
 
@@ -53,11 +53,11 @@ def test_streams_are_their_own():
 
 def test_circles():
     words = list(range(300))
-    assert not runs_in_circles(words, "")
-    assert runs_in_circles(words + [7] * 97, "")
-    assert runs_in_circles(words + list(range(50)) * 3, "")
-    assert not runs_in_circles(words + list(range(50)) * 2, "")
-    assert not runs_in_circles([1, 2, 3], "")
+    assert not is_repetitive(words, "")
+    assert is_repetitive(words + [7] * 97, "")
+    assert is_repetitive(words + list(range(50)) * 3, "")
+    assert not is_repetitive(words + list(range(50)) * 2, "")
+    assert not is_repetitive([1, 2, 3], "")
     line = "Q{}: What is the band gap of silicon at 300 K?\n"
-    assert runs_in_circles(words, "".join(line.format(i) for i in range(4)))
-    assert not runs_in_circles(words, "".join(line.format(i) for i in range(3)))
+    assert is_repetitive(words, "".join(line.format(i) for i in range(4)))
+    assert not is_repetitive(words, "".join(line.format(i) for i in range(3)))

@@ -14,7 +14,7 @@ import torch
 
 from qaray.asking.grammar import answer_end
 from qaray.engines.attempts import stream_seed, unanswerable
-from qaray.engines.endings import runs_in_circles
+from qaray.engines.endings import is_repetitive
 from qaray.engines.local.causal_lm import CausalLM
 from qaray.engines.local.cpu import compute_on
 from qaray.engines.local.sampling import RandomStream, Sampling, sample
@@ -22,7 +22,7 @@ from qaray.engines.pool import worker_name
 from qaray.run.stopping import StopCheck
 from qaray.schema import Completion, Failure, FinishReason, Prompt, RejectReason, complete
 
-LOOK_EVERY = 16  # tokens between checks of a sequence's text
+POLL_SECONDS = 16  # tokens between checks of a sequence's text
 ROUND = 64  # slot lengths are multiples of this
 RECOVERY = 64  # answers since the last out-of-memory error after which the slots may double again
 GROWTH = 128  # positions by which slots grow; each growth copies the cache
@@ -283,13 +283,13 @@ class ContinuousBatcher:
         """Finishes a sequence at its token limit, at the end of the answer grammar, or in a repetition loop."""
         num_tokens = len(sequence.tokens)
         full = num_tokens >= sequence.prompt["max_tokens"]
-        if (full or num_tokens % LOOK_EVERY == 0) and num_tokens > self.sampling.min_tokens:
+        if (full or num_tokens % POLL_SECONDS == 0) and num_tokens > self.sampling.min_tokens:
             text = self._text(sequence)
             end = answer_end(text, sequence.prompt["num_qas"])
             if end is not None:
                 self._finish(sequence, FinishReason.STOP, text[:end])
                 return
-            if runs_in_circles(sequence.tokens, text):
+            if is_repetitive(sequence.tokens, text):
                 self._finish(sequence, FinishReason.REPETITION, text)
                 return
         if full:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.attempts import attempts, next_attempt
 from qaray.engines.guarded import guarded_answers, guarded_scores
-from qaray.engines.pool import Share, actor_name, actor_resources, actors_in_words, pool
+from qaray.engines.pool import Share, actor_name, actor_resources, describe_pool, pool
 from qaray.engines.worker import WorkerInfo
 from qaray.models.planner import ModelPlan
 from qaray.run.stopping import StopCheck
@@ -74,10 +74,10 @@ class TransformersEngine:
     def describe(self) -> str:
         gpus = self.worker.gpus
         if not gpus:
-            return f"transformers, {actors_in_words(self.config.pool)} on CPUs, attention on SDPA"
+            return f"transformers, {describe_pool(self.config.pool)} on CPUs, attention on SDPA"
         has_flash = self.worker.flash_attn and self.config.model.flash_attn
         attention = "flash-attn" if has_flash else "SDPA (flash-attn is not installed or not wanted)"
-        return f"transformers, {actors_in_words(self.config.pool)} on {gpus:g} GPU each, attention on {attention}"
+        return f"transformers, {describe_pool(self.config.pool)} on {gpus:g} GPU each, attention on {attention}"
 
     def _settings(self) -> ModelSettings:
         from qaray.engines.local.causal_lm import ModelSettings
