@@ -542,7 +542,8 @@ class PipelineConfig(Config):
         try:
             evaluation = EvaluateConfig(**evaluate)
         except ConfigError as error:
-            raise ConfigError(f"judge: {error}") from None
+            own = re.sub(rf"--(?={'|'.join(JUDGE_FLAGS)}\b)", "--judge_", str(error))
+            raise ConfigError(f"judge: {own}") from None
         super().__init__(generation=generation, evaluation=evaluation)
 
     @property
