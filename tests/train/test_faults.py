@@ -75,7 +75,7 @@ def test_another_number_of_workers_is_refused(tmp_path, tiny_model, data):
     kill(running)
     other = fine_tune(tiny_model, data, out, *STAGE3, *FLAGS, "--num_workers", "1")
     assert other.returncode == 2
-    assert "was written by 2 workers, --num_workers is 1" in other.stderr
+    assert "was written by 2 workers but --num_workers is 1" in other.stderr
 
 
 def test_a_training_without_deepspeed_goes_on_from_its_weights(tmp_path, tiny_model, data):
