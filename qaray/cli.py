@@ -125,7 +125,7 @@ def _command(name: str) -> click.Command:
         )
     )
     parameters += [
-        click.Argument([f"_{flag}"], required=False, metavar=flag.upper()) for flag in config_type.positional
+        click.Argument([f"_{flag}"], required=False, metavar=f"[{flag.upper()}]") for flag in config_type.positional
     ]
     if extra:
         parameters.append(click.Argument(["_others"], nargs=-1, type=click.UNPROCESSED, metavar="[_OTHERS]"))
@@ -179,10 +179,10 @@ def _option(name: str, field: Any, positional: bool) -> click.Option:
     kind = _plain_type(field.annotation)
     text = field.description or ""
     if positional:
-        text += f"; also without --{name}, as an argument"
-    if field.is_required():
+        text += " (required, as a flag or as an argument)"
+    elif field.is_required():
         text += " (required)"
-    elif field.default is not None:
+    elif field.default not in (None, ""):
         text += f" [{field.default}]"
     if typing.get_origin(kind) is tuple:
         metavar = field.json_schema_extra["metavar"]

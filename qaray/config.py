@@ -120,11 +120,16 @@ class Asking(Settings):
     heading: ClassVar[str] = "Prompts"
 
     num_qas: int = Field(10, ge=1, le=100, description="pairs to generate per paper")
-    request: str | None = Field(None, description="file with your own task prompt; must contain {paper} and {format}")
+    request: str | None = Field(
+        None,
+        description="file with your own task prompt; must contain {paper} and {format} (of the output) exactly once; "
+        "all slots: docs/design.md",
+    )
     language: str | None = Field(None, description="language of the pairs, such as German (default: the paper's)")
     overlength: Literal["truncate", "skip", "split"] = Field(
         "truncate",
-        description="papers longer than the context: truncate the end, skip the paper, or split into windows",
+        description="papers that do not fit into --seq_len together with the output: truncate the end, skip the "
+        "paper, or split it into windows",
     )
     max_attempts: int = Field(
         2, ge=1, le=20, description="maximum number of outputs per prompt to reach --num_qas pairs"
@@ -150,7 +155,8 @@ class LanguageModel(Settings):
     prompt_template: str | None = Field(
         None,
         description="chat format around the task prompt: llama2, chat (the tokenizer's), or a file with {instruction} "
-        "and {input} (default: the model's own)",
+        "and {input}, the task prompt (default: the template of a model that qaray fine-tuned, else chat if the "
+        "tokenizer has one, else llama2)",
     )
     flash_attn: bool = Field(True, description="use flash-attn if a GPU and the package are available")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -189,7 +195,10 @@ class Resources(Settings):
     heading: ClassVar[str] = "Engine"
 
     gpus_per_actor: float | None = Field(
-        None, ge=0, description="GPUs per actor (default: 1 if the cluster has GPUs, else 0)"
+        None,
+        ge=0,
+        description="GPUs per actor; with vllm, per tensor- or pipeline-parallel worker (default: 1 if the cluster "
+        "has GPUs, else 0)",
     )
     cpus_per_actor: float = Field(1, ge=0, description="logical CPUs per actor")
     threads_per_actor: int | None = Field(
@@ -207,7 +216,7 @@ class VLLM(Settings):
 
     tensor_parallel_size: int = Field(1, ge=1, description="number of tensor-parallel GPUs")
     pipeline_parallel_size: int = Field(
-        1, ge=1, description="number of pipeline stages; an engine uses the product of both sizes in GPUs"
+        1, ge=1, description="number of pipeline stages; an actor uses the product of both sizes in GPUs"
     )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="fraction of each GPU's memory to use")
     vllm_args: str | None = Field(
@@ -265,10 +274,13 @@ class Metrics(Settings):
         ",".join(METRICS), description="comma-separated list of coverage, similarity, racar and grounding"
     )
     query_instruction: str = Field(
-        "", description="prefix of each pair when it is embedded, for models such as e5-mistral"
+        "", description="prefix of each pair when it is embedded, for models such as e5-mistral (default: none)"
     )
     judge_above: float = Field(
-        -1.0, ge=-1, le=1, description="similarity: judge only two questions with at least this cosine; -1 = all"
+        -1.0,
+        ge=-1,
+        le=1,
+        description="similarity: minimum cosine of two questions for the judge to compare them; -1 = compare all",
     )
     control_papers: int = Field(100, ge=0, description="approximate number of papers used to check the judge")
     duplicate_cosine: float = Field(0.9, gt=0, le=1, description="minimum cosine for near-duplicates across papers")
@@ -300,7 +312,7 @@ class Embedding(Settings):
         description=f"sentence-transformers folder, hub id, bundled:NAME, or echo (default: {DEFAULT_EMBEDDER}; "
         "echo with --engine echo)",
     )
-    embed_actors: str = Field("1:1", description="number of embedding actors, MIN:MAX")
+    embed_actors: str = Field("1:1", description="number of embedding actors: N, or MIN:MAX to autoscale")
     embed_block: int | None = Field(
         None, ge=1, description="papers per batch of an embedding actor (default: 64 on GPUs, 4 on CPUs)"
     )
@@ -397,7 +409,7 @@ class GenerateConfig(EngineConfig):
         "auto: vllm if a worker can import it, else transformers",
     )
     sampling: Sampling
-    actors: str = option("Engine", "1:1", "number of engine actors, MIN:MAX")
+    actors: str = option("Engine", "1:1", "number of engine actors: N, or MIN:MAX to autoscale")
     max_batch: int | None = option(
         "Engine",
         None,
@@ -448,7 +460,8 @@ class GenerateConfig(EngineConfig):
 class EvaluateConfig(EngineConfig):
     """Score question-answer pairs.
 
-    The flags under Model, Engine and vLLM configure the judge.
+    The flags under Model, Engine and vLLM configure the judge. --cache_dir, --dtype, --trust_remote_code and the
+    resources per actor also apply to the embedding model.
     """
 
     pairs: Pairs
@@ -469,9 +482,11 @@ class EvaluateConfig(EngineConfig):
         "what runs the judge: vllm, transformers, echo (no model); auto: vllm if a worker can import it, else "
         "transformers",
     )
-    judge_actors: str = option("Engine", "1:1", "number of judge actors, MIN:MAX")
+    judge_actors: str = option("Engine", "1:1", "number of judge actors: N, or MIN:MAX to autoscale")
     output_dir: str = option(
-        "Output", "", "run directory of generate to evaluate, or a new folder with --processed_output"
+        "Output",
+        "",
+        "run directory to evaluate; with --processed_output, the folder to write (required, except with --compare)",
     )
 
     @field_validator("judge_actors")
@@ -522,8 +537,9 @@ RUN_WITHOUT = ("processed_output", "compare")  # `qaray run` evaluates its own p
 class PipelineConfig(Config):
     """Generate pairs from papers, evaluate them and write the report.
 
-    The flags under Model, Engine and vLLM apply to both models, those under Judge to the judge only. With --engine
-    echo, the judge is echo, too.
+    Flags that have a counterpart --judge_… apply to generation only, as do --base_model, --actors, --max_batch and
+    --echo_seconds. The other flags under Model, Engine and vLLM apply to generation and evaluation. With --engine echo,
+    the judge is echo, too.
     """
 
     generation: GenerateConfig
@@ -542,8 +558,8 @@ class PipelineConfig(Config):
         try:
             evaluation = EvaluateConfig(**evaluate)
         except ConfigError as error:
-            own = re.sub(rf"--(?={'|'.join(JUDGE_FLAGS)}\b)", "--judge_", str(error))
-            raise ConfigError(f"judge: {own}") from None
+            renamed = re.sub(rf"--(?={'|'.join(JUDGE_FLAGS)}\b)", "--judge_", str(error))
+            raise ConfigError(f"judge: {renamed}") from None
         super().__init__(generation=generation, evaluation=evaluation)
 
     @property
@@ -665,7 +681,6 @@ class ParseConfig(Config):
 
     original_output: str = option("Input", ..., "model outputs: a JSON list or JSONL of records {doi, output}")
     file_path: str = option("Input", ..., "papers that the outputs belong to")
-    num_qas: int = option("Input", 10, "number of pairs of a complete output", ge=1, le=100)
     output_dir: str = option("Output", ..., "folder for processed_output.json and rejected.jsonl")
 
 
@@ -713,7 +728,10 @@ class SubmitConfig(Config):
         "Cluster", None, "URL of the job server, http://head:8265 (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS)"
     )
     token_file: str | None = option(
-        "Cluster", None, "file with the cluster's token (default: RAY_AUTH_TOKEN, else ~/.ray/auth_token)"
+        "Cluster",
+        None,
+        "file with the cluster's token (default: the token in RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else "
+        "~/.ray/auth_token)",
     )
     submission_id: str | None = option("Cluster", None, "name of the job (default: from the command and the time)")
     resubmit: int = option("Cluster", 2, "maximum number of resubmissions of a failed job", ge=0, le=100)
@@ -747,7 +765,7 @@ def parse_pool(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= low <= high:
-        raise ValueError(f"must be MIN:MAX with 1 ≤ MIN ≤ MAX, got {text!r}")
+        raise ValueError(f"must be MIN:MAX or N, with 1 ≤ MIN ≤ MAX, got {text!r}")
     return low, high
 
 

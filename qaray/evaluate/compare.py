@@ -44,6 +44,8 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
 def _scores_by_doi(run: Run) -> dict[str, dict[str, Any]]:
     if not run.manifest.exists():
         folder = str(run.root).removesuffix("/evaluation")
+        if not run.root.exists():
+            raise RunRefused(f"{folder} is not an evaluated run: pass the --output_dir of evaluate")
         raise RunRefused(f"{folder} has no finished evaluation: run `qaray evaluate --output_dir {folder}` first")
     return {row["doi"]: row for row in PAPER_SCORES.rows(run)}
 

@@ -55,7 +55,7 @@ def make_sft(config: MakeSftConfig) -> dict[str, int]:
         if not counts["examples"]:
             raise ConfigError(
                 f"no examples in {config.processed_output}: {counts['rejected']} records were rejected, the first "
-                f"because {first_reason}"
+                f"because {first_reason}; pass a file in the format of processed_output.json"
             )
     return counts
 

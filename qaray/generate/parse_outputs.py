@@ -46,7 +46,7 @@ def parse_outputs(config: ParseConfig) -> dict[str, int]:
                 rejected.append(_rejected(doi, where, "parse", RejectReason.NO_OUTPUT, "no output has this doi"))
                 continue
             answers = [
-                identified(parse_answer(text, config.num_qas).pairs, doi, window)
+                identified(parse_answer(text, num_qas=1).pairs, doi, window)
                 for window, text in sorted(outputs.pop(doi))
             ]
             pairs = merged_pairs(answers)
