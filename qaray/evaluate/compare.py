@@ -7,6 +7,7 @@ from typing import Any
 from qaray.evaluate.summary import BOUNDS, PAPER_SCORES, figure, mean
 from qaray.metrics.statistics import interval_of_mean
 from qaray.run.directory import Run, RunRefused
+from qaray.run.storage import Location
 
 
 def compare(first: Run, second: Run) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
 def _scores_by_doi(run: Run) -> dict[str, dict[str, Any]]:
     if not run.manifest.exists():
         folder = str(run.root).removesuffix("/evaluation")
-        if not run.root.exists():
+        if not Location.of(folder).exists():
             raise RunRefused(f"{folder} is not an evaluated run: pass the --output_dir of evaluate")
         raise RunRefused(f"{folder} has no finished evaluation: run `qaray evaluate --output_dir {folder}` first")
     return {row["doi"]: row for row in PAPER_SCORES.rows(run)}

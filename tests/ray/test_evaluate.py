@@ -184,7 +184,7 @@ def test_a_generated_run_is_evaluated_and_two_are_compared(tmp_path):
     assert line.split()[1:4] == ["1.000", "1.000", "0.000"]
     refused = qaray("evaluate", "--compare", tmp_path / "a", tmp_path / "nothing")
     assert refused.returncode == 2
-    assert "has no finished evaluation" in refused.stderr
+    assert "is not an evaluated run: pass the --output_dir of evaluate" in refused.stderr
 
 
 @pytest.mark.parametrize(
