@@ -155,8 +155,8 @@ class LanguageModel(Settings):
     prompt_template: str | None = Field(
         None,
         description="chat format around the task prompt: llama2, chat (the tokenizer's), or a file with {instruction} "
-        "and {input}, the task prompt (default: the template of a model that qaray fine-tuned, else chat if the "
-        "tokenizer has one, else llama2)",
+        "and {input}, the parts of the task prompt (default: the template of a model that qaray fine-tuned, else chat "
+        "if the tokenizer has one, else llama2)",
     )
     flash_attn: bool = Field(True, description="use flash-attn if a GPU and the package are available")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -310,7 +310,7 @@ class Embedding(Settings):
     embedding_model: str | None = Field(
         None,
         description=f"sentence-transformers folder, hub id, bundled:NAME, or echo (default: {DEFAULT_EMBEDDER}; "
-        "echo with --engine echo)",
+        "echo if the judge is echo)",
     )
     embed_actors: str = Field("1:1", description="number of embedding actors: N, or MIN:MAX to autoscale")
     embed_block: int | None = Field(
@@ -460,8 +460,8 @@ class GenerateConfig(EngineConfig):
 class EvaluateConfig(EngineConfig):
     """Score question-answer pairs.
 
-    The flags under Model, Engine and vLLM configure the judge. --cache_dir, --dtype, --trust_remote_code and the
-    resources per actor also apply to the embedding model.
+    The flags under Model, Engine and vLLM configure the judge. --cache_dir, --dtype, --trust_remote_code,
+    --gpus_per_actor, --cpus_per_actor and --threads_per_actor also apply to the embedding model.
     """
 
     pairs: Pairs
@@ -474,7 +474,7 @@ class EvaluateConfig(EngineConfig):
         "Model",
         None,
         f"causal LM that judges the pairs: local path, hub id or bundled:NAME (default: {DEFAULT_JUDGE}; "
-        "none with --engine echo)",
+        "none if the judge is echo)",
     )
     engine: Literal["auto", "echo", "transformers", "vllm"] = option(
         "Engine",
@@ -537,9 +537,8 @@ RUN_WITHOUT = ("processed_output", "compare")  # `qaray run` evaluates its own p
 class PipelineConfig(Config):
     """Generate pairs from papers, evaluate them and write the report.
 
-    Flags that have a counterpart --judge_… apply to generation only, as do --base_model, --actors, --max_batch and
-    --echo_seconds. The other flags under Model, Engine and vLLM apply to generation and evaluation. With --engine echo,
-    the judge is echo, too.
+    Flags named --judge_… configure the judge only. Their counterparts without judge_, and --base_model, --max_batch and
+    --echo_seconds, apply to generation only. The other flags under Model, Engine and vLLM apply to both.
     """
 
     generation: GenerateConfig
@@ -570,14 +569,17 @@ class PipelineConfig(Config):
     def flags(cls) -> dict[str, Flag]:
         generate, judge = GenerateConfig.flags(), EvaluateConfig.flags()
         scores = {name: flag for name, flag in judge.items() if name not in {*JUDGE_FLAGS, *RUN_WITHOUT, *generate}}
-        twice = {f"judge_{name}": _of_the_judge(judge[name]) for name in JUDGE_FLAGS}
+        twice = {f"judge_{name}": _of_the_judge(name, judge[name]) for name in JUDGE_FLAGS}
         return {**generate, **scores, **twice}
 
 
-def _of_the_judge(flag: Flag) -> Flag:
+def _of_the_judge(name: str, flag: Flag) -> Flag:
     """The flag as `qaray run` shows it: --judge_NAME."""
     field = copy(flag.field)
     field.description = (field.description or "").replace("--context_size", "--judge_context_size")
+    if name == "engine":
+        field.default = None
+        field.description += " (default: echo with --engine echo, else auto)"
     return Flag(field, "Judge")
 
 
@@ -594,7 +596,10 @@ class FineTuneConfig(Config):
     data_path: str = option("Input", ..., "examples: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
     eval_data_path: str | None = option("Input", None, "held-out examples; their loss is measured before and after")
     model_max_length: int = option(
-        "Input", 12288, "maximum length of prompt + output, in tokens; RoPE is scaled to it", ge=16
+        "Input",
+        12288,
+        "maximum length of prompt + output, in tokens; beyond the model's own context, RoPE is scaled linearly",
+        ge=16,
     )
     overlength: Literal["truncate", "shorten", "reject"] = option(
         "Input",
@@ -646,7 +651,10 @@ class FineTuneConfig(Config):
     @classmethod
     def _local(cls, value: str) -> str:
         if "://" in value:
-            raise ValueError(f"must be a local path, got {value}: only --storage_path, for checkpoints, may be a URI")
+            raise ValueError(
+                f"must be a path that all nodes share, not a URI, got {value}: "
+                "only --storage_path, for checkpoints, may be a URI"
+            )
         return value
 
 
@@ -697,7 +705,7 @@ class PlanConfig(Config):
     output_dir: str = option("Input", ..., "run directory of a finished generate")
     papers: int = option("Input", ..., "number of papers of the corpus", ge=1)
     paper_tokens: int | None = option("Input", None, "mean length of a paper, in tokens (default: the run's)", ge=1)
-    gpus: int = option("Cluster", 1, "number of GPUs (or of devices, if the run used no GPU)", ge=1)
+    gpus: int = option("Cluster", 1, "number of GPUs; if the run used none, number of actors like the run's", ge=1)
     gpu_hour_price: float | None = option("Cluster", None, "price of a GPU hour (default: the run's)", gt=0)
 
 
