@@ -538,7 +538,8 @@ class PipelineConfig(Config):
     """Generate pairs from papers, evaluate them and write the report.
 
     Flags named --judge_… configure the judge only. Their counterparts without judge_, and --base_model, --max_batch and
-    --echo_seconds, apply to generation only. The other flags under Model, Engine and vLLM apply to both.
+    --echo_seconds, apply to generation only, except that --engine echo also makes echo the default judge. The other
+    flags under Model, Engine and vLLM apply to both.
     """
 
     generation: GenerateConfig
@@ -705,7 +706,12 @@ class PlanConfig(Config):
     output_dir: str = option("Input", ..., "run directory of a finished generate")
     papers: int = option("Input", ..., "number of papers of the corpus", ge=1)
     paper_tokens: int | None = option("Input", None, "mean length of a paper, in tokens (default: the run's)", ge=1)
-    gpus: int = option("Cluster", 1, "number of GPUs; if the run used none, number of actors like the run's", ge=1)
+    gpus: int = option(
+        "Cluster",
+        1,
+        "number of GPUs to plan for; if the run used none, number of actors with the resources of the run's",
+        ge=1,
+    )
     gpu_hour_price: float | None = option("Cluster", None, "price of a GPU hour (default: the run's)", gt=0)
 
 

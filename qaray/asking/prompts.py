@@ -45,9 +45,9 @@ class PromptBuilder:
         empty = builder._tokens("", [], config.asking.num_qas)
         if budget.longest_prompt < empty + 64:
             raise ConfigError(
-                f"seq_len {seq_len} leaves no room for a paper: the prompt without a paper takes {empty} tokens, and "
-                f"{budget.reserve} are reserved for the output. Raise --seq_len (and --context_size) above "
-                f"{empty + 64 + budget.reserve}, or lower --max_gen_len or --num_qas"
+                f"seq_len {seq_len} leaves no room for a paper: the prompt without a paper takes {empty} tokens, "
+                f"{budget.reserve} are reserved for the output, and a paper needs at least 64. Raise --seq_len (and "
+                f"--context_size) to at least {empty + 64 + budget.reserve}, or lower --max_gen_len or --num_qas"
             )
         return builder
 
