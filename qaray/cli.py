@@ -78,13 +78,9 @@ class _Group(click.Group):
 class _Command(click.Command):
     """A command whose flags are listed under the headings of their groups."""
 
-    def __init__(self, name: str, headings: dict[str, str], extra_metavar: str, **settings: Any) -> None:
+    def __init__(self, name: str, headings: dict[str, str], **settings: Any) -> None:
         super().__init__(name, **settings)
-        self.headings, self.extra_metavar = headings, extra_metavar
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        pieces = [piece for piece in super().collect_usage_pieces(ctx) if not piece.startswith("[_")]
-        return [*pieces, *([self.extra_metavar] if self.extra_metavar else [])]
+        self.headings = headings
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*HEADINGS, "Options")}
@@ -124,14 +120,14 @@ def _command(name: str) -> click.Command:
             help="YAML file with flags as keys; flags on the command line take precedence",
         )
     )
-    parameters += [
-        click.Argument([f"_{flag}"], required=False, metavar=f"[{flag.upper()}]") for flag in config_type.positional
-    ]
+    parameters += [click.Argument([f"_{flag}"], required=False, metavar=f"[{flag.upper()}]") for flag in positional]
     if extra:
-        parameters.append(click.Argument(["_others"], nargs=-1, type=click.UNPROCESSED, metavar="[_OTHERS]"))
+        parameters.append(
+            click.Argument(["_others"], nargs=-1, type=click.UNPROCESSED, metavar=config_type.extra_metavar)
+        )
 
     def run(_config_file: str | None, _others: Sequence[str] = (), **values: Any) -> int:
-        places = {flag: values.pop(f"_{flag}", None) for flag in config_type.positional}
+        places = {flag: values.pop(f"_{flag}", None) for flag in positional}
         given = {flag: value for flag, value in [*values.items(), *places.items()] if value is not None}
         settings = {**(_read_yaml(_config_file) if _config_file else {}), **given}
         if extra:
@@ -146,7 +142,6 @@ def _command(name: str) -> click.Command:
     return _Command(
         name,
         {flag: each.heading for flag, each in flags.items()},
-        config_type.extra_metavar,
         params=parameters,
         callback=run,
         help=config_type.__doc__,
@@ -291,7 +286,7 @@ def _evaluate(config: Any) -> None:
     if config.compare:
         from qaray.evaluate.compare import compare, comparison_lines
 
-        first, second = (Run.at(folder).evaluation for folder in config.compare)
+        first, second = (Run.at(folder) for folder in config.compare)
         print("\n".join(comparison_lines(compare(first, second))))
         return
     from qaray.evaluate.summary import summary_lines

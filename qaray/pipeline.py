@@ -83,7 +83,8 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         display.notify(f"engine: {engine.describe()}")
         report = fan_out(display.generated, meter.generated)
         progress = generate(run, engine, builder, attempts(config), papers, session.lease, report)
-        session.check(f"{progress.settled} of {papers.papers} papers are done")
+        session.end_stage(f"{progress.settled} of {papers.papers} papers are done")
+        session.end_stages()
 
         totals = write_outputs(run, config, builder, papers)
         account = Account(config, session.engine_reason, session.worker, papers, progress, totals, session.seconds)
@@ -135,7 +136,8 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
             started = time.monotonic()
             progress = measure(context, stage, session.lease, fan_out(display.measured, meter.measured))
             seconds[stage.name] = round(time.monotonic() - started, 2)
-            session.check(f"{stage.name}: {progress.done} of {papers} papers are done")
+            session.end_stage(f"{stage.name}: {progress.done} of {papers} papers are done")
+        session.end_stages()
 
         duplicates = find_duplicates(context, config)
         summary = summarise(context, duplicates)
@@ -170,7 +172,7 @@ def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
         return manifest
 
     def identify(_: FineTuneConfig) -> None:
-        run.identify(driver.identity(job))
+        run.identify(job.identity)
         driver.check_checkpoint(job)
 
     config = config.replace(local_cpus=config.cluster.local_cpus or driver.local_cpus(config))
@@ -239,11 +241,14 @@ class Session(Generic[AnyConfig]):
         """Of this start, until now."""
         return time.monotonic() - self.begun
 
-    def check(self, done: str) -> None:
-        """After a stage. Raises Stopped if a stop was requested, RunError if another driver has taken the run."""
+    def end_stage(self, done: str) -> None:
+        """After each stage. Raises Stopped if a stop was requested; ``done`` says how far the stage is."""
         self.display.close()
         if self.run.stop_flag.exists():
             raise Stopped(f"stopped: {done}; rerun the command to resume")
+
+    def end_stages(self) -> None:
+        """After the last stage. Raises RunError if another driver has taken the run."""
         self.lease.check()
         self.run.clean()  # after writers that died
 

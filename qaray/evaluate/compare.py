@@ -7,7 +7,6 @@ from typing import Any
 from qaray.evaluate.summary import BOUNDS, PAPER_SCORES, figure, mean
 from qaray.metrics.statistics import interval_of_mean
 from qaray.run.directory import Run, RunRefused
-from qaray.run.storage import Location
 
 
 def compare(first: Run, second: Run) -> dict[str, Any]:
@@ -18,7 +17,7 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
     before, after = _scores_by_doi(first), _scores_by_doi(second)
     shared = sorted(before.keys() & after.keys())
     if not shared:
-        raise RunRefused(f"{first.root} and {second.root} have no papers in common")
+        raise RunRefused(f"{first.evaluation.root} and {second.evaluation.root} have no papers in common")
     metrics = {}
     for name in BOUNDS:
         pairs = [(before[doi][name], after[doi][name]) for doi in shared]
@@ -37,18 +36,17 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
             "missing": len(pairs) - len(both),
         }
     return {
-        "first": str(first.root), "second": str(second.root), "papers": len(shared),
+        "first": str(first.evaluation.root), "second": str(second.evaluation.root), "papers": len(shared),
         "only_in_first": len(before) - len(shared), "only_in_second": len(after) - len(shared), "metrics": metrics,
     }  # fmt: skip
 
 
 def _scores_by_doi(run: Run) -> dict[str, dict[str, Any]]:
-    if not run.manifest.exists():
-        folder = str(run.root).removesuffix("/evaluation")
-        if not Location.of(folder).exists():
-            raise RunRefused(f"{folder} is not an evaluated run: pass the --output_dir of evaluate")
-        raise RunRefused(f"{folder} has no finished evaluation: run `qaray evaluate --output_dir {folder}` first")
-    return {row["doi"]: row for row in PAPER_SCORES.rows(run)}
+    if not run.root.exists():
+        raise RunRefused(f"{run.root} is not an evaluated run: pass the --output_dir of evaluate")
+    if not run.evaluation.manifest.exists():
+        raise RunRefused(f"{run.root} has no finished evaluation: run `qaray evaluate --output_dir {run.root}` first")
+    return {row["doi"]: row for row in PAPER_SCORES.rows(run.evaluation)}
 
 
 def comparison_lines(found: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from qaray.evaluate.sources import source_of
+from qaray.evaluate.sources import keys_of, source_of
 from qaray.evaluate.tables import GROUNDING, RACAR, Table
 from qaray.run.directory import Run
 from qaray.schema import DIMENSIONS
@@ -35,7 +35,8 @@ def read_pairs(output_dir: str) -> pa.Table:
     source, measured = source_of(run), run.measured()
     batches = [SCHEMA.empty_table()]
     for shard in source.shards():
-        papers, keys = source.read(shard), source.keys(shard)
+        papers = source.read(shard)
+        keys = keys_of(papers)
         scores: dict[str, dict[str, Any]] = {}
         for table, names in SCORES.items() if measured else ():
             for rows in table.read(run.evaluation, shard, keys, ["pair_id", *names]).values():

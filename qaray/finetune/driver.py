@@ -18,6 +18,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qaray.asking.request import Request
@@ -61,6 +62,30 @@ class Job:
     def checkpoints(self) -> Location:
         return Location.of(self.storage) / self.config.run_name
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The settings that identify a run; a start with other values is refused. Looks the data files up once."""
+        config = self.config
+        return {
+            "model_name_or_path": config.model_name_or_path,
+            "data": ex.identity_of(config.data_path),
+            "eval_data": ex.identity_of(config.eval_data_path) if config.eval_data_path else None,
+            "template": self.plan.template.name,
+            "template_sha256": self.plan.template.sha256,
+            "model_max_length": config.model_max_length,
+            "overlength": config.overlength,
+            "rope_factor": self.plan.rope_factor,
+            "use_full_attn": config.use_full_attn,
+            "s2_group_size": config.s2_group_size,
+            "low_rank_training": config.low_rank_training,
+            "trainable_params": config.trainable_params if config.low_rank_training else None,
+            "lora_r": config.lora_r if config.low_rank_training else None,
+            "lora_alpha": config.lora_alpha if config.low_rank_training else None,
+            "training": dict(sorted(self.flags.items())),
+            "deepspeed": self.deepspeed.config if self.deepspeed else None,
+            "run_name": config.run_name,
+        }
+
 
 def decide(config: FineTuneConfig) -> Job:
     """Validates all user input; returns the job. Raises ConfigError or FileNotFoundError with one line for the user."""
@@ -84,35 +109,10 @@ def decide(config: FineTuneConfig) -> Job:
     return Job(config, plan, request, flags, deepspeed, limit if limit and limit > 0 else None)
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """The settings that identify a run; a start with other values is refused."""
-    config = job.config
-    return {
-        "model_name_or_path": config.model_name_or_path,
-        "data": ex.identity_of(config.data_path),
-        "eval_data": ex.identity_of(config.eval_data_path) if config.eval_data_path else None,
-        "template": job.plan.template.name,
-        "template_sha256": job.plan.template.sha256,
-        "model_max_length": config.model_max_length,
-        "overlength": config.overlength,
-        "rope_factor": job.plan.rope_factor,
-        "use_full_attn": config.use_full_attn,
-        "s2_group_size": config.s2_group_size,
-        "low_rank_training": config.low_rank_training,
-        "trainable_params": config.trainable_params if config.low_rank_training else None,
-        "lora_r": config.lora_r if config.low_rank_training else None,
-        "lora_alpha": config.lora_alpha if config.low_rank_training else None,
-        "training": dict(sorted(job.flags.items())),
-        "deepspeed": job.deepspeed.config if job.deepspeed else None,
-        "run_name": config.run_name,
-    }
-
-
 def finished(job: Job, run: Run) -> dict[str, Any] | None:
     """The manifest if this fine-tuning is already finished, else None."""
-    stored = run.identity.read_json() or {}
     manifest: dict[str, Any] | None = run.manifest.read_json()
-    return manifest if stored.get("hash") == identity_hash(identity(job)) else None
+    return manifest if manifest and run.has_identity(job.identity) else None
 
 
 def model_folder(run: Run) -> Location:
@@ -142,7 +142,7 @@ def check_checkpoint(job: Job) -> None:
     except ConfigError:
         return
     note = (place / TRAINING).read_json() or {}
-    if note.get("identity") != identity_hash(identity(job)):
+    if note.get("identity") != identity_hash(job.identity):
         raise ConfigError(
             f"{place} is a checkpoint of another run: use another --run_name or --storage_path, or remove it"
         )
@@ -210,7 +210,7 @@ def train(
         eval_examples=prepared["eval"].folder if "eval" in prepared else None,
         log=run.training_log,
         contract=contract_of(config, job.plan, job.request).model_dump(),
-        identity=identity_hash(identity(job)),
+        identity=identity_hash(job.identity),
         resume=resume_point(job.checkpoints, notify),
     )
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(3600 * config.cluster.wait_hours))

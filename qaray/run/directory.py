@@ -143,6 +143,10 @@ class Run:
             f"{self.root} was started with other settings ({changes}): use the same settings or another --output_dir"
         )
 
+    def has_identity(self, identity: dict[str, Any]) -> bool:
+        """Whether the run was started with these settings. Raises like ``identify`` if run.json cannot be used."""
+        return (self._stored_identity() or {}).get("hash") == identity_hash(identity)
+
     def identify_parts(self, parts: dict[str, dict[str, Any]]) -> None:
         """Like ``identify``, for a start that names only some parts of the identity.
 

@@ -62,12 +62,17 @@ class Lease:
 
     def refuse_another(self) -> None:
         """Raises RunRefused if another driver is alive."""
-        holder = self.holder()
-        if holder and (reason := sign_of_life(holder)):
+        if driver := self.live_driver():
             raise RunRefused(
-                f"another driver is working on {self.file.path.rsplit('/', 1)[0]} (process "
-                f"{holder.get('pid')} on host {holder.get('host')}, {reason}): wait for it to end or stop it"
+                f"another driver is working on {self.file.path.rsplit('/', 1)[0]} ({driver}): wait for it to end or "
+                "stop it"
             )
+
+    def live_driver(self) -> str:
+        """The live driver of the run in words, '' if there is none or if it is this process."""
+        holder = self.holder()
+        reason = sign_of_life(holder) if holder else ""
+        return f"process {holder.get('pid')} on host {holder.get('host')}, {reason}" if holder and reason else ""
 
     def holder(self) -> dict[str, Any] | None:
         """Content of the lease, None if there is none."""

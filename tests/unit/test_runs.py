@@ -25,6 +25,16 @@ def holder(run, **values):
     )
 
 
+def test_whether_a_run_was_started_with_these_settings(run):
+    assert not run.has_identity({"seed": 0})
+    run.identify({"seed": 0})
+    assert run.has_identity({"seed": 0})
+    assert not run.has_identity({"seed": 1})
+    run.identity.write_bytes(b"{")
+    with pytest.raises(RunError, match="is corrupt.*remove it to start the run again"):
+        run.has_identity({"seed": 0})
+
+
 def test_identity(run):
     run.identify({"model": "a", "seed": 0})
     run.identify({"seed": 0, "model": "a"})
