@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from qaray.asking.grammar import question_key
+from qaray.asking.grammar import no_pairs, question_key
 from qaray.generate.answers import best_answers
 from qaray.schema import FinishReason, Pair, Paper, Parsed, ParseStatus, Rejected, RejectReason, failure_of
+
+SHOWN = 200  # characters of an output without pairs in rejected.jsonl
 
 
 def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], ParseStatus, Rejected | None]:
@@ -22,10 +25,9 @@ def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], Pars
     if failure is not None:
         (reason, detail), stage = failure, "generate"
     else:
-        tries = len(answers)
         reason, stage = str(RejectReason.NO_PAIRS), "parse"
         ended = ", ".join(sorted({str(a["finish_reason"]) for a in answers}))
-        detail = f"no question-answer pair in {tries} answer{'s' * (tries != 1)} (ended by {ended})"
+        detail = no_pairs_detail([answer["output"] for answer in best], f"{len(answers)} tried, ended by {ended}")
     rejected = Rejected(
         doi=paper["doi"],
         file=paper["file"],
@@ -35,6 +37,13 @@ def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], Pars
         detail=detail,
     )
     return [], ParseStatus.MALFORMED, rejected
+
+
+def no_pairs_detail(outputs: Sequence[str], note: str = "") -> str:
+    """Why outputs have no pairs: what they are, and the beginning of the first one, at most 200 characters."""
+    kinds = ", ".join(dict.fromkeys(str(no_pairs(output)) for output in outputs))
+    begins = next((output for output in outputs if output.strip()), "").strip()[:SHOWN]
+    return f"no question-answer pair: {kinds}{f' ({note})' if note else ''}" + (f": {begins}" if begins else "")
 
 
 def merged_pairs(windows: list[list[Pair]]) -> list[Pair]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from qaray.asking.grammar import no_pairs
 from qaray.asking.prompts import PromptBuilder
 from qaray.config import GenerateConfig
 from qaray.corpus.doi_index import Ingested
@@ -40,6 +41,7 @@ class Totals:
     answer_seconds: float = 0.0  # seconds spent in a batch, summed over answers
     status: Counter[str] = field(default_factory=Counter)  # papers by ParseStatus
     finish: Counter[str] = field(default_factory=Counter)  # answers by FinishReason
+    without_pairs: Counter[str] = field(default_factory=Counter)  # answers by NoPairs
     rejected: Counter[str] = field(default_factory=Counter)  # records and papers by RejectReason
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -109,6 +111,11 @@ def _count(
             answer_seconds=sum(a["seconds"] for a in answers),
             status=Counter([str(status)]) if pairs else Counter(),
             finish=Counter(a["finish_reason"] for a in answers if a["finish_reason"]),
+            without_pairs=Counter(
+                str(no_pairs(a["output"]))
+                for a in answers
+                if a["reason"] is None and a["status"] == ParseStatus.MALFORMED
+            ),
             rejected=Counter([rejected["reason"]]) if rejected else Counter(),
         )
     )

@@ -1,0 +1,1 @@
+"""Reads question-answer pairs from a model's output."""
