@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qaray.corpus.doi import doi_key
 from qaray.evaluate.summary import BOUNDS, PAPER_SCORES, figure, mean
 from qaray.metrics.statistics import interval_of_mean
 from qaray.run.directory import Run, RunRefused
@@ -46,7 +47,7 @@ def _scores_by_doi(run: Run) -> dict[str, dict[str, Any]]:
         raise RunRefused(f"{run.root} is not an evaluated run: pass the --output_dir of evaluate")
     if not run.evaluation.manifest.exists():
         raise RunRefused(f"{run.root} has no finished evaluation: run `qaray evaluate --output_dir {run.root}` first")
-    return {row["doi"]: row for row in PAPER_SCORES.rows(run.evaluation)}
+    return {doi_key(row["doi"]): row for row in PAPER_SCORES.rows(run.evaluation)}
 
 
 def comparison_lines(found: dict[str, Any]) -> list[str]:

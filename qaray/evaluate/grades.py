@@ -9,7 +9,7 @@ import numpy as np
 
 from qaray.evaluate.rubrics import RacarTargets, SimilarityTargets
 from qaray.metrics import racar, similarity
-from qaray.metrics.grounding import paper_reference
+from qaray.metrics.self_contained import paper_reference
 from qaray.schema import DIMENSIONS, Failure, ScoreReason, failed
 
 NOT_FINITE = Failure(str(ScoreReason.NOT_FINITE), "the model returned values that are not finite")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -11,13 +13,19 @@ import pyarrow as pa
 from qaray.evaluate.measure import Context, Stage, map_light, score_key
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import COVERAGE, GROUNDING
-from qaray.metrics.grounding import is_in_paper, mentions, overlap, paper_reference, quantities
+from qaray.metrics.grounding import Mention, is_in_paper, mentions, overlap, quantities
+from qaray.metrics.self_contained import paper_reference
 from qaray.schema import Failure, Paired, ScoreReason, failed
 
 
 def grounding(context: Context) -> Stage:
     """The stage that measures grounding; word overlap with the evidence only if coverage was measured."""
     return Stage("grounding", (GROUNDING,), lambda work: map_light(work, _Ground(context), batch_size=1))
+
+
+SWAPPED = 50  # numbers of other papers' answers that each paper is tested with, each quantity once
+FROM_EACH = 4  # at most, of one of these papers
+NEIGHBOURS = 50  # papers of the shard whose answers they may be taken from
 
 
 @dataclass(frozen=True)
@@ -31,21 +39,53 @@ class _Ground:
             keys = keys_of(papers)
             owed = GROUNDING.owed(context.run, shard, keys)
             found = COVERAGE.read(context.run, shard, keys, ["evidence"])
+            numbers = _Numbers(papers)
             rows = [
                 row
-                for paper in papers
+                for position, paper in enumerate(papers)
                 if paper["doi"] in owed
-                for row in _grounding_rows(paper, found[paper["doi"]][0]["evidence"] if paper["doi"] in found else None)
+                for row in _grounding_rows(
+                    paper,
+                    numbers.of(position),
+                    numbers.of_others(position),
+                    found[paper["doi"]][0]["evidence"] if paper["doi"] in found else None,
+                )
             ]
             GROUNDING.write(context.run, shard, rows)
             yield pa.table({"papers": [len({row["doi"] for row in rows})]})
 
 
-def _grounding_rows(paper: Paired, best: list[Any] | None) -> Iterator[dict[str, Any]]:
-    paper_quantities = quantities(paper["txt"])
-    for qa, pair in enumerate(paper["pairs"]):
-        numbers = mentions(pair["A"])
-        missing = [number.text for number in numbers if not is_in_paper(number, paper_quantities)]
+class _Numbers:
+    """The numbers in the answers of a shard's papers, read when first asked for."""
+
+    def __init__(self, papers: Sequence[Paired]) -> None:
+        self.papers = papers
+        self.of = cache(self._of)
+
+    def _of(self, position: int) -> list[list[Mention]]:
+        """One list per pair of a paper."""
+        return [mentions(pair["A"]) for pair in self.papers[position]["pairs"]]
+
+    def of_others(self, position: int) -> list[Mention]:
+        """Up to SWAPPED different numbers with a unit, from answers of the papers that follow in the shard's circle."""
+        found: dict[Any, Mention] = {}  # by quantity
+        for other in range(position + 1, position + min(len(self.papers), NEIGHBOURS + 1)):
+            answers = self.of(other % len(self.papers))
+            new = (n for answer in answers for n in answer if n.has_unit and n.readings not in found)
+            found.update({number.readings: number for number in islice(new, FROM_EACH)})
+            if len(found) >= SWAPPED:
+                break
+        return list(found.values())[:SWAPPED]
+
+
+def _grounding_rows(
+    paper: Paired, numbers_of: list[list[Mention]], swapped: list[Mention], best: list[Any] | None
+) -> Iterator[dict[str, Any]]:
+    paper_numbers = quantities(paper["txt"])
+    swapped_found = sum(is_in_paper(number, paper_numbers) for number in swapped)
+    for qa, (pair, numbers) in enumerate(zip(paper["pairs"], numbers_of, strict=True)):
+        missing = [number.text for number in numbers if not is_in_paper(number, paper_numbers)]
+        asked, answered = bool(pair["Q"].strip()), bool(pair["A"].strip())
         phrase = paper_reference(pair["Q"])
         word_overlap = None
         if best:
@@ -57,9 +97,18 @@ def _grounding_rows(paper: Paired, best: list[Any] | None) -> Iterator[dict[str,
             "numbers": len(numbers),
             "numbers_found": len(numbers) - len(missing),
             "missing": missing,
-            "self_contained": phrase is None,
+            "swapped": len(swapped) or None,
+            "swapped_found": swapped_found if swapped else None,
+            "self_contained": phrase is None if asked else None,
             "paper_reference": phrase,
-            "answer_words": len(pair["A"].split()),
+            "answer_words": len(pair["A"].split()) if answered else None,
             "overlap": word_overlap,
-            **failed(None if pair["A"].strip() else Failure(ScoreReason.EMPTY_ANSWER)),
+            **failed(_empty(asked, answered)),
         }
+
+
+def _empty(asked: bool, answered: bool) -> Failure | None:
+    """Why a pair has no score: its question or its answer is empty."""
+    if asked and answered:
+        return None
+    return Failure(ScoreReason.EMPTY_ANSWER if asked else ScoreReason.EMPTY_QUESTION)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from qaray.config import EvaluateConfig
+from qaray.corpus.doi_index import Ingested
 from qaray.evaluate.rubrics import INSTRUCTION, ONE_PAIR, RACAR_RUBRIC, SIMILARITY_RUBRIC, TWO_QUESTIONS
 from qaray.models.planner import ModelPlan
 from qaray.run.directory import THE_RUN, Run, utc_now
 from qaray.run.manifests import git_commit, sha256, versions
+
+# Version of what a metric means, raised when its scores can no longer be compared with those of earlier releases.
+# 2: sentences (coverage), numbers (grounding) and references to the paper (grounding, RACAR's rule) are found otherwise.
+DEFINITIONS = {"coverage": 2, "grounding": 2, "similarity": 1, "racar": 2}
 
 
 def evaluation_identity(config: EvaluateConfig, plan: ModelPlan | None) -> dict[str, dict[str, Any]]:
@@ -38,7 +43,7 @@ def evaluation_identity(config: EvaluateConfig, plan: ModelPlan | None) -> dict[
             **judging,
             "rubric_sha256": sha256(INSTRUCTION + "\0" + RACAR_RUBRIC + ONE_PAIR),
         }
-    return {metric: parts[metric] for metric in config.metrics.names}
+    return {metric: {"definition": DEFINITIONS[metric], **parts[metric]} for metric in config.metrics.names}
 
 
 def evaluation_manifest(
@@ -46,7 +51,7 @@ def evaluation_manifest(
     engine_reason: str,
     run: Run,
     summary: dict[str, Any],
-    rejected: int,
+    ingested: Ingested,
     stage_seconds: dict[str, float],
     seconds: float,
 ) -> dict[str, Any]:
@@ -57,7 +62,8 @@ def evaluation_manifest(
         "git_commit": git_commit(),
         "judge": {"engine": config.engine, "why": engine_reason} if config.judges else None,
         "pairs_of": config.pairs.processed_output or THE_RUN,
-        "counts": {"papers": summary["papers"], "pairs": summary["pairs"], "rejected": rejected},
+        "counts": {"papers": summary["papers"], "pairs": summary["pairs"], "rejected": ingested.rejected},
+        "left_out": dict(ingested.left_out),
         "problems": summary["problems"],
         "pools": {"embed_actors": config.embedding.embed_actors, "judge_actors": config.judge_actors},
         "last_start": {"finished": utc_now(), "seconds": round(seconds, 2), "stages": stage_seconds},

@@ -17,7 +17,7 @@ from qaray.corpus.records import digest, paired_fields
 from qaray.generate.answers import read_answers
 from qaray.generate.merge import paper_outcome
 from qaray.run.directory import Run
-from qaray.run.rejects import rejected_file
+from qaray.run.rejects import write_rejected_records
 from qaray.run.stopping import StopCheck
 from qaray.schema import PAIRED_SCHEMA, Paired, Parsed
 
@@ -132,29 +132,28 @@ class GeneratedPapers:
 
 def open_source(
     config: EvaluateConfig, generated: Run, should_stop: StopCheck, report: Callable[[Ingested], None]
-) -> tuple[Source, int]:
-    """(papers to measure, number of rejected records of a processed output).
+) -> tuple[Source, Ingested]:
+    """(papers to measure, counts of the ingest of a processed output).
 
     A processed output is ingested first. If one of its files has changed, or was not read completely, all of them are
     ingested again; unchanged papers keep their scores. Raises FileNotFoundError if there is no such file, RunError if
     no record is a paper with pairs.
     """
     if not config.pairs.processed_output:
-        return GeneratedPapers.of(generated), 0
+        return GeneratedPapers.of(generated), Ingested()
     run = generated.evaluation
     files = input_files(config.pairs.processed_output, run)
     recorded = (run.sources.read_json() or {"files": []})["files"]
     if unread(files, recorded) or len(files) != len(recorded):
-        for old in (*run.paper_shards(), *run.rejected_papers.files(".parquet"), run.sources):
+        shards = (run.paper_shards(), run.rejected_papers.files(".parquet"), run.left_out.files(".parquet"))
+        for old in (*(shard for each in shards for shard in each), run.sources):
             old.remove()
     intake = Intake(
         config.pairs.processed_output, config.pairs.papers_per_shard, fields=paired_fields, schema=PAIRED_SCHEMA
     )
     ingested = ingest(intake, run, WordTokenizer().count, should_stop, report)
-    with rejected_file(run.root) as reject:
-        for row in run.rejected_records():
-            reject(row)
-    return ProcessedPapers(run), ingested.rejected
+    write_rejected_records(run)
+    return ProcessedPapers(run), ingested
 
 
 def source_of(run: Run) -> Source:

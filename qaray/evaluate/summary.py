@@ -31,6 +31,7 @@ BOUNDS: dict[str, tuple[float, float] | None] = {
     **{f"racar_{name}": (1, 5) for name in DIMENSIONS},
     "racar_passes": (0, 1),
     "numbers_found": (0, 1),
+    "swap_rate": (0, 1),
     "self_contained": (0, 1),
     "answer_words": None,
     "evidence_overlap": (0, 1),
@@ -39,7 +40,7 @@ BY_TABLE = {
     COVERAGE.name: ("coverage_overall", "coverage_individual", "coverage_null", "coverage_lift", "sentence_std"),
     SIMILARITY.name: ("similarity_judge", "similarity_cosine", "similarity_flagged"),
     RACAR.name: (*(f"racar_{name}" for name in DIMENSIONS), "racar_passes"),
-    GROUNDING.name: ("numbers_found", "self_contained", "answer_words", "evidence_overlap"),
+    GROUNDING.name: ("numbers_found", "swap_rate", "self_contained", "answer_words", "evidence_overlap"),
 }
 PAPER_SCORES = Table(
     "paper_scores",
@@ -60,6 +61,8 @@ class Tally:
     passing: int = 0
     numbers: int = 0
     numbers_found: int = 0
+    swapped: int = 0  # numbers of other papers' answers, tested on a paper
+    swapped_found: int = 0
     judge_and_cosine: list[tuple[float, float]] = field(default_factory=list)
     order_gaps: list[float] = field(default_factory=list)  # |judge − judge_swapped|
     control: dict[str, list[float]] = field(default_factory=dict)  # similarity, by kind
@@ -118,7 +121,13 @@ def summarise(context: Context, duplicates: dict[str, Any] | None) -> dict[str, 
     if RACAR in tables:
         summary["racar"] = _racar(tally)
     if GROUNDING in tables:
-        summary["grounding"] = {"numbers": tally.numbers, "numbers_found": tally.numbers_found}
+        summary["grounding"] = {
+            "numbers": tally.numbers,
+            "numbers_found": tally.numbers_found,
+            "swapped": tally.swapped,
+            "swapped_found": tally.swapped_found,
+            "swap_rate": tally.swapped_found / tally.swapped if tally.swapped else None,
+        }
     if duplicates is not None:
         summary["near_duplicates"] = duplicates
     context.run.summary.write_json(summary)
@@ -191,10 +200,14 @@ def _add_grounding(rows: list[Any], tally: Tally) -> dict[str, Any]:
     numbers, found = sum(row["numbers"] for row in rows), sum(row["numbers_found"] for row in rows)
     tally.numbers += numbers
     tally.numbers_found += found
+    swapped, swapped_found = (rows[0]["swapped"], rows[0]["swapped_found"]) if rows else (None, None)
+    tally.swapped += swapped or 0
+    tally.swapped_found += swapped_found or 0
     return {
         "numbers_found": found / numbers if numbers else None,
-        "self_contained": mean([row["self_contained"] for row in rows]),
-        "answer_words": mean([row["answer_words"] for row in rows]),
+        "swap_rate": swapped_found / swapped if swapped else None,
+        "self_contained": mean([row["self_contained"] for row in rows if row["self_contained"] is not None]),
+        "answer_words": mean([row["answer_words"] for row in rows if row["answer_words"] is not None]),
         "evidence_overlap": mean([row["overlap"] for row in rows if row["overlap"] is not None]),
     }
 

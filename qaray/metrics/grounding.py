@@ -1,156 +1,105 @@
-"""Grounding: are an answer's numbers, with units, found in the paper, and is a question self-contained?
+"""Grounding: are an answer's numbers, with units, found in the paper?
 
-Numbers are compared as values with units: 1,000 equals 1000, 2.0 × 10−3 equals 0.002, and 5 % equals 5%.
+Numbers are compared as quantities: 1,000 equals 1000, 2.0 × 10−3 equals 0.002, 0.5 g equals 500 mg, and 25 °C equals
+298 K. A number without a unit is found only among the paper's numbers without a unit, and vouches for no unit.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from math import isfinite
 
-Quantity = tuple[Decimal, str]  # value, unit ("" if none is written)
+from qaray.metrics.numbers.mentions import Mention, Quantity, mentions
+from qaray.metrics.numbers.units import Unit
 
+__all__ = ["Mention", "PaperNumbers", "content_words", "is_in_paper", "mentions", "overlap", "quantities"]
 
-@dataclass(frozen=True)
-class Mention:
-    """A number as written, and its possible readings: "10−3" is a thousandth, or the range from 10 to 3."""
-
-    text: str
-    readings: tuple[tuple[Quantity, ...], ...]
-
-
-# Variants of minus signs, dashes and spaces in text from PDFs.
-_MINUS, _BLANKS = "−‐‑‒–—﹣－", "\u00a0\u2009\u202f\u2007\u200a\u2002\u2003"
-_SIGNS = str.maketrans(dict.fromkeys(_MINUS, "-") | dict.fromkeys(_BLANKS, " "))
-_SUPERSCRIPT = re.compile("[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_TO_PLAIN = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
-
-_PREFIX = "(?:da|[YZEPTGMkhdcmµnpfazy])?"
-_BASE = (
-    "(?:mol|cal|bar|atm|[Tt]orr|ppm|ppb|Hz|Pa|Da|eV|Wh|Ah|Bq|Gy|Sv|rpm|min|days?|hours?|yr|years?|"
-    "dB|kat|lm|lx|cd|rad|wt|vol|Å|Ω|ohm|[gmsKNJWVAFHTCLlMhtU])"
-)
-_FACTOR = rf"(?:%|‰|℃|°\s?[CFK]?|{_PREFIX}{_BASE})(?:\^?[-+]?[1-4])?(?![A-Za-z])"
-_UNIT = rf"{_FACTOR}(?:\s?[/·.]\s?{_FACTOR}|\s{_PREFIX}{_BASE}\^?-[1-4](?!\d))*"
-_NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-_FIGURE = re.compile(
-    rf"""
-    (?<![\w.,^])                                          # not within a name or a number
-    (?P<sign>(?<![\w)\]%.])-)?(?P<number>{_NUMBER})
-    (?: \s?[×xX·*⋅]\s?10\s?(?:\^\s?\(?|\*\*)?(?P<power>[-+]?\d{{1,2}})\)?     # × 10^−3
-      | [eE](?P<exponent>[-+]?\d{{1,2}})
-      | \^\(?(?P<raised>[-+]?\d{{1,2}})\)?               # 10^6
-    )?
-    (?P<range>\s?(?:-|\bto\b)\s?(?P<upto>{_NUMBER}))?
-    (?:\s?(?P<unit>{_UNIT}))?
-    (?![A-Za-z\d])
-    """,
-    re.VERBOSE,
-)
+EXACT = 1e-9  # relative difference of equal values: floating point only
+MAX_ROUNDING = 0.03  # relative; the written precision allows at most this
 
 
-def mentions(text: str) -> list[Mention]:
-    """The numbers in a text. Digits within names (CO2, PM2.5, sp3) do not count."""
-    return [Mention(match[0].strip(), tuple(_readings(match))) for match in _FIGURE.finditer(plain(text))]
+@dataclass
+class PaperNumbers:
+    """The numbers of a paper: those without a unit, and those with one by dimension, in base units."""
+
+    bare: set[Decimal] = field(default_factory=set)
+    measured: dict[str, list[tuple[float, float, Unit]]] = field(default_factory=dict)  # sorted: (value, place, unit)
+
+    @classmethod
+    def of(cls, quantities: Iterable[Quantity]) -> PaperNumbers:
+        numbers = cls()
+        found: dict[str, set[tuple[float, float, Unit]]] = {}
+        for value, unit in quantities:
+            if unit is None:
+                numbers.bare.add(value)
+            elif (measured := _in_base_units(value, unit)) is not None:
+                found.setdefault(unit.dimension, set()).add((*measured, unit))
+        numbers.measured = {name: sorted(values, key=lambda each: each[:2]) for name, values in found.items()}
+        return numbers
+
+    def __contains__(self, quantity: Quantity) -> bool:
+        value, unit = quantity
+        if unit is None:
+            return value in self.bare
+        measured, found = _in_base_units(value, unit), self.measured.get(unit.dimension, [])
+        if measured is None:
+            return False
+        margin = abs(measured[0]) * MAX_ROUNDING * 1.1
+        for position in range(bisect_left(found, (measured[0] - margin,)), len(found)):
+            other = found[position]
+            if other[0] > measured[0] + margin:
+                return False
+            if _agree(measured, unit, other):
+                return True
+        return False
 
 
-def plain(text: str) -> str:
-    """Normalises the signs, spaces, superscripts and µ of scientific text: ``cm⁻¹`` → ``cm^-1``."""
-    text = unicodedata.normalize("NFC", text).replace("μ", "µ").translate(_SIGNS)
-    return _SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(_TO_PLAIN), text)
+def _in_base_units(value: Decimal, unit: Unit) -> tuple[float, float] | None:
+    """(value, last written place) in base units; None beyond the range of floats."""
+    base = unit.base(float(value))
+    place = 10.0 ** max(-300, min(300, int(value.as_tuple().exponent))) * unit.factor
+    return (base, place) if isfinite(base) else None
 
 
-def _readings(match: re.Match[str]) -> Iterator[tuple[Quantity, ...]]:
-    unit = _unit(match["unit"])
-    value = _decimal((match["sign"] or "") + match["number"])
-    power = match["power"] or match["exponent"]
-    if power:
-        value = _scaled(value, int(power))
-    elif match["raised"]:
-        value = _scaled(Decimal(1), int(match["raised"])) if value == 10 else value ** int(match["raised"])
-    if not match["range"]:
-        yield ((value, unit),)
-        return
-    upto = _decimal(match["upto"])
-    if power:  # "2–4 × 10^3" has its power at the end only and is not handled here
-        upto = _scaled(upto, 0)
-    if value == 10 and not power and upto == int(upto) and upto <= 30 and match["range"].lstrip().startswith("-"):
-        yield ((_scaled(Decimal(1), -int(upto)), unit),)
-    yield ((value, unit), (upto, unit))
+def _agree(measured: tuple[float, float], unit: Unit, other: tuple[float, float, Unit]) -> bool:
+    if unit.kind and other[2].kind and unit.kind != other[2].kind:
+        return False  # 5 % by mass and by volume
+    difference, size = abs(measured[0] - other[0]), max(abs(measured[0]), abs(other[0]))
+    if difference <= EXACT * size:
+        return True
+    ratio = max(unit.factor, other[2].factor) / min(unit.factor, other[2].factor)
+    if unit.offset == other[2].offset and abs(ratio - round(ratio)) <= EXACT * ratio:
+        return False  # g and mg, min and h: exact
+    return difference <= min(max(measured[1], other[1]) / 2 * (1 + EXACT), MAX_ROUNDING * size)
 
 
-def _decimal(text: str) -> Decimal:
-    try:
-        return Decimal(text.replace(",", "")).normalize()
-    except InvalidOperation:  # digits of a non-Latin script
-        return Decimal("".join(str(unicodedata.digit(c, 0)) if c.isdigit() else c for c in text.replace(",", "")))
-
-
-def _scaled(value: Decimal, power: int) -> Decimal:
-    return value.scaleb(power).normalize()
-
-
-def _unit(text: str | None) -> str:
-    """Normalises a unit: no spaces, ``^`` or ``·``; litre as L; ``/x`` as ``x-1``."""
-    if not text:
-        return ""
-    text = re.sub(r"\s", "", text.replace("℃", "°C")) if "°" in text or "℃" in text else text
-    parts = re.split(r"[\s·.]+|(?=/)", text.replace("^", ""))
-    return "".join(_factor(part) for part in parts if part)
-
-
-def _factor(part: str) -> str:
-    inverse, part = part.startswith("/"), part.lstrip("/")
-    name, power = re.fullmatch(r"(.*?)([-+]?\d*)", part).groups()  # type: ignore[union-attr]
-    name = re.sub(r"l$", "L", name) if re.fullmatch(r"[mµndk]?l", name) else name
-    exponent = int(power or 1) * (-1 if inverse else 1)
-    return name + ("" if exponent == 1 else str(exponent))
-
-
-def quantities(text: str) -> dict[Decimal, set[str]]:
-    """Every possible value of the numbers in a paper's text → the units that it has there."""
-    found: dict[Decimal, set[str]] = {}
-    for mention in mentions(text):
-        for reading in mention.readings:
-            for value, unit in reading:
-                found.setdefault(value, set()).add(unit)
-    return found
-
-
-def is_in_paper(mention: Mention, paper: Mapping[Decimal, set[str]]) -> bool:
-    """Whether the paper contains a reading of the number: the same value and, if one is written, the same unit.
-
-    A value that the paper has without a unit (in a table column or a list) matches any unit.
-    """
-    return any(
-        all(value in paper and (not unit or unit in paper[value] or "" in paper[value]) for value, unit in reading)
+def quantities(text: str) -> PaperNumbers:
+    """Every quantity that the numbers of a paper's text may mean: the index for ``is_in_paper``."""
+    return PaperNumbers.of(
+        quantity
+        for mention in mentions(text)
         for reading in mention.readings
+        for alternatives in reading
+        for quantity in alternatives
     )
 
 
-_WORK = (
-    r"(?:study|studies|paper|article|work|research|review|report|investigation|manuscript|experiments?|authors?|text|"
-    r"passage|document|findings|results)"
-)
-_NOT_ALONE = re.compile(
-    rf"\b(?:this|these|the\s+(?:present|current|above|given|provided|following)|present|our|their)\s+{_WORK}\b(?![-‐])"
-    r"|\b(?:the|an?)\s+(?:paper|article|manuscript|authors?|passage|document|text|abstract)\b(?!\s+of\b)(?![-‐])"
-    r"|\bthe\s+study\b(?!\s+of\b)"
-    r"|\b(?:fig(?:ure|s|\.)|table|scheme|equation|eq\.|section|appendix|ref\.)\s*\(?[S]?\d+"
-    r"|\b(?:shown|described|mentioned|discussed|given|listed|stated|presented|reported)\s+(?:above|below|earlier|here)\b"
-    r"|\b(?:the\s+above|aforementioned|above-mentioned|herein)\b"
-    r"|\bin\s+this\s+(?:context|case|section|chapter|method|approach|system|model|experiment|process)\b",
-    re.IGNORECASE,
-)
+def is_in_paper(mention: Mention, paper: PaperNumbers) -> bool:
+    """Whether the paper has all numbers of one of the mention's readings, with their units.
 
-
-def paper_reference(question: str) -> str | None:
-    """The words that make a question depend on its paper ("this study", "Figure 3"); None if it is self-contained."""
-    match = _NOT_ALONE.search(question)
-    return match[0] if match else None
+    Equal are: the same value in the same unit, whatever the notation; in units that differ by a whole factor
+    (500 mg and 0.5 g, 2 h and 120 min), the same value exactly; in other units of one dimension (25 °C and 298 K,
+    1 atm and 101 kPa), values that agree to half of the coarser one's last written place, and within 3 %. A number
+    without a unit equals one without a unit. A sign counts: 6 °C is not −6 °C.
+    """
+    return any(
+        all(any(quantity in paper for quantity in alternatives) for alternatives in reading)
+        for reading in mention.readings
+    )
 
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")

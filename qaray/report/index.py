@@ -51,9 +51,16 @@ MEANINGS = {
     "racar_reasonableness": "1 to 5: coherent and well reasoned",
     "racar_passes": "share of pairs that pass the test-set rule: self-contained, all other dimensions at least 3",
     "numbers_found": "share of the answers' numbers found in the paper, with units",
+    "swap_rate": "the same for numbers with a unit from other papers' answers: what “numbers found” is by coincidence",
     "self_contained": "share of questions without references such as “this study” or “Figure 3”",
     "answer_words": "number of words per answer",
     "evidence_overlap": "share of an answer's content words found in its evidence",
+}
+# Metric → what it is by chance, and how the figure names that.
+NULLS = {
+    "coverage_overall": ("coverage_null", "random"),
+    "coverage_individual": ("coverage_null", "random"),
+    "numbers_found": ("swap_rate", "numbers of other papers"),
 }
 
 
@@ -171,7 +178,13 @@ def _facts(summary: Any) -> Iterator[str]:
     if "racar" in summary and summary["racar"]["passing_share"] is not None:
         yield f"{summary['racar']['passing']:,} pairs pass the test-set rule"
     if "grounding" in summary:
-        yield f"{summary['grounding']['numbers_found']:,} of {summary['grounding']['numbers']:,} numbers found"
+        found = summary["grounding"]
+        yield f"{found['numbers_found']:,} of {found['numbers']:,} numbers found"
+        if found.get("swap_rate") is not None:
+            yield (
+                f"swap rate {found['swap_rate']:.1%}: {found['swapped_found']:,} of {found['swapped']:,} numbers with "
+                "a unit from other papers' answers found too, by coincidence"
+            )
     if "near_duplicates" in summary:
         yield f"{summary['near_duplicates']['pairs']:,} near-duplicate questions across papers"
     for problem, count in summary["problems"].items():
@@ -192,6 +205,7 @@ def _figures(manifest: Any, summary: Any) -> Iterator[Markup]:
     metrics = summary["metrics"] if summary else {}
     for name in BOUNDS:
         if name in shown and name in metrics and metrics[name]["papers"]:
-            null = metrics["coverage_null"]["mean"] if name.startswith("coverage") else None
-            title = name.replace("_", " ") + (", dashed: random" if null is not None else "")
+            null_name, null_title = NULLS.get(name, ("", ""))
+            null = metrics.get(null_name, {}).get("mean")
+            title = name.replace("_", " ") + (f", dashed: {null_title}" if null is not None else "")
             yield figures.distribution(metrics[name], title, null)

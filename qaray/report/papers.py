@@ -29,7 +29,7 @@ CARDS = [
     ("overall coverage", "coverage_overall"), ("random coverage", "coverage_null"), ("lift", "coverage_lift"),
     ("individual coverage", "coverage_individual"), ("question similarity", "similarity_judge"),
     ("question cosine", "similarity_cosine"), ("pairs passing RACAR", "racar_passes"),
-    ("numbers found", "numbers_found"),
+    ("numbers found", "numbers_found"), ("swap rate", "swap_rate"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Numbers of scientific text, with their units."""
