@@ -309,10 +309,18 @@ def _pipeline(config: Any) -> None:
 
 
 def _parse(config: Any) -> None:
+    from qaray.corpus.doi_index import Ingested
     from qaray.generate.parse_outputs import parse_outputs
 
     counts = parse_outputs(config)
-    print(f"{counts['pairs']} pairs from {counts['papers']} papers, {counts['rejected']} rejected: {config.output_dir}")
+    short = f", {counts['short']} with fewer than {config.num_qas} pairs" if config.num_qas else ""
+    found = f"{counts['pairs']} pairs from {counts['papers']} papers{short}"
+    print(f"{found}, {counts['rejected']} rejected: {config.output_dir}")
+    if counts["without_pairs"]:
+        kinds = ", ".join(f"{kind.replace('_', ' ')} {n}" for kind, n in counts["without_pairs"].items())
+        print(f"outputs without pairs: {kinds}")
+    for note in Ingested(left_out=counts["left_out"]).notes():
+        print(note)
 
 
 def _report(config: Any) -> None:
@@ -333,7 +341,8 @@ def _make_sft(config: Any) -> None:
     from qaray.finetune.make_sft import make_sft
 
     counts = make_sft(config)
-    print(f"{counts['examples']} examples, {counts['rejected']} records skipped: {config.output}")
+    left_out = f"{counts['rejected']} records and {counts['pairs_left_out']} single pairs left out"
+    print("\n".join([f"{counts['examples']} examples, {left_out}: {config.output}", *counts["why"]]))
 
 
 def _fine_tune(config: Any) -> None:

@@ -690,6 +690,9 @@ class ParseConfig(Config):
 
     original_output: str = option("Input", ..., "model outputs: a JSON list or JSONL of records {doi, output}")
     file_path: str = option("Input", ..., "papers that the outputs belong to")
+    num_qas: int | None = option(
+        "Input", None, "pairs requested per paper: count the papers with fewer (default: not counted)", ge=1
+    )
     output_dir: str = option("Output", ..., "folder for processed_output.json and rejected.jsonl")
 
 

@@ -78,6 +78,8 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         progress_of_ingest = fan_out(display.ingested, meter.ingested)
         papers = ingest(intake, run, builder.count_tokens, session.should_stop, progress_of_ingest)
         display.notify(f"{papers.papers} papers, {papers.rejected} rejected records, {papers.tokens:,} tokens")
+        for note in papers.notes():
+            display.notify(note)
 
         engine = build_engine(config, plan, session.worker, session.should_stop, Tries.of(run))
         display.notify(f"engine: {engine.describe()}")
@@ -126,10 +128,13 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     ) as session:
         config, display, meter = session.config, session.display, session.meter
         progress_of_ingest = fan_out(display.ingested, meter.ingested)
-        source, rejected = open_source(config, generated, session.should_stop, progress_of_ingest)
+        source, ingested = open_source(config, generated, session.should_stop, progress_of_ingest)
         context = Context(run, source, session.should_stop)
         papers = count_papers(context)
-        display.notify(f"{papers} papers with pairs, {rejected} rejected records; metrics: {config.metrics.metrics}")
+        metrics = config.metrics.metrics
+        display.notify(f"{papers} papers with pairs, {ingested.rejected} rejected records; metrics: {metrics}")
+        for note in ingested.notes():
+            display.notify(note)
 
         seconds = {}
         for stage in stages(context, config, plan, session.worker, papers, display.notify):
@@ -141,7 +146,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
         duplicates = find_duplicates(context, config)
         summary = summarise(context, duplicates)
-        manifest = evaluation_manifest(config, session.engine_reason, run, summary, rejected, seconds, session.seconds)
+        manifest = evaluation_manifest(config, session.engine_reason, run, summary, ingested, seconds, session.seconds)
         run.manifest.write_json(manifest)
         Tries.of(run).clear()
         write_report(generated, source, config.output.report_papers, display.paged)

@@ -66,7 +66,7 @@ class Outcome(str, Enum):
 class RejectReason(Outcome):
     """Why a record has no pairs in the output. Every rejected row has exactly one reason."""
 
-    MISSING_KEY = "missing_key"  # doi, txt or keywords is absent or null, or doi is empty
+    MISSING_KEY = "missing_key"  # a required field is absent or null, or doi is empty
     WRONG_TYPE = "wrong_type"  # a field's type does not match the schema
     EMPTY_TEXT = "empty_text"  # txt has no visible character
     DUPLICATE_DOI = "duplicate_doi"  # an earlier record (file, position) has the same doi
@@ -94,7 +94,18 @@ class ParseStatus(Outcome):
     COMPLETE = "complete"  # at least as many pairs as requested
     SHORT = "short"  # fewer pairs, and the model ended the text
     TRUNCATED = "truncated"  # fewer pairs, and the text was cut off
-    MALFORMED = "malformed"  # no pair
+    MALFORMED = "malformed"  # no pair; see NoPairs
+
+
+class NoPairs(Outcome):
+    """What an output without a pair is."""
+
+    EMPTY = "empty"  # nothing, or blanks only
+    REASONING_ONLY = "reasoning_only"  # nothing after the reasoning, which may be unfinished
+    REFUSED = "refused"  # the model declines or asks for the paper
+    BROKEN_JSON = "broken_json"  # JSON of which no pair can be read
+    UNANSWERED = "unanswered"  # questions or empty markers, but no answer
+    PROSE = "prose"  # any other text
 
 
 class ScoreReason(Outcome):
@@ -136,6 +147,11 @@ def failure_of(row: Mapping[str, Any]) -> Failure | None:
 def failed(failure: Failure | None) -> dict[str, str | None]:
     """The columns ``reason`` and ``detail`` of a failure, both None without one."""
     return {"reason": failure and failure.reason, "detail": failure and failure.detail}
+
+
+# Keys under which a pair's question and answer are read, in the order of preference. Compared in lower case.
+QUESTION_KEYS = ("q", "question", "query", "prompt", "instruction", "input", "problem", "human", "user")
+ANSWER_KEYS = ("a", "answer", "response", "completion", "output", "solution", "reply", "gpt", "assistant")
 
 
 class QA(TypedDict):
@@ -182,7 +198,7 @@ class Paper(TypedDict):
     """One accepted paper."""
 
     row: int  # index among the accepted papers of the run, from 0
-    doi: str  # opaque id, unique in the run
+    doi: str  # opaque id as spelled in the input; unique in the run by corpus.doi.doi_key
     file: str  # input file of the paper
     position: int  # record number within that file, from 0
     tokens: int  # tokens of txt alone, counted with the run's tokenizer
@@ -202,6 +218,21 @@ class Rejected(TypedDict):
     stage: str  # "ingest", "generate" or "parse"
     reason: str  # a RejectReason
     detail: str
+
+
+class Flaw(TypedDict):
+    """Why an optional field of an accepted paper is left out."""
+
+    what: str  # without the record's value, to count: "title was not a string"
+    detail: str
+
+
+class LeftOut(Flaw):
+    """An optional field that was left out, and its paper."""
+
+    doi: str
+    file: str
+    position: int  # record number within the file, from 0
 
 
 class PromptKey(TypedDict):
@@ -400,9 +431,11 @@ class Grounding(PairKey):
     numbers: Int32  # numbers in the answer
     numbers_found: Int32  # of these, found in the paper with their unit
     missing: list[str]  # numbers not found, as written
-    self_contained: bool
+    swapped: Int32 | None  # numbers with a unit from other papers' answers, tested on this paper; null without any
+    swapped_found: Int32 | None  # of these, found in the paper; both are the paper's, the same in each of its rows
+    self_contained: bool | None  # null for an empty question
     paper_reference: str | None  # words that make the question depend on its paper
-    answer_words: Int32
+    answer_words: Int32 | None  # null for an empty answer
     overlap: float | None  # share of the answer's content words found in its evidence; null without coverage
     reason: str | None  # a ScoreReason
     detail: str | None
@@ -419,6 +452,7 @@ class Example(TypedDict):
 
 PAPER_SCHEMA = arrow_schema(Paper)
 REJECTED_SCHEMA = arrow_schema(Rejected)
+LEFT_OUT_SCHEMA = arrow_schema(LeftOut)
 PROMPT_SCHEMA = arrow_schema(Prompt)
 COMPLETION_SCHEMA = arrow_schema(Completion)
 PARSED_SCHEMA = arrow_schema(Parsed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qaray.corpus.doi import doi_key
 from qaray.run.directory import Run
 from qaray.run.storage import Location, in_threads
 
@@ -28,6 +30,12 @@ class Ingested:
     next_row: int = 0  # one past the last row id
     tokens: int = 0
     sources: list[dict[str, Any]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)  # papers by Flaw.what of an optional field
+
+    def notes(self) -> list[str]:
+        """Sentences on the fields that were left out: ``3 papers: title was not a string and is left out``."""
+        counted = sorted(self.left_out.items())
+        return [f"{papers} paper{'s' * (papers != 1)}: {what} and is left out" for what, papers in counted]
 
 
 class DoiIndex:
@@ -39,9 +47,8 @@ class DoiIndex:
         self._db = sqlite3.connect(Path(self._folder.name) / "ids.sqlite", isolation_level=None)
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
             self._db.execute(f"PRAGMA {pragma}")
-        self._db.execute("CREATE TABLE papers (doi TEXT PRIMARY KEY, file TEXT, position INT, now INT) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE papers (key TEXT PRIMARY KEY, file TEXT, position INT, now INT) WITHOUT ROWID")
         self.counts = Ingested()
-        self.first_reject = ""
 
     @classmethod
     def of(cls, run: Run, inputs: set[str], counts_alone: bool) -> DoiIndex:
@@ -59,6 +66,8 @@ class DoiIndex:
             if not counts_alone:
                 index._add(rows)
             index._count(rows)
+        for rows in in_threads(lambda shard: shard.read_table(["what"]), run.left_out.files(".parquet")):
+            index.counts.left_out.update(rows["what"].to_pylist())
         index.counts.rejected = sum(in_threads(Location.count_rows, rejected))
         index.counts.shards = max((1 + _number(shard) for shard in (*papers, *rejected)), default=0)
         return index
@@ -71,9 +80,10 @@ class DoiIndex:
         self._folder.cleanup()
 
     def _add(self, rows: pa.Table) -> None:
-        columns = [rows[name].to_pylist() for name in IDS]
+        dois, *places = (rows[name].to_pylist() for name in IDS)
         self._db.execute("BEGIN")
-        self._db.executemany("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 0)", zip(*columns, strict=True))
+        rows_of_index = zip(map(doi_key, dois), *places, strict=True)
+        self._db.executemany("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 0)", rows_of_index)
         self._db.execute("COMMIT")
 
     def _count(self, rows: pa.Table) -> None:
@@ -90,21 +100,21 @@ class DoiIndex:
         self._db.execute("BEGIN")
         verdicts = [self._verdict(*record) for record in ids[:room]]
         self._db.execute("COMMIT")
-        rejects = (v for v in verdicts if v not in ("", AGAIN))
-        self.first_reject = self.first_reject or next(rejects, "")
         return verdicts
 
     def _verdict(self, doi: str | None, file: str, position: int, reason: str | None) -> str:
         if reason is not None:
             return reason
-        if self._db.execute("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 1)", (doi, file, position)).rowcount:
+        assert doi is not None  # an accepted record has one
+        key = doi_key(doi)
+        if self._db.execute("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, 1)", (key, file, position)).rowcount:
             return ""
         first_file, first_position, now = self._db.execute(
-            "SELECT file, position, now FROM papers WHERE doi = ?", (doi,)
+            "SELECT file, position, now FROM papers WHERE key = ?", (key,)
         ).fetchone()
         # A paper of an earlier start, seen for the first time in this one: in the same file, or the file was moved.
         if not now and (first_file == file or first_file not in self._inputs):
-            self._db.execute("UPDATE papers SET now = 1 WHERE doi = ?", (doi,))
+            self._db.execute("UPDATE papers SET now = 1 WHERE key = ?", (key,))
             return AGAIN
         return f"record {first_position} of {first_file} has the same doi"
 

@@ -18,14 +18,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qaray.corpus.doi_index import AGAIN, DoiIndex, Ingested
-from qaray.corpus.readers.dispatch import SUFFIXES, read_records
+from qaray.corpus.readers.dispatch import data_files, read_records
 from qaray.corpus.records import Problem, doi_of, paper_fields
 from qaray.run.cluster import LIGHT
 from qaray.run.directory import SHARD, Run, RunError
 from qaray.run.events import log_event
-from qaray.run.storage import Location, expand, in_threads, patient
+from qaray.run.rejects import rejection_summary, write_rejected_records
+from qaray.run.storage import Location, in_threads, patient
 from qaray.run.tries import GIVEN_UP, Guard, Tries
-from qaray.schema import PAPER_SCHEMA, REJECTED_SCHEMA, RejectReason, table
+from qaray.schema import (
+    LEFT_OUT_SCHEMA,
+    PAPER_SCHEMA,
+    REJECTED_SCHEMA,
+    Flaw,
+    LeftOut,
+    RejectReason,
+    arrow_type,
+    table,
+)
 
 BLOCK_BYTES = 32 << 20  # maximum text of a block before it is written to a shard
 TEXTS_COUNTED = 16  # texts per tokenizer call: the tokenizer needs many times their memory
@@ -47,7 +57,8 @@ class Intake:
     @property
     def staged_schema(self) -> pa.Schema:
         """Schema of papers and rejected records before they are separated. ``reason`` is null for a paper."""
-        return pa.schema([*self.schema, ("reason", pa.string()), ("detail", pa.string())])
+        notes = ("left_out", pa.list_(arrow_type(Flaw)))
+        return pa.schema([*self.schema, ("reason", pa.string()), ("detail", pa.string()), notes])
 
 
 def ingest(
@@ -60,7 +71,7 @@ def ingest(
     """Reads the intake into ``run.papers`` and returns its counts; ``report`` is called as shards are written.
 
     If ``should_stop`` returns True, it returns early, and the files count as unread. Raises FileNotFoundError if the
-    pattern matches no file, RunError if no record is a valid paper.
+    pattern matches no file, RunError if no record is a valid paper, after writing rejected.jsonl.
     """
     files = input_files(intake.pattern, run)
     known = (run.sources.read_json() or {"files": []})["files"]
@@ -77,18 +88,19 @@ def ingest(
             run.sources.write_json({"files": known})
     done.sources = known
     if done.papers == 0 and not should_stop():
-        first = f", the first because {index.first_reject}" if index.first_reject else ""
-        raise RunError(f"no paper could be read from {intake.pattern}: {done.rejected} records were rejected{first}")
+        write_rejected_records(run)
+        first = next((row["detail"] for row in run.rejected_records()), "")
+        raise RunError(f"no paper could be read from {intake.pattern}: {rejection_summary(done.rejected, first)}")
     return done
 
 
 def input_files(pattern: str, run: Run) -> list[Location]:
     """The files to read, without those of the run itself, whose folder may be within the input folder.
 
-    Raises FileNotFoundError if there is none.
+    Raises FileNotFoundError if there is none, ConfigError if the only one is of another format.
     """
     own = run.root.path.rstrip("/") + "/"
-    files = [file for file in expand(pattern, SUFFIXES) if not file.path.startswith(own)]
+    files = [file for file in data_files(pattern) if not file.path.startswith(own)]
     if not files:
         raise FileNotFoundError(f"no input file: {pattern} contains only files of the run itself")
     return files
@@ -132,7 +144,9 @@ def _read(
 
     def wait_for_writes(keep_writing: int) -> None:
         while len(writing) > keep_writing:
-            done.tokens += ray.get(writing.popleft())
+            tokens, left_out = ray.get(writing.popleft())
+            done.tokens += tokens
+            done.left_out.update(left_out)
 
     def limit_reached() -> bool:
         return intake.limit is not None and seen >= intake.limit
@@ -248,10 +262,17 @@ def _identify(staged: pa.Table) -> list[tuple[str | None, str, int, str | None]]
     return list(zip(*columns, strict=True))
 
 
-def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row: int, schema: pa.Schema) -> int:
-    """Writes the papers and the rejected records of a block; returns the papers' tokens."""
+def _write(
+    staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row: int, schema: pa.Schema
+) -> tuple[int, list[str]]:
+    """Writes the papers and the rejected records of a block; returns the papers' tokens and their fields left out."""
     staged = staged.slice(0, len(verdicts))
     papers = staged.filter(pa.array([v == "" for v in verdicts]))
+    left_out = _left_out(papers)
+    for field in left_out:
+        log_event("left_out", run, "ingest", field["doi"], detail=field["detail"], file=field["file"])
+    if left_out:
+        (run.left_out / f"{name}.parquet").write_table(table(left_out, LEFT_OUT_SCHEMA))
     if papers.num_rows:
         rows = pa.array(range(first_row, first_row + papers.num_rows), pa.int64())
         papers = papers.set_column(0, "row", rows).select(schema.names).cast(schema)
@@ -275,7 +296,17 @@ def _write(staged: pa.Table, verdicts: list[str], run: Run, name: str, first_row
         log_event("rejected", run, "ingest", record["doi"], reason=record["reason"], detail=record["detail"], **place)
     if rejected:
         (run.rejected_papers / f"{name}.parquet").write_table(table(rejected, REJECTED_SCHEMA))
-    return int(pc.sum(papers["tokens"]).as_py() or 0)
+    return int(pc.sum(papers["tokens"]).as_py() or 0), [field["what"] for field in left_out]
+
+
+def _left_out(papers: pa.Table) -> list[LeftOut]:
+    """A row for each optional field that the papers of a block had with a wrong type."""
+    rows = papers.filter(pc.greater(pc.list_value_length(papers["left_out"]), 0))
+    return [
+        LeftOut(doi=row["doi"], file=row["file"], position=row["position"], what=flaw["what"], detail=flaw["detail"])
+        for row in rows.select(["doi", "file", "position", "left_out"]).to_pylist()
+        for flaw in row["left_out"]
+    ]
 
 
 def unread(files: list[Location], known: list[dict[str, Any]]) -> list[Location]:

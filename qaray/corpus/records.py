@@ -5,20 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qaray.schema import Pair, RejectReason, pair_id
+from qaray.corpus.doi import doi_key
+from qaray.corpus.explain import CONVERT, container, got, is_null, listed_keys, missing, same_but_for_case
+from qaray.schema import ANSWER_KEYS, QUESTION_KEYS, Flaw, Pair, RejectReason, pair_id
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_UNDECODED = re.compile("[\udc80-\udcff]+")  # bytes that were not UTF-8
+_SEMICOLONS = re.compile(r"(?:&#?\w{1,8};|[^;；])+")  # texts between semicolons, those of HTML entities apart
+_COMMAS = re.compile(r"[，、]|(?<!\d),|,(?!\d)")  # not in numbers, such as the locants of 1,2-dichloroethane
 
 
 class Problem(Exception):
-    """A record that cannot become a paper. ``args``: the reason and a sentence for the user."""
+    """A record that cannot be read. ``args``: the reason and a sentence for the user, encodable and in one line."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
+        detail = " ".join(detail.encode("utf-8", "replace").decode().split())
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 @dataclass(frozen=True)
@@ -31,66 +41,115 @@ class Record:
 
 
 PAIRS_KEY = "Q&A"
-REQUIRED = ("doi", "txt", "keywords")
-FIELDS = ("doi", "txt", "keywords", "abstract", "title", "source", PAIRS_KEY)
+REQUIRED = ("doi", "txt")
+OPTIONAL = ("abstract", "title", "source")
+FIELDS = (*REQUIRED, "keywords", *OPTIONAL, PAIRS_KEY)
 
 
 def paper_fields(value: Any) -> dict[str, Any]:
-    """The fields of a paper: doi and txt, keywords as a list; abstract, title and source, which may be None.
+    """The fields of a paper: doi, txt and keywords (a list); abstract, title and source, which may be None.
 
-    Raises Problem with the reason and a sentence that names the field and its value.
+    An optional field of a wrong type is left out; ``left_out`` is a list of Flaw. Raises Problem with the reason and a
+    sentence that names the field and its value.
+    """
+    value = with_keys(value, REQUIRED, FIELDS)
+    doi, txt = required_text(value, "doi"), required_text(value, "txt")
+    if not doi_key(doi):
+        raise Problem(RejectReason.MISSING_KEY, f"doi is empty: {doi!r}" if doi else "doi is empty")
+    if not any(c.isprintable() and not c.isspace() for c in txt):
+        raise Problem(RejectReason.EMPTY_TEXT, f"txt has no visible characters ({len(txt)} characters in total)")
+    fields: dict[str, Any] = {"doi": doi, "txt": txt, "left_out": []}
+    for key in OPTIONAL:
+        text = None if is_null(value.get(key)) else value[key]
+        if text is not None and not isinstance(text, str):
+            fields["left_out"].append(Flaw(what=f"{key} was not a string", detail=f"{key}: {got(text)}"))
+            text = None
+        fields[key] = text and checked(key, text)
+    fields["keywords"], flaw = _keywords(value.get("keywords"))
+    fields["left_out"] += flaw
+    for key in (*OPTIONAL, "keywords"):
+        other = None if key in value else same_but_for_case(key, value)
+        if other is not None:
+            fields["left_out"].append(Flaw(what=f"{key} is written {other}", detail=f"{key} is written {other}"))
+    return fields
+
+
+def with_keys(value: Any, required: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """The record, if it is an object that has the ``required`` keys, none of them null.
+
+    Raises Problem with a sentence that names those that are missing and those that are there.
     """
     if not isinstance(value, dict):
-        raise Problem(RejectReason.WRONG_TYPE, f"a record must be an object, got {type_name(value)}")
-    for key in REQUIRED:
-        if value.get(key) is None:
-            raise Problem(RejectReason.MISSING_KEY, f"{key} is missing" if key not in value else f"{key} is null")
-    fields: dict[str, Any] = {"keywords": _keywords(value["keywords"])}
-    for key in ("doi", "txt", "abstract", "title", "source"):
-        text = value.get(key)
-        if text is not None and not isinstance(text, str):
-            raise Problem(RejectReason.WRONG_TYPE, f"{key} must be a string, got {type_name(text)}: {str(text)[:80]}")
-        fields[key] = text
-    if not fields["doi"].strip():
-        raise Problem(RejectReason.MISSING_KEY, "doi is empty")
-    for key, text in fields.items():
-        for part in text if isinstance(text, list) else [text or ""]:
-            if bad := _SURROGATE.search(part):
-                where = f"character {bad.start()} of {key}"
-                raise Problem(RejectReason.UNDECODABLE, f"{where} is not valid Unicode ({bad[0]!a})")
-    if not any(c.isprintable() and not c.isspace() for c in fields["txt"]):
-        raise Problem(
-            RejectReason.EMPTY_TEXT, f"txt has no visible characters ({len(fields['txt'])} characters in total)"
-        )
-    return fields
+        raise Problem(RejectReason.WRONG_TYPE, f"a record must be an object, {got(value)}")
+    lacking = missing(value, required, known)
+    if (lacking or not isinstance(value[required[0]], str)) and (layout := container(value, required)):
+        raise Problem(RejectReason.WRONG_TYPE, layout)
+    if lacking:
+        raise Problem(RejectReason.MISSING_KEY, lacking)
+    return value
+
+
+def required_text(value: dict[str, Any], key: str) -> str:
+    """The text of a required field. Raises Problem if it is no text."""
+    text = value[key]
+    if isinstance(text, str):
+        return checked(key, text)
+    cure = ""
+    if key == "doi" and type(text) in (int, float):
+        cure = "; write it in quotes: a number loses its zeros"
+    elif isinstance(text, list | dict):
+        cure = f"; {CONVERT}"
+    raise Problem(RejectReason.WRONG_TYPE, f"{key} must be a string, {got(text)}{cure}")
+
+
+def checked(key: str, text: str) -> str:
+    """The text, if it can be encoded as UTF-8. Raises Problem, with the byte and the likely encoding of the file."""
+    if encodable(text):
+        return text
+    bad = _SURROGATE.search(text)
+    assert bad
+    if not _UNDECODED.match(bad[0]):
+        raise Problem(RejectReason.UNDECODABLE, f"character {bad.start()} of {key} is not valid Unicode ({bad[0]!a})")
+    raise Problem(
+        RejectReason.UNDECODABLE,
+        f"{key} is not UTF-8 (byte {ord(bad[0]) - 0xDC00:#04x} at character {bad.start()}): save the file as UTF-8; "
+        f"it may be in {likely_encoding(text)}",
+    )
+
+
+def likely_encoding(text: str) -> str:
+    """Name of the likely encoding of a text whose bytes that were not UTF-8 are lone surrogates."""
+    runs = _UNDECODED.findall(text)
+    return "GBK or another encoding of two bytes" if all(len(run) % 2 == 0 for run in runs) else "Latin-1"
 
 
 def paired_fields(value: Any) -> dict[str, Any]:
     """The fields of a record of processed output: those of a paper, its ``pairs`` and their ``digest``.
 
-    Keywords may be missing. A missing, null or NaN question or answer becomes ''. Raises Problem.
+    A null or NaN question or answer becomes ''. Raises Problem.
     """
-    fields = paper_fields({**value, "keywords": value.get("keywords") or []} if isinstance(value, dict) else value)
-    if value.get(PAIRS_KEY) is None:
-        raise Problem(RejectReason.MISSING_KEY, f"{PAIRS_KEY} is missing")
+    fields = paper_fields(with_keys(value, (*REQUIRED, PAIRS_KEY), FIELDS))
     if not isinstance(value[PAIRS_KEY], list):
-        raise Problem(RejectReason.WRONG_TYPE, f"{PAIRS_KEY} must be a list, got {type_name(value[PAIRS_KEY])}")
+        raise Problem(RejectReason.WRONG_TYPE, f"{PAIRS_KEY} must be a list, {got(value[PAIRS_KEY])}")
     pairs = _with_ids([_pair(pair, i) for i, pair in enumerate(value[PAIRS_KEY])], fields["doi"])
     return {**fields, "pairs": pairs, "digest": digest(pairs, fields["txt"])}
 
 
 def _pair(value: Any, number: int) -> Pair:
     if not isinstance(value, dict):
-        raise Problem(RejectReason.WRONG_TYPE, f"pair {number} must be an object, got {type_name(value)}")
+        raise Problem(RejectReason.WRONG_TYPE, f"pair {number} must be an object, {got(value)}")
+    names = {str(key).strip().lower(): key for key in reversed(value)}
+    question, answer = (next((names[k] for k in keys if k in names), None) for keys in (QUESTION_KEYS, ANSWER_KEYS))
+    others = [key for key in value if key not in (question, answer, "pair_id")]
+    if (question is None or answer is None) and (others or question is answer):
+        lacking = " and ".join(name for name, key in (("question", question), ("answer", answer)) if key is None)
+        raise Problem(RejectReason.MISSING_KEY, f"pair {number} has no {lacking}; keys: {listed_keys(value)}")
     texts = {}
-    for key in ("Q", "A"):
-        text = value.get(key)
-        text = "" if text is None or text != text else text
+    for name, key in (("Q", question), ("A", answer)):
+        text = "" if key is None or is_null(value[key]) else value[key]
         if not isinstance(text, str):
-            raise Problem(RejectReason.WRONG_TYPE, f"{key} of pair {number} must be a string, got {type_name(text)}")
-        if not encodable(text):
-            raise Problem(RejectReason.UNDECODABLE, f"{key} of pair {number} is not valid Unicode")
-        texts[key] = text
+            raise Problem(RejectReason.WRONG_TYPE, f"{key} of pair {number} must be a string, {got(text)}")
+        texts[name] = checked(f"{key or name} of pair {number}", text)
     given = value.get("pair_id")
     return Pair(Q=texts["Q"], A=texts["A"], pair_id=given if isinstance(given, str) and encodable(given) else "")
 
@@ -119,26 +178,24 @@ def doi_of(value: Any) -> str | None:
     return doi.encode("utf-8", "replace").decode() if isinstance(doi, str) else None
 
 
-def _keywords(value: Any) -> list[str]:
+def _keywords(value: Any) -> tuple[list[str], list[Flaw]]:
+    """(keywords, why there are none if they have a wrong type).
+
+    A string is split at its semicolons or, if it has none, at its commas.
+    """
+    if is_null(value):
+        return [], []
     if isinstance(value, str):
-        value = value.split(",")
-    if not isinstance(value, list):
-        raise Problem(RejectReason.WRONG_TYPE, f"keywords must be a list or a string, got {type_name(value)}")
-    for keyword in value:
-        if not isinstance(keyword, str):
-            raise Problem(
-                RejectReason.WRONG_TYPE,
-                f"keywords must be strings, got {type_name(keyword)}: {str(keyword)[:80]}",
-            )
-    return [keyword.strip() for keyword in value if keyword.strip()]
-
-
-def type_name(value: Any) -> str:
-    """Name of a JSON value's type, for messages."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null", bytes: "bytes"}
-    return names.get(type(value), "a number")
+        parts = _SEMICOLONS.findall(value)
+        value = parts if parts != [value] else _COMMAS.split(value)
+    items = value if isinstance(value, list) else [value]
+    wrong = next((each for each in items if not isinstance(each, str) and not is_null(each)), None)
+    if wrong is not None:
+        return [], [Flaw(what="keywords was not a string or a list of strings", detail=f"keywords: {got(wrong)}")]
+    found = [checked("keywords", each).strip() for each in items if isinstance(each, str)]
+    return [each for each in found if each], []
 
 
 def encodable(text: str) -> bool:
     """Whether a text has no lone surrogate, so that it can be encoded as UTF-8."""
-    return _SURROGATE.search(text) is None
+    return text.isascii() or _SURROGATE.search(text) is None

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from qaray.asking.request import Request
 from qaray.config import ConfigError, FineTuneConfig
+from qaray.corpus.readers.dispatch import data_files
 from qaray.finetune import examples as ex
 from qaray.finetune.deepspeed import DeepSpeedPlan, read_config
 from qaray.finetune.flags import for_cpu, normal, training_arguments
@@ -90,7 +91,7 @@ class Job:
 def decide(config: FineTuneConfig) -> Job:
     """Validates all user input; returns the job. Raises ConfigError or FileNotFoundError with one line for the user."""
     for path in filter(None, (config.data_path, config.eval_data_path)):
-        ex.data_files(path)
+        data_files(path)
     flags = normal(config.training)
     with contextlib.ExitStack() as stack:
         import tempfile
@@ -160,7 +161,10 @@ def _warn_of_precision(job: Job, notify: Callable[[str], None]) -> None:
 
 
 def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.Prepared]:
-    """Tokenizes the examples; writes rejected.jsonl. Returns those of "train" and, if there are any, of "eval"."""
+    """Tokenizes the examples; writes rejected.jsonl. Returns those of "train" and, if there are any, of "eval".
+
+    Raises RunError if one of the two has no example.
+    """
     for note in job.deepspeed.notes if job.deepspeed else ():
         notify(note)
     _warn_of_precision(job, notify)
@@ -176,6 +180,9 @@ def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.P
         for each in prepared.values():
             for row in ex.rejected(each.folder):
                 reject(row)
+    ex.require_examples(job.config.data_path, prepared["train"])
+    if job.config.eval_data_path:
+        ex.require_examples(job.config.eval_data_path, prepared["eval"])
     for name, each in prepared.items():
         c = each.counts
         notify(

@@ -21,16 +21,19 @@ import pyarrow.compute as pc
 from qaray.asking.request import Request
 from qaray.asking.templates import Template, Tokenizer
 from qaray.config import ConfigError, FineTuneConfig
-from qaray.corpus.readers.dispatch import SUFFIXES, read_records
-from qaray.corpus.records import Problem, encodable, type_name
+from qaray.corpus.explain import is_null
+from qaray.corpus.readers.dispatch import data_files, read_records
+from qaray.corpus.records import Problem, required_text, with_keys
 from qaray.models.templates import named_request
 from qaray.models.tokenizer import load_tokenizer
 from qaray.run.cluster import LIGHT
 from qaray.run.directory import RunError
-from qaray.run.storage import Location, expand
+from qaray.run.rejects import rejection_summary
+from qaray.run.storage import Location
 from qaray.schema import EXAMPLE_SCHEMA, REJECTED_SCHEMA, Example, Rejected, RejectReason, table
 
 FIELDS = ("instruction", "input", "output")
+REQUIRED = ("instruction", "output")
 ROWS = 32  # examples that are tokenized and written together
 KEPT_END = 512  # tokens at the end of an input that shortening keeps, because they contain the query
 COMPARED = 20  # number of records that are compared with the request
@@ -39,21 +42,11 @@ IGNORED = -100  # label of tokens without loss
 
 def example_fields(value: Any) -> dict[str, str]:
     """{instruction, input, output} of a record; ``input`` is optional. Raises Problem with the reason."""
-    if not isinstance(value, dict):
-        raise Problem(RejectReason.WRONG_TYPE, f"a record must be an object, got {type_name(value)}")
-    fields = {}
-    for name in FIELDS:
-        text = value.get(name)
-        if text is None and name == "input":
-            text = ""
-        if text is None:
-            raise Problem(RejectReason.MISSING_KEY, f"{name} is {'null' if name in value else 'missing'}")
-        if not isinstance(text, str):
-            raise Problem(RejectReason.WRONG_TYPE, f"{name} must be a string, got {type_name(text)}: {str(text)[:80]}")
-        if not encodable(text):
-            raise Problem(RejectReason.UNDECODABLE, f"{name} is not valid Unicode")
-        fields[name] = text
-    for name in ("instruction", "output"):
+    value = with_keys(value, REQUIRED, FIELDS)
+    fields = {
+        name: "" if name not in REQUIRED and is_null(value.get(name)) else required_text(value, name) for name in FIELDS
+    }
+    for name in REQUIRED:
         if not fields[name].strip():
             raise Problem(RejectReason.EMPTY_TEXT, f"{name} is empty")
     return fields
@@ -152,11 +145,6 @@ class Prepared:
     counts: dict[str, Any]  # examples, rejected, by_reject_reason, tokens, answer_tokens, truncated, truncated_tokens
 
 
-def data_files(pattern: str) -> list[Location]:
-    """The files that match. Raises FileNotFoundError if there are none."""
-    return list(expand(pattern, SUFFIXES))
-
-
 def identity_of(pattern: str) -> str:
     """Hash of the files behind a path: names, sizes and modification times."""
     facts = [(file.name, file.info().size, file.info().mtime_ns) for file in data_files(pattern)]
@@ -164,22 +152,23 @@ def identity_of(pattern: str) -> str:
 
 
 def prepare(pattern: str, folder: Location, make_encoder: EncoderFactory, fingerprint: str) -> Prepared:
-    """Tokenizes the examples of ``pattern`` into ``folder``, unless it already holds those of the same ``fingerprint``.
-
-    Raises RunError if no record is a valid example.
-    """
+    """Tokenizes the examples of ``pattern`` into ``folder``, unless it has those of the same ``fingerprint``."""
     done = (folder / "done.json").read_json()
     if done and done["fingerprint"] == fingerprint:
         return Prepared(folder, done["counts"])
     folder.remove_folder()
     folder.make_folder()
     counts = _count(_write(pattern, folder, make_encoder), folder)
-    if not counts["examples"]:
-        first = next(iter(rejected(folder)), None)
-        first_reason = f", the first because {first['detail']}" if first else ""
-        raise RunError(f"no training example in {pattern}: {counts['rejected']} records were rejected{first_reason}")
     (folder / "done.json").write_json({"fingerprint": fingerprint, "counts": counts})
     return Prepared(folder, counts)
+
+
+def require_examples(pattern: str, prepared: Prepared) -> None:
+    """Raises RunError, with the reason of the first rejected record, if there is no example."""
+    if not prepared.counts["examples"]:
+        first = next((row["detail"] for row in rejected(prepared.folder)), "")
+        why = rejection_summary(prepared.counts["rejected"], first)
+        raise RunError(f"no training example in {pattern}: {why}")
 
 
 def _write(pattern: str, folder: Location, make_encoder: EncoderFactory) -> Iterator[dict[str, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +15,15 @@ import pyarrow.parquet as pq
 from qaray.asking.grammar import write_pairs
 from qaray.asking.request import INSTRUCTION, Request
 from qaray.config import ConfigError, MakeSftConfig
-from qaray.corpus.readers.dispatch import SUFFIXES, read_records
-from qaray.corpus.records import Problem, paired_fields
+from qaray.corpus.readers.dispatch import data_files, read_records
+from qaray.corpus.records import Problem, Record, doi_of, paired_fields
 from qaray.models.templates import named_request
-from qaray.run.storage import Location, expand
-from qaray.schema import RejectReason
+from qaray.run.rejects import rejected_file, rejection_summary
+from qaray.run.storage import Location
+from qaray.schema import Pair, RejectReason
+
+ENDINGS = ("json", "jsonl", "parquet")
+REASONS_SHOWN = 5  # records and pairs left out whose reason is returned
 
 SCHEMA = pa.schema([("instruction", pa.string()), ("input", pa.string()), ("output", pa.string())])
 
@@ -28,48 +34,84 @@ def example_of(paper: Any, request: Request) -> dict[str, str]:
     return {"instruction": INSTRUCTION, "input": text, "output": write_pairs(paper["pairs"])}
 
 
-def make_sft(config: MakeSftConfig) -> dict[str, int]:
-    """Writes the examples to ``config.output``; returns the counts of examples and rejected records.
+def make_sft(config: MakeSftConfig) -> dict[str, Any]:
+    """Writes the examples to ``config.output``, and what was left out to _NAME.rejected.jsonl beside it.
 
-    Raises ConfigError if the output does not end in .json, .jsonl or .parquet, or if no record is a valid example.
+    The underscore keeps a fine-tuning on the folder from reading the latter. Returns the counts of examples, rejected
+    records and single pairs left out, and sentences on the first of these (``why``). Raises ConfigError if the output
+    does not end in .json, .jsonl or .parquet, or if no record is a valid example.
     """
+    if config.output.rsplit(".", 1)[-1] not in ENDINGS:
+        raise ConfigError(f"output {config.output} must end in .json, .jsonl or .parquet")
+    files = data_files(config.processed_output)
     request = named_request(config.request, config.language)
-    counts = {"examples": 0, "rejected": 0}
-    first_reason = ""
     target = Location.of(config.output)
-    with _writer(target, config.output) as write:
-        for record in _records(config.processed_output):
+    folder = Location(target.fs, target.path.rsplit("/", 1)[0])
+    rejects = f"_{target.name.rsplit('.', 1)[0]}.rejected.jsonl"
+    counts = Counter(examples=0, rejected=0, pairs_left_out=0)
+    why: list[str] = []
+    with rejected_file(folder, rejects) as reject:
+
+        def leave_out(what: str, file: Location, record: Record, problem: Problem) -> None:
+            doi, reason, detail = doi_of(record.value), str(problem.reason), problem.detail
+            place = {"file": file.path, "position": record.position, "stage": "make-sft"}
+            reject({"doi": doi, **place, "reason": reason, "detail": detail})
+            counts[what] += 1
+            if len(why) < REASONS_SHOWN:
+                why.append(f"{doi or f'record {record.position} of {file.name}'}: {detail}")
+
+        papers = _papers(files, config.min_pairs, leave_out)
+        first = next(papers, None)
+        if first is not None:
+            with _writer(target) as write:
+                for paper in itertools.chain([first], papers):
+                    write(example_of(paper, request))
+                    counts["examples"] += 1
+    if first is None:
+        reasons = rejection_summary(counts["rejected"], why[0] if why else "")
+        raise ConfigError(f"no examples in {config.processed_output}: {reasons}")
+    if not why:
+        (folder / rejects).remove()
+    return {**counts, "why": why}
+
+
+def _papers(files: list[Location], min_pairs: int, leave_out: Callable[..., None]) -> Iterator[dict[str, Any]]:
+    """Papers with their complete pairs; calls leave_out(what is counted, file, record, problem) for everything else."""
+    for file in files:
+        for record in read_records(file):
             try:
-                if record.problem:
-                    raise record.problem
-                paper = paired_fields(record.value)
-                pairs = [pair for pair in paper["pairs"] if pair["Q"].strip() and pair["A"].strip()]
-                if len(pairs) < config.min_pairs:
-                    raise Problem(RejectReason.NO_PAIRS, f"{len(pairs)} pairs, --min_pairs is {config.min_pairs}")
+                paper = _paper(record)
+                empty = [_empty(pair, number) for number, pair in enumerate(paper["pairs"]) if not _complete(pair)]
+                pairs = [pair for pair in paper["pairs"] if _complete(pair)]
+                if len(pairs) < min_pairs:
+                    found = f"{len(pairs)} complete pairs, --min_pairs is {min_pairs}"
+                    raise Problem(RejectReason.NO_PAIRS, "; ".join([found, *empty[:REASONS_SHOWN]]))
             except Problem as problem:
-                counts["rejected"] += 1
-                first_reason = first_reason or problem.detail
+                leave_out("rejected", file, record, problem)
                 continue
-            write(example_of({**paper, "pairs": pairs}, request))
-            counts["examples"] += 1
-        if not counts["examples"]:
-            raise ConfigError(
-                f"no examples in {config.processed_output}: {counts['rejected']} records were rejected, the first "
-                f"because {first_reason}; pass a file in the format of processed_output.json"
-            )
-    return counts
+            for detail in empty:
+                leave_out("pairs_left_out", file, record, Problem(RejectReason.EMPTY_TEXT, detail))
+            yield {**paper, "pairs": pairs}
 
 
-def _records(pattern: str) -> Iterator[Any]:
-    for file in expand(pattern, SUFFIXES):
-        yield from read_records(file)
+def _paper(record: Record) -> dict[str, Any]:
+    """The paper of a record, with its pairs. Raises Problem."""
+    if record.problem:
+        raise record.problem
+    return paired_fields(record.value)
+
+
+def _complete(pair: Pair) -> bool:
+    return bool(pair["Q"].strip() and pair["A"].strip())
+
+
+def _empty(pair: Pair, number: int) -> str:
+    return f"pair {number} has an empty {'answer' if pair['Q'].strip() else 'question'}"
 
 
 @contextlib.contextmanager
-def _writer(target: Location, name: str) -> Iterator[Any]:
-    ending = name.rsplit(".", 1)[-1]
-    if ending not in ("json", "jsonl", "parquet"):
-        raise ConfigError(f"output {name} must end in .json, .jsonl or .parquet")
+def _writer(target: Location) -> Iterator[Any]:
+    ending = target.name.rsplit(".", 1)[-1]
     with target.write() as stream:
         if ending == "parquet":
             with pq.ParquetWriter(stream, SCHEMA, compression="zstd") as parquet:

@@ -88,9 +88,11 @@ def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
             "prompts": totals.prompts,
             "by_status": dict(totals.status),
             "by_finish_reason": dict(totals.finish),
+            "answers_without_pairs": dict(totals.without_pairs),
             "by_reject_reason": dict(totals.rejected),
             "truncated_papers": totals.truncated_papers,
         },
+        "left_out": dict(papers.left_out),  # papers by what was wrong with an optional field
         "tokens": {
             "papers": papers.tokens,
             "prompts": totals.prompt_tokens,

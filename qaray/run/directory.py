@@ -100,6 +100,11 @@ class Run:
         """Names of the paper shards, in order; generation and score shards are named after them."""
         return [shard.name.removesuffix(".parquet") for shard in self.paper_shards()]
 
+    @property
+    def left_out(self) -> Location:
+        """Shards of the optional fields that the ingest left out."""
+        return self.papers / "_left_out"
+
     def rejected_records(self) -> Iterator[dict[str, Any]]:
         """Yields the rejected rows of the ingest, with one shard in memory at a time."""
         for shard in self.rejected_papers.files(".parquet"):
@@ -196,7 +201,9 @@ class Run:
     def clean(self) -> None:
         """Removes temporary files of killed writers. Only the holder of the lease may call it."""
         report = self.root / "report"
-        for folder in (self.root, self.papers, self.rejected_papers, self.generations, report, report / "papers"):
+        for folder in (
+            self.root, self.papers, self.rejected_papers, self.left_out, self.generations, report, report / "papers",
+        ):  # fmt: skip
             folder.remove_temporary()
         for scores in self.root.folders(".parquet"):
             scores.remove_temporary(recursive=True)

@@ -325,7 +325,10 @@ def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:
     if kind == pafs.FileType.Directory:
         files = [f for f in place.files(recursive=True) if f.path.lower().endswith(suffixes)]
         if not files:
-            raise FileNotFoundError(f"no {', '.join(suffixes)} file in the folder {pattern}")
+            there = sorted({os.path.splitext(file.name)[1] or file.name for file in place.files(recursive=True)})
+            found = f"it has {', '.join(there[:8])} files" if there else "it has no files"
+            formats = ", ".join(suffix for suffix in suffixes if suffix.count(".") == 1)
+            raise FileNotFoundError(f"nothing to read in the folder {pattern}: {found}, and {formats} are read")
         return files
     raise FileNotFoundError(f"no such file or folder: {pattern}")
 

@@ -64,7 +64,7 @@ def test_ugly_papers_each_have_a_stated_result(tmp_path):
     check_scores(out, set(kept), {doi: len(r["Q&A"]) for doi, r in kept.items()})
     reasons = [row["reason"] for row in read_jsonl(out / "evaluation" / "rejected.jsonl")]
     assert sorted(reasons) == sorted(
-        ["duplicate_doi", "missing_key", "missing_key", "wrong_type", "wrong_type", "wrong_type"]
+        ["duplicate_doi", "missing_key", "missing_key", "missing_key", "wrong_type", "wrong_type"]
     )
     coverage = {row["doi"]: row for row in rows(out, "coverage")}
     similarity = {row["doi"]: row for row in rows(out, "similarity")}
@@ -75,6 +75,10 @@ def test_ugly_papers_each_have_a_stated_result(tmp_path):
     assert (coverage[short]["overall"], coverage[short]["null"]) == (0.1, pytest.approx(0.1))
     problems = {row["qa"]: row["reason"] for row in rows(out, "racar") if row["doi"] == ugly}
     assert problems == {0: "empty_answer", 1: "empty_question", 2: "empty_answer", 3: "empty_answer"}
+    grounding = {row["qa"]: row for row in rows(out, "grounding") if row["doi"] == ugly}
+    assert {qa: row["reason"] for qa, row in grounding.items()} == problems
+    assert (grounding[1]["self_contained"], grounding[1]["answer_words"]) == (None, 1)
+    assert [grounding[qa]["answer_words"] for qa in (0, 2, 3)] == [None, None, None]
     summary = json.loads((out / "evaluation" / "summary.json").read_text())
     assert summary["metrics"]["coverage_overall"]["missing"] == 1
     assert summary["metrics"]["similarity_judge"]["missing"] == 2

@@ -53,6 +53,31 @@ def test_every_record_ends_in_a_row_or_a_reason(tmp_path):
     assert all(r["tokens"] > 10 for r in rows)
 
 
+def test_a_run_without_a_paper_keeps_its_reasons_and_says_the_same_again(tmp_path):
+    write_jsonl(tmp_path / "p.jsonl", [{"DOI": "10.0/a", "txt": "t"}, {"doi": "10.0/b", "txt": ["t"]}])
+    out = tmp_path / "out"
+    for _ in range(2):
+        done = qaray("generate", "--file_path", tmp_path / "p.jsonl", "--output_dir", out, *ECHO)
+        assert done.returncode == 1
+        first = "doi is missing; keys: DOI, txt; DOI: did you mean doi?"
+        assert f"2 records were rejected, the first because {first}" in done.stderr.splitlines()[-1]
+        assert [row["reason"] for row in read_jsonl(out / "rejected.jsonl")] == ["missing_key", "wrong_type"]
+
+
+def test_optional_fields_that_were_left_out_are_counted_once(tmp_path):
+    papers = [make_paper(0, title=["T"]), make_paper(1, title=3, keywords=4), make_paper(2)]
+    write_jsonl(tmp_path / "p.jsonl", [*papers, make_paper(3, doi=f"https://doi.org/{papers[2]['doi'].upper()}")])
+    out = tmp_path / "out"
+    for _ in range(2):
+        done = qaray("generate", "--file_path", tmp_path / "p.jsonl", "--output_dir", out, *ECHO)
+        assert done.returncode == 0, done.stderr
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert manifest["left_out"] == {
+            "title was not a string": 2, "keywords was not a string or a list of strings": 1,
+        }  # fmt: skip
+        assert (manifest["counts"]["papers"], manifest["counts"]["by_reject_reason"]) == (3, {"duplicate_doi": 1})
+
+
 def test_same_command_again_does_nothing_and_new_papers_are_added(tmp_path):
     out, file = tmp_path / "out", tmp_path / "p.jsonl"
     write_jsonl(file, [make_paper(i) for i in range(20)])

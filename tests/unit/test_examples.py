@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -11,13 +12,15 @@ from qaray.asking.budget import Budget
 from qaray.asking.grammar import parse_answer, write_pairs
 from qaray.asking.prompts import PromptBuilder
 from qaray.asking.templates import LLAMA2, Template
-from qaray.config import MakeSftConfig
+from qaray.config import ConfigError, MakeSftConfig
 from qaray.corpus.records import Problem
-from qaray.finetune.examples import IGNORED, Collator, Encoder, example_fields
+from qaray.finetune.examples import IGNORED, Collator, Encoder, Prepared, example_fields, require_examples
 from qaray.finetune.loop import LengthGrouped
 from qaray.finetune.make_sft import make_sft
 from qaray.models.templates import named_template
 from qaray.models.tokenizer import load_tokenizer
+from qaray.run.directory import RunError
+from qaray.run.storage import Location
 from tests.conftest import make_paper
 
 
@@ -69,7 +72,7 @@ def test_training_and_inference_read_the_same_prompt(encode, tmp_path):
     source, target = tmp_path / "processed.json", tmp_path / "sft.jsonl"
     source.write_text(json.dumps([{**paper, "Q&A": pairs}, {**make_paper(2), "Q&A": []}]))
     counts = make_sft(MakeSftConfig(processed_output=str(source), output=str(target)))
-    assert counts == {"examples": 1, "rejected": 1}
+    assert (counts["examples"], counts["rejected"]) == (1, 1)
     example = encode(json.loads(target.read_text()), "f:0")
     builder = PromptBuilder(encode.template, encode.tokenizer, Budget(4096, 256, 3))
     (prompt,) = builder({**paper, "row": 0}, "s")
@@ -98,21 +101,87 @@ def test_over_length(encode):
     assert kept["truncated_tokens"] == len(whole["input_ids"]) - len(kept["input_ids"])
 
 
+def test_make_sft_names_what_it_leaves_out(tmp_path):
+    nan = float("nan")
+    papers = [
+        make_paper(0) | {"Q&A": [{"Q": "Why?", "A": "So."}, {"Q": "How?", "A": " "}, {"Q": "", "A": "Yes."}]},
+        make_paper(1) | {"Q&A": [{"Q": "Why?", "A": nan}]},
+        {"doi": "no-text", "Q&A": []},
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(papers))
+    config = MakeSftConfig(processed_output=str(tmp_path / "p.json"), output=str(tmp_path / "s.jsonl"))
+    first, second = papers[0]["doi"], papers[1]["doi"]
+    expected = [
+        (first, "empty_text", "pair 1 has an empty answer"),
+        (first, "empty_text", "pair 2 has an empty question"),
+        (second, "no_pairs", "0 complete pairs, --min_pairs is 1; pair 0 has an empty answer"),
+        ("no-text", "missing_key", "txt is missing; keys: doi, Q&A; docs/input.md shows how to convert other formats"),
+    ]
+    assert make_sft(config) == {
+        "examples": 1, "rejected": 2, "pairs_left_out": 2, "why": [f"{doi}: {why}" for doi, _, why in expected],
+    }  # fmt: skip
+
+    def rejected():
+        rows = map(json.loads, (tmp_path / "_s.rejected.jsonl").read_text().splitlines())
+        return [(row["doi"], row["reason"], row["detail"]) for row in rows]
+
+    assert rejected() == expected
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 1
+
+    (tmp_path / "p.json").write_text(json.dumps(papers[1:]))
+    (tmp_path / "s.jsonl").unlink()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"2 records were rejected, the first because {second}: 0 complete pairs"):
+            make_sft(config)
+        assert rejected() == expected[2:]
+        assert not (tmp_path / "s.jsonl").exists()
+    (tmp_path / "p.json").write_text(json.dumps([make_paper(0) | {"Q&A": [{"question": "Why?", "answer": "So."}]}]))
+    assert make_sft(config)["examples"] == 1
+    assert not (tmp_path / "_s.rejected.jsonl").exists()
+
+
 @pytest.mark.parametrize(
-    ("value", "reason"),
+    ("value", "reason", "words"),
     [
-        ({"instruction": "a", "input": "b"}, "missing_key"),
-        ({"instruction": None, "output": "b"}, "missing_key"),
-        ({"instruction": "a", "output": " "}, "empty_text"),
-        ({"instruction": "a", "output": ["b"]}, "wrong_type"),
-        ({"instruction": "a", "output": "\ud800"}, "undecodable"),
-        ([], "wrong_type"),
+        ({"instruction": "a", "input": "b"}, "missing_key", "output is missing; keys: instruction, input;"),
+        ({"instruction": None, "output": "b"}, "missing_key", "instruction is null"),
+        ({"text": "a"}, "missing_key", "instruction and output are missing; keys: text; docs"),
+        ({"messages": []}, "missing_key", "instruction and output are missing; keys: messages; docs"),
+        ({"conversations": []}, "missing_key", "keys: conversations; docs"),
+        (
+            {"prompt": "a", "response": "b"},
+            "missing_key",
+            r"keys: prompt, response; prompt: did you mean instruction\?; response: did you mean output\?",
+        ),
+        ({"instruction": {"0": "a"}, "output": {"0": "b"}}, "wrong_type", "a table by columns"),
+        ({"instruction": "a", "output": " "}, "empty_text", "output is empty"),
+        ({"instruction": "", "output": "b"}, "empty_text", "instruction is empty"),
+        ({"instruction": "a", "output": ["b"]}, "wrong_type", r'output must be a string, got a list: \["b"\]'),
+        ({"instruction": "a", "input": 5, "output": "b"}, "wrong_type", "input must be a string, got a number: 5"),
+        ({"instruction": "a", "output": "\ud800"}, "undecodable", "output is not valid Unicode"),
+        ([], "wrong_type", "a record must be an object, got a list"),
     ],
 )
-def test_bad_records_have_a_reason(value, reason):
-    with pytest.raises(Problem) as found:
+def test_bad_records_have_a_reason(value, reason, words):
+    with pytest.raises(Problem, match=words) as found:
         example_fields(value)
     assert str(found.value.reason) == reason
+
+
+@pytest.mark.parametrize("given", [{}, {"input": None}, {"input": float("nan")}])
+def test_the_input_is_optional(given):
+    assert example_fields({"instruction": "a", "output": "b", **given})["input"] == ""
+
+
+def test_examples_without_any_are_named(tmp_path):
+    folder = Location.of(str(tmp_path))
+    with pytest.raises(RunError, match="no training example in p.json: there are no records"):
+        require_examples("p.json", Prepared(folder, {"examples": 0, "rejected": 0}))
+    row = {"doi": None, "file": "p.json", "position": 0, "stage": "examples", "reason": "empty_text", "detail": "why"}
+    (folder / "0.rejected.parquet").write_table(pa.Table.from_pylist([row]))
+    with pytest.raises(RunError, match="1 record was rejected: why"):
+        require_examples("p.json", Prepared(folder, {"examples": 0, "rejected": 1}))
+    require_examples("p.json", Prepared(folder, {"examples": 1, "rejected": 0}))
 
 
 def test_logits_on_answers_only_give_the_loss_and_the_gradient_of_all_logits(encode, tiny_model):

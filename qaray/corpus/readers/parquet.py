@@ -13,15 +13,20 @@ from qaray.schema import RejectReason
 
 
 def parquet_rows(file: Location, fields: Sequence[str]) -> Iterator[Record]:
-    """Yields the rows of a Parquet file as records, with those of the ``fields`` that it has. Raises StoreFailed."""
+    """Yields the rows of a Parquet file as records, with those of the ``fields`` that it has. Raises StoreFailed.
+
+    Other columns are not read: a record has their names, for messages, with None for the value.
+    """
     position = 0
     try:
         with file.open_raw() as stream:
             parquet = pq.ParquetFile(stream)
-            columns = [name for name in fields if name in parquet.schema_arrow.names]
+            names = parquet.schema_arrow.names
+            columns = [name for name in fields if name in names]
+            others = {name: None for name in names if name not in columns}
             for batch in parquet.iter_batches(batch_size=64, columns=columns):
                 for row in range(batch.num_rows):
-                    yield _parquet_row(batch, row, position)
+                    yield _parquet_row(batch, row, position, others)
                     position += 1
     except StoreFailed:
         raise
@@ -30,8 +35,9 @@ def parquet_rows(file: Location, fields: Sequence[str]) -> Iterator[Record]:
         yield Record(position, problem=Problem(RejectReason.UNDECODABLE, detail))
 
 
-def _parquet_row(batch: pa.RecordBatch, row: int, position: int) -> Record:
+def _parquet_row(batch: pa.RecordBatch, row: int, position: int, others: dict[str, None]) -> Record:
     try:
-        return Record(position, value=batch.slice(row, 1).to_pylist()[0])
+        values = batch.slice(row, 1).to_pylist()
+        return Record(position, value={**others, **(values[0] if values else {})})
     except (UnicodeDecodeError, pa.ArrowException) as error:
         return Record(position, problem=Problem(RejectReason.UNDECODABLE, f"row {position} is not text: {error}"))

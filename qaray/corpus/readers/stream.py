@@ -13,8 +13,10 @@ from qaray.schema import RejectReason
 
 CHUNK = 1 << 20  # bytes read at a time
 
+Chunks = Iterator[bytes | Problem]
 
-def chunks(file: Location) -> Iterator[bytes | Problem]:
+
+def chunks(file: Location) -> Chunks:
     """Yields the file's decompressed bytes; damaged content ends in a Problem. Raises StoreFailed."""
     try:
         with file.open() as stream:
@@ -26,14 +28,40 @@ def chunks(file: Location) -> Iterator[bytes | Problem]:
         yield Problem(RejectReason.UNDECODABLE, f"the file cannot be read: {error}")
 
 
-class Buffer:
-    """A sliding window over a file's text. Bytes that are not valid UTF-8 become lone surrogates."""
+def utf8_chunks(raw: Chunks) -> Chunks:
+    """The same as UTF-8 without the byte order mark at its start, if the file is in UTF-16 or UTF-32.
 
-    def __init__(self, file: Location) -> None:
+    Bytes in another encoding are passed through: they cost the records that they are in.
+    """
+    first = next(raw, b"")
+    encoding = "utf-8" if isinstance(first, Problem) else json.detect_encoding(first)
+    if isinstance(first, Problem) or encoding.startswith("utf-8"):
+        yield first if isinstance(first, Problem) else first.removeprefix(codecs.BOM_UTF8)
+        yield from raw
+        return
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    chunk: bytes | Problem | None = first
+    while chunk is not None:
+        if isinstance(chunk, Problem):
+            yield chunk
+            return
+        following = next(raw, None)
+        try:
+            yield decoder.decode(chunk, final=following is None).encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            yield Problem(RejectReason.UNDECODABLE, f"the file is not {encoding.upper()}: {error.reason}")
+            return
+        chunk = following
+
+
+class Buffer:
+    """A sliding window over UTF-8 text. Bytes that are not valid UTF-8 become lone surrogates."""
+
+    def __init__(self, pieces: Chunks) -> None:
         self.text, self.at, self.ended = "", 0, False
         self.problem: Problem | None = None
-        self._chunks = chunks(file)
-        self._decoder: codecs.IncrementalDecoder | None = None
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def more(self) -> bool:
         """Reads at least as much as is unread, so that a long record is decoded O(log n) times. False at the end."""
@@ -42,12 +70,11 @@ class Buffer:
         wanted = max(CHUNK, len(self.text) - self.at)
         parts = [self.text[self.at :]]
         while wanted > 0 and not self.ended:
-            chunk = next(self._chunks, None)
+            chunk = next(self._pieces, None)
             if chunk is None or isinstance(chunk, Problem):
                 self.problem, self.ended = chunk, True
-                parts.append(self._decoder.decode(b"", final=True) if self._decoder else "")
+                parts.append(self._decoder.decode(b"", final=True))
             else:
-                self._decoder = self._decoder or _decoder(chunk)
                 parts.append(self._decoder.decode(chunk))
                 wanted -= len(chunk)
         self.text, self.at = "".join(parts), 0
@@ -62,9 +89,3 @@ class Buffer:
                 return self.text[self.at]
             if not self.more():
                 return ""
-
-
-def _decoder(head: bytes) -> codecs.IncrementalDecoder:
-    encoding = json.detect_encoding(head)
-    errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
-    return codecs.getincrementaldecoder(encoding)(errors=errors)
