@@ -11,8 +11,8 @@ from qaray.models.planner import ModelPlan
 from qaray.run.directory import THE_RUN, Run, utc_now
 from qaray.run.manifests import git_commit, sha256, versions
 
-# Version of what a metric means, raised when its scores can no longer be compared with those of earlier releases.
-# 2: sentences (coverage), numbers (grounding) and references to the paper (grounding, RACAR's rule) are found otherwise.
+# Version of what a metric means, raised when its scores cannot be compared with those of earlier releases. 2: sentences
+# (coverage), numbers (grounding) and references to the paper (grounding, RACAR's rule) are found otherwise.
 DEFINITIONS = {"coverage": 2, "grounding": 2, "similarity": 1, "racar": 2}
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.inputs import check_answer, check_file, random_case
+from tests.fuzz.inputs import check_answer, check_file, check_paper, random_case
 
 LIMIT = 5.0  # seconds for one input of some hundred characters
 LENGTHS = (20_000, 40_000, 80_000, 160_000, 320_000)
@@ -38,6 +38,14 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "backslashes": lambda n: '[{"Q": "' + "\\" * n,
     "one JSON string": lambda n: '{"Q": "' + "a" * n + '", "A": "b"}',
     "fences": lambda n: "```json " * (n // 8),
+}
+PAPERS: dict[str, Callable[[int], str]] = {
+    "numbers and blanks": lambda n: "1 " * (n // 2),
+    "dashes": lambda n: "1-" * (n // 2),
+    "units": lambda n: "5 mg kg" * (n // 7),
+    "brackets": lambda n: "(5 ± " * (n // 5),
+    "full stops": lambda n: ". A" * (n // 3),
+    "headings": lambda n: "Results\n" * (n // 8),
 }
 FILES: dict[str, Callable[[int], bytes]] = {
     "brackets": lambda n: b"[" * n,
@@ -66,6 +74,7 @@ def main() -> int:
 def fuzz(inputs: int, seed: int, folder: Path) -> int:
     """Runs the inputs; prints and counts those that fail."""
     draw = random.Random(seed)
+    check_paper("5 mg")  # loads the table of units, once
     begun, failures, slowest = time.monotonic(), 0, 0.0
     signal.signal(signal.SIGALRM, _too_long)
     for number in range(inputs):
@@ -100,6 +109,7 @@ def growth(folder: Path) -> int:
     print(json.dumps({"characters": LENGTHS}))
     cases: list[tuple[str, Callable[[int], None]]] = [
         *((f"answer: {name}", lambda n, make=make: check_answer(make(n))) for name, make in TEXTS.items()),
+        *((f"paper: {name}", lambda n, make=make: check_paper(make(n))) for name, make in PAPERS.items()),
         *(
             (f"file: {name}", lambda n, make=make: check_file(folder / "g.json", make(n)))
             for name, make in FILES.items()

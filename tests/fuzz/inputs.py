@@ -1,4 +1,4 @@
-"""Seeded mutations of answers and of files of papers, and what must hold for any of them."""
+"""Seeded mutations of answers, of texts of papers and of files, and what must hold for any of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from qaray.asking.grammar import parse_answer
+from qaray.asking.grammar import answer_end, no_pairs, parse_answer
 from qaray.corpus.readers.dispatch import read_records
 from qaray.corpus.records import Problem, paired_fields, paper_fields
+from qaray.corpus.sentences import split_sentences
+from qaray.metrics.grounding import is_in_paper, mentions, quantities
+from qaray.metrics.self_contained import paper_reference
 from qaray.run.storage import Location
 from qaray.schema import FinishReason, ParseStatus, RejectReason
 from tests.conftest import make_paper
@@ -24,6 +27,16 @@ ANSWERS = (
     "Q1: What is X? A1: It is 3 mol. Q2: Why Y? A2: Because: Z.",
     "<think>Q1: no\nA1: no</think>\nQ1: What is X?\nA1: It is 3 mol.",
     '```json\n[{"Q": "What is X?", "A": "It is \\"3\\" mol."}, {"question": "Why?", "answer": "Because."}]\n```',
+    '[{"Q": "What is \\\\beta?", "A": "$2 \\\\times 10^3$"}, {\'question\': \'Why?\', "answer": ["a", 2]},]',
+    "### Question 1\nWhat is X?\n\n### Answer 1\nIt is 3 mol.\n\nQuestions:\n1. a?\n2. b?\nAnswers:\n1. c\n2. d",
+    "| Question | Answer |\n|---|---|\n| What is X? | 3 mol |\n<question>Why?</question><answer>So.</answer>",
+    "问题1：为什么？答案1：因为。\n1. What is X?\n→ 3 mol\n[THINK]no[/THINK]<|im_end|>",
+)
+PAPERS = (
+    "It was kept at 25 ºC (298 K) for 2–4 h [12].3 Smith et al. (2010) found 3.2 \\\\times 10^{-19} J, cf. Fig. 2.",
+    "T/K: 300, 310, 320. The 532-nm laser gave (2–4) × 10³ counts; 3 × 100 mL of 1,2-dichloroethane, 1 000 mg.",
+    "A mass of 1.234(5) g ± 0.1 %, 10 −6 M, 6.02e23 and 0.5 W/(m·K). 2.1. Methods\nThe 1H NMR spectrum of IL-6 was.",
+    "What did the authors find in this study about the proposed method (Table 2) at 90⁰ and minus five degrees?",
 )
 FILES = {
     ".json": (
@@ -72,6 +85,17 @@ def check_answer(text: str, num_qas: int = 3, finish: FinishReason | None = None
     assert (parsed.status == ParseStatus.MALFORMED) == (not questions)
     assert (parsed.status == ParseStatus.COMPLETE) == (len(questions) >= num_qas)
     json.dumps(parsed.pairs).encode()
+    assert questions or no_pairs(text)
+    end = answer_end(text, num_qas)
+    assert end is None or 0 <= end <= len(text)
+
+
+def check_paper(text: str) -> None:
+    """Whatever the text: its sentences are the text, and its own numbers are found in it."""
+    assert "".join(split_sentences(text)) == text
+    paper = quantities(text)
+    assert all(is_in_paper(number, paper) for number in mentions(text))
+    paper_reference(text)
 
 
 def check_file(place: Path, content: bytes) -> None:
@@ -107,8 +131,12 @@ def damaged(draw: random.Random, content: bytes) -> bytes:
 
 
 def random_case(draw: random.Random, folder: Path) -> tuple[Callable[[], None], object]:
-    """One check, and the input that it is made on: three answers to each file."""
-    if draw.random() < 0.75:
+    """One check, and the input that it is made on: of four, two are answers, one is a paper's text and one a file."""
+    kind = draw.randrange(4)
+    if kind == 0:
+        text = mutated(draw, draw.choice(PAPERS))
+        return lambda: check_paper(text), text
+    if kind < 3:
         text = mutated(draw, draw.choice(ANSWERS))
         num_qas, finish = draw.randint(1, 12), draw.choice([None, *FinishReason])
         return lambda: check_answer(text, num_qas, finish), text

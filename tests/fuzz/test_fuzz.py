@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.inputs import ANSWERS, FILES, PIECES, check_answer, check_file, damaged, mutated
+from tests.fuzz.inputs import ANSWERS, FILES, PAPERS, PIECES, check_answer, check_file, check_paper, damaged, mutated
 
 pytestmark = pytest.mark.long
 SETTINGS = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
@@ -26,10 +26,22 @@ CONTENTS = st.one_of(
 )
 
 
-@settings(max_examples=3500, **SETTINGS)
+PAPER_TEXTS = st.one_of(
+    TEXTS,
+    st.builds(lambda seed, text: mutated(random.Random(seed), text), st.integers(0, 2**32), st.sampled_from(PAPERS)),
+)
+
+
+@settings(max_examples=2500, **SETTINGS)
 @given(text=TEXTS, num_qas=st.integers(1, 12))
 def test_any_text_is_parsed(text, num_qas):
     check_answer(text, num_qas)
+
+
+@settings(max_examples=1000, **SETTINGS)
+@given(text=PAPER_TEXTS)
+def test_any_text_of_a_paper_is_measured(text):
+    check_paper(text)
 
 
 @settings(max_examples=1500, **SETTINGS)

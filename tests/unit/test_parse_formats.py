@@ -4,9 +4,18 @@ import itertools
 import json
 import re
 
+import jsonschema
 import pytest
 
-from qaray.asking.grammar import answer_end, no_pairs, parse_answer
+from qaray.asking.grammar import (
+    answer_end,
+    answer_format,
+    json_schema,
+    no_pairs,
+    parse_answer,
+    stop_strings,
+    write_pairs,
+)
 from qaray.asking.parsing.json_text import TEX_COMMANDS, escaped
 from qaray.asking.parsing.markers import _LANGUAGES, number_of
 from qaray.asking.parsing.reasoning import answer_text, reasoning_spans
@@ -554,3 +563,112 @@ def test_long_repetitions_are_read(piece):
     parse_answer(text, 3)
     no_pairs(text)
     answer_end(text, 3)
+
+
+# JSON, in detail
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "[{'Q': 'It\\'s what?', 'A': 'say \"hi\"'}, {'Q': 'a?', 'A': 'b \\'c\\''}]",
+            [("It's what?", 'say "hi"'), ("a?", "b 'c'")],
+        ),
+        ("{'Q': 'a?', 'A': ['one', 'it's two', 'three']}", [("a?", "one\nit's two\nthree")]),
+        ("[['Why?', 'It's so.'], ['How?', 'So']]", [("Why?", "It's so."), ("How?", "So")]),
+        ("{'Q': 'a, b?', 'A': 'c: d, e', 'n': 3}", [("a, b?", "c: d, e")]),
+        ("{'Q': 'a?', \"A\": \"it's 'b', or\"}", [("a?", "it's 'b', or")]),
+        ("[{'Q': 'a?', 'A': 3}, {'Q': 'b?', 'A': None}, {'Q': 'c?', 'A': True,}]", [("a?", "3"), ("c?", "Yes")]),
+        ('{"Q": "a?", "A": """b\n"é" c"""}', [("a?", 'b\n"é" c')]),
+        ('{"Q": "a?", "A": "b\\\\nu"}', [("a?", "b\\nu")]),
+        ('[{"Q": "a?", "A": [null, "b", 2]}]', [("a?", "b\n2")]),
+        ('[{"Q": "a?", "A": {"mass": 2, "note": null}}]', [("a?", "mass: 2\nnote:")]),
+        ('[{"Q": "a?", "A": {"answer": "b", "source": "c"}}]', [("a?", "b")]),
+    ],
+)  # fmt: skip
+def test_quotes_and_values(text, found):
+    assert pairs(text) == found
+
+
+@pytest.mark.parametrize("empty", ["null", '""', "[]", "{}"])
+def test_an_empty_value_gives_way_to_another_key(empty):
+    assert pairs(f'{{"question": {empty}, "prompt": "{WHY}", "answer": {empty}, "response": "{BECAUSE}"}}') == TWO[:1]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({"instruction": "Write two", "output": objects()}, TWO),
+        ({"Q1": "Write one", "A1": objects()[:1], "Q2": "And one", "A2": objects()[1:]}, TWO),
+        ({"instruction": "Write two", "output": f"Q1: {WHY}\nA1: {BECAUSE}\nQ2: {HOW}\nA2: {SO}"}, TWO),
+        ({"instruction": "Write", "output": f"Q1: {WHY}\nA1: {BECAUSE}"}, [("Write", f"Q1: {WHY}\nA1: {BECAUSE}")]),
+        ({"instruction": "Write one", "output": json.dumps(objects()[:1])}, TWO[:1]),
+        ({"text": json.dumps({"inner": json.dumps(objects())})}, TWO),
+        ([{"question": WHY}, {"note": 1}, {"answer": BECAUSE}, {"answer": "lost"}], TWO[:1]),
+        ([{"question": "lost?"}, *objects()[:1], {"answer": "lost"}], TWO[:1]),
+        ([{"question": WHY}, 7, "x", {"answer": BECAUSE}], TWO[:1]),
+        ({"questions": [WHY, HOW], "answers": [BECAUSE]}, []),
+        ({"questions": [WHY], "answers": [BECAUSE]}, TWO[:1]),
+        ({"questions": {"a": WHY, "b": HOW}, "answers": {"b": SO, "a": BECAUSE}}, TWO),
+        ({"questions": [WHY, HOW], "answers": "Both"}, []),
+        ({"Questions": [WHY, HOW], "ANSWERS": [BECAUSE, SO]}, TWO),
+        ({WHY: BECAUSE, "note": "x"}, []),
+        ({WHY: "", HOW: SO}, []),
+        ([[WHY, BECAUSE, "x"]], []),
+        ([["Why so", BECAUSE]], []),
+        ({"k" * 90: WHY, "answer": BECAUSE}, []),
+        ([{"role": "system", "content": "x"}, {"role": "user", "content": WHY}, {"role": "tool", "content": "y"},
+          {"role": "assistant", "content": BECAUSE}, {"role": "assistant", "content": "more"}], TWO[:1]),
+        ([{"role": "user", "content": WHY}, {"role": "assistant"}], []),
+    ],
+)  # fmt: skip
+def test_shapes(value, found):
+    assert pairs(json.dumps(value)) == found
+
+
+@pytest.mark.parametrize("speaker", ["role", "from", "speaker", "Author"])
+@pytest.mark.parametrize("speech", ["content", "value", "text", "message"])
+def test_dialogues(speaker, speech):
+    for asks, tells in (
+        ("user", "assistant"),
+        ("Human", "GPT"),
+        ("question", "answer"),
+        ("Q", "A"),
+        ("student", "expert"),
+    ):
+        turns = [{speaker: who, speech: text} for pair in TWO for who, text in zip((asks, tells), pair, strict=True)]
+        assert pairs(json.dumps(turns)) == TWO
+
+
+def test_the_requested_format_and_its_schema():
+    assert answer_format(1) == "Q1: What …?\nA1: …"
+    assert answer_format(2) == "Q1: What …?\nA1: …\n\nQ2: How …?\nA2: …"
+    assert answer_format(7) == answer_format(2) + "\n\nand so on up to Q7 and A7."
+    assert answer_format(3, structured=True) == 'a JSON list of 3 objects, one a pair: [{"Q": "…?", "A": "…"}, …]'
+    schema = json_schema(2)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    valid = jsonschema.Draft202012Validator(schema).is_valid
+    assert valid(objects())
+    for wrong in (
+        objects()[:1], [*objects(), *objects()], [{"Q": "a"}] * 2, [{"Q": "a", "A": ""}] * 2,
+        [{"Q": "", "A": "b"}] * 2, [{"Q": "a", "A": 1}] * 2, [{"Q": "a", "A": "b", "C": "c"}] * 2, ["a"] * 2,
+        {"Q": "a", "A": "b"},
+    ):  # fmt: skip
+        assert not valid(wrong)
+    assert write_pairs([{"Q": "a", "A": "b"}, {"Q": "c", "A": "d"}]) == "Q1: a\nA1: b\n\nQ2: c\nA2: d"
+    assert stop_strings(2) == ["\nQ3:", "\n**Q3:", "\nQuestion 3:", "\nEND\n", "\n**Question 3:"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Question | Answer", "**Questions** | Answers", "Q | A", "question text | ANSWER TEXT", "Frage | Antwort"],
+)
+def test_headers_of_tables(header):
+    table = f"{header}\n---|---\n{WHY} | {BECAUSE}\n\n{HOW} | a \\| b<br>c\nThe end | is here | now"
+    assert pairs(table) == [TWO[0], (HOW, "a | b\nc")]
+
+
+@pytest.mark.parametrize("header", ["Question | Question", "Topic | Answer"])
+def test_other_tables_have_no_pairs(header):
+    assert pairs(f"| {header} |\n| {WHY} | {BECAUSE} |") == []

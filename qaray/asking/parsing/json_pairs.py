@@ -71,7 +71,9 @@ def _pairs(value: Any, depth: int) -> Iterator[QA]:
     elif isinstance(value, list):
         if value and all(isinstance(each, dict) for each in value) and (turns := _turns(value)):
             yield from turns
-        elif len(value) == 2 and all(isinstance(each, str) for each in value) and _asks(value[0]):
+        elif (
+            len(value) == 2 and all(isinstance(each, str) for each in value) and _asks(value[0]) and not _asks(value[1])
+        ):
             yield QA(Q=value[0], A=value[1])
         else:
             yield from _pairs_of_items(value, depth)
@@ -111,7 +113,8 @@ def _pairs_of_object(value: Mapping[Any, Any], depth: int) -> Iterator[QA]:
     if whole:
         # {"instruction": "Write two pairs", "output": […]}: the pairs are in the answer, unless a question is answered
         nested = [] if any(_asks(side["Q"]) for side in whole.values()) else _nested(whole, depth)
-        yield from nested or (_pair_of(side, value) for side in whole.values())
+        several = [side for side in whole.values() if isinstance(side["Q"], list) and len(side["Q"]) > 1]
+        yield from nested or [_pair_of(side, value) for side in whole.values() if side not in several]
         return
     asked = [key for key in value if str(key).rstrip().endswith(("?", "？")) and not _is_empty(value[key])]
     if asked and len(asked) == len(value):
@@ -188,7 +191,7 @@ def _pairs_of_text(text: str, least: int = 1) -> list[QA]:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or value == "" or value == [] or value == {} or value != value
+    return value is None or value in ("", [], {})
 
 
 def _text(value: Any) -> str:
@@ -203,5 +206,9 @@ def _text(value: Any) -> str:
         inner = next((value[key] for key in _INNER if key in value), None)
         if set(value) == {"value", "unit"}:
             return f"{_text(value['value'])} {_text(value['unit'])}"
-        return _text(inner) if inner is not None else "\n".join(f"{key}: {_text(part)}" for key, part in value.items())
+        return (
+            _text(inner)
+            if inner is not None
+            else "\n".join(f"{key}: {_text(part)}".rstrip() for key, part in value.items())
+        )
     return "" if value is None else str(value)

@@ -57,6 +57,7 @@ def _table(lines: list[Line]) -> list[Draft]:
     """A Markdown table with a column of questions and one of answers."""
     drafts: list[Draft] = []
     columns: dict[str, int] = {}
+    width = 0
     for line in lines:
         row = line.text.strip()
         if "|" not in row:
@@ -67,7 +68,8 @@ def _table(lines: list[Line]) -> list[Draft]:
             roles = [word_role(cell.strip(" *_`")) for cell in cells]
             if roles.count(QUESTION) == 1 and roles.count(ANSWER) == 1:
                 columns = {QUESTION: roles.index(QUESTION), ANSWER: roles.index(ANSWER)}
-        elif len(cells) > max(columns.values()) and not all(re.fullmatch(r":?-*:?", cell) for cell in cells):
+                width = len(cells)
+        elif len(cells) == width and not all(re.fullmatch(r":?-*:?", cell) for cell in cells):
             texts = {role: cells[place].replace("\\|", "|").replace("<br>", "\n") for role, place in columns.items()}
             drafts.append(Draft([Line("", texts[QUESTION])], [Line("", texts[ANSWER])], answered=True))
     return drafts

@@ -135,7 +135,11 @@ def _digit_values(digits: str) -> Values | None:
         return [[Decimal(f"{groups[0] or 0}.{groups[1]}")]]
     if marks == ",":
         decimal = [Decimal(f"{groups[0]}.{groups[1]}")]
-        return [*([[Decimal(whole)]] if thousands else []), decimal, *([last] if groups[0] != "0" else [])]
+        return [
+            *([[Decimal(whole)]] if thousands else []),
+            decimal,
+            *([last] if groups[0] != "0" and not thousands else []),
+        ]
     if marks == "·":
         return [[Decimal(f"{groups[0]}.{groups[1]}")], last]
     if set(marks) == {"'"}:

@@ -64,6 +64,7 @@ _NAME = re.compile(
 )
 _POWER = re.compile(
     r"\^\s?\(?([-+]?\d)\)?(?!\d)|\*\*\(?([-+]?\d)\)?|\s?(-[1-9])(?!\d|[.,]\d|\s?[-±×])|([2-4])(?!\d|[.,]\d)"
+    r"|\s([23])(?=\s?(?:[),;:]|\.(?!\d)|$))"  # PDF: "0.3 cm 2"
 )
 _DIVISION = re.compile(r"\s?/\s?(\(?)|\sper\s(\(?)", re.IGNORECASE)
 _PRODUCT = re.compile(r"\s?[·*]\s?|\.(?=[A-Za-zµ°])|-(?=[A-Za-zµ])|\s")
@@ -132,6 +133,8 @@ def _factors(text: str) -> tuple[list[_Factor], int, float]:
         end = following.end
         if in_group and text[end : end + 1] == ")":
             end, in_group = end + 1, False
+    if len(factors) == 1 and first.written in ENTITIES:  # "40,000 spores per plate" is a count
+        return [], 0, 1.0
     return factors, end, scale
 
 
