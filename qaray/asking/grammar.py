@@ -77,18 +77,19 @@ def answer_end(text: str, num_qas: int) -> int | None:
     """
     spans = reasoning_spans(text)
     start = spans[-1][1] if spans else 0
-    end = re.compile(rf"\n[^\S\n]*(?:(?P<more>{_QUESTION}0*{num_qas + 1}{_COLON})|\W{{0,2}}{END}[*_]*[^\S\n]*(?:\n|$))")
+    end = re.compile(rf"\n[^\S\n]*(?:(?P<next>{_QUESTION}0*{num_qas + 1}{_COLON})|\W{{0,2}}{END}[*_]*[^\S\n]*(?:\n|$))")
     for match in end.finditer(text, start):
-        asked = None
-        if match["more"]:
-            last = re.compile(rf"(?:^|\n)[^\S\n]*{_QUESTION}0*{num_qas}{_COLON}")
-            asked = next(reversed(list(last.finditer(text, start, match.start()))), None)
-            if asked is None or not re.search(
-                rf"\b(?:A|Answer)\s?#?(?:{num_qas})?{_COLON}", text[asked.end() : match.start()]
-            ):
-                continue  # a line of another text that looks like a question
-        return len(text[: match.start()].rstrip())
+        before = text[start : match.start()]
+        if not match["next"] or _has_answer(before, num_qas):
+            return start + len(before.rstrip())
     return None
+
+
+def _has_answer(text: str, number: int) -> bool:
+    """Whether a text has a question with this number and then its answer."""
+    asked = list(re.finditer(rf"(?:^|\n)[^\S\n]*{_QUESTION}0*{number}{_COLON}", text))
+    told = rf"\b(?:A|Answer)\s?#?(?:0*{number})?{_COLON}"
+    return bool(asked) and re.search(told, text[asked[-1].end() :]) is not None
 
 
 def stop_strings(num_qas: int) -> list[str]:

@@ -559,7 +559,7 @@ def test_refusals(text):
     "piece", ["as an AI a", "**a?", "* q?\n", "Q1: ", "A1: ", "\n\n", '[{"', "</think>", "1. a?\nb\n", "Question vı:"]
 )
 def test_long_repetitions_are_read(piece):
-    text = piece * (20_000 // len(piece))
+    text = piece * (6_000 // len(piece))
     parse_answer(text, 3)
     no_pairs(text)
     answer_end(text, 3)
