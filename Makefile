@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 REPEAT ?= 1
 VLLM := .venv-vllm
 
-.PHONY: demo test test-all test-part-1 test-part-2 test-part-3 test-part-4 lint format bench preflight clean
+.PHONY: demo test test-all test-part-1 test-part-2 test-part-3 test-part-4 mutation lint format bench preflight clean
 
 demo: $(VENV)/demo
 	$(BIN)/qaray demo
@@ -33,6 +33,11 @@ test-part-3: $(VENV)/dev
 # Trainings that lose their processes; fuzzing.
 test-part-4: $(VENV)/dev
 	$(BIN)/python -m pytest tests/train tests/fuzz -m long
+
+# Mutants of the modules that pyproject.toml names; an hour or more on two cores. `mutmut results`, `mutmut show NAME`.
+mutation: $(VENV)/dev
+	$(PIP) install -c constraints.txt mutmut
+	$(BIN)/mutmut run
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

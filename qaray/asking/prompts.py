@@ -148,7 +148,7 @@ class PromptBuilder:
             opening=self.template.opening,
             prompt_tokens=prompt_tokens,
             truncated_tokens=0,
-            max_tokens=max(0, self.budget.answer_cap(prompt_tokens)),
+            max_tokens=self.budget.answer_cap(prompt_tokens),
             reason=None,
             detail=None,
         )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 
-def _words(text: str) -> frozenset[str]:
+def _words(text: str) -> frozenset[str]:  # pragma: no mutate block (at import)
     return frozenset(text.split())
 
 
@@ -89,21 +89,21 @@ def split_sentences(text: str) -> list[str]:
     the previous sentence, a number alone ("2.1.") to what follows. A text without letters and digits is one sentence;
     the empty text has none.
     """
-    starts: list[int] = []
+    starts: list[int] = []  # of all sentences but the first
     position = 0
     visible = False  # whether the last sentence has a letter or digit
     for paragraph in _cut(text, [match.end() for match in _BLANK_LINE.finditer(text)]):
         number = False  # the last piece of this paragraph is a number alone
         for piece in _cut(paragraph, _ends(paragraph)):
             has_words = _VISIBLE.search(piece) is not None
-            if starts and (number or not has_words or not visible):
+            if number or not has_words or not visible:
                 visible = visible or has_words
             else:
                 starts.append(position)
                 visible = has_words
             number = has_words and _NUMBER_ONLY.fullmatch(piece) is not None
             position += len(piece)
-    return list(_cut(text, starts[1:]))
+    return list(_cut(text, starts))
 
 
 def _ends(paragraph: str) -> list[int]:
@@ -126,7 +126,7 @@ def _ends(paragraph: str) -> list[int]:
 
 def _ends_sentence(text: str, stop: re.Match[str]) -> bool | None:
     """Whether a full stop ends its sentence; None leaves it to nupunkt."""
-    before = text[max(0, stop.start() - _CONTEXT) : stop.start()].rsplit(None, 2)
+    before = text[max(0, stop.start() - _CONTEXT) : stop.start()].split()
     word = before[-1].lstrip("([{\"'“‘/") if before else ""
     if not word or before[-1][-1] != text[stop.start() - 1]:
         return None

@@ -15,13 +15,13 @@ from qaray.corpus.doi_index import Ingested
 from qaray.corpus.papers import Intake, ingest, input_files, unread
 from qaray.corpus.records import digest, paired_fields
 from qaray.generate.answers import read_answers
-from qaray.generate.merge import paper_outcome
+from qaray.generate.merge import paper_pairs
 from qaray.run.directory import Run
 from qaray.run.rejects import write_rejected_records
 from qaray.run.stopping import StopCheck
 from qaray.schema import PAIRED_SCHEMA, Paired, Parsed
 
-ANSWER_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "finish_reason", "reason", "detail", "pairs"]
+ANSWER_COLUMNS = ["doi", "window", "attempt", "pairs"]  # without the text of the answers
 
 
 class Key(NamedTuple):
@@ -112,10 +112,9 @@ class GeneratedPapers:
 
     def _read(self, shard: str, columns: list[str]) -> list[Paired]:
         answers = self.answers(shard, ANSWER_COLUMNS)
-        wanted = [*columns, "file", "position"]
         found = []
-        for paper in (self.run.papers / f"{shard}.parquet").read_table(wanted).to_pylist():
-            pairs, _, _ = paper_outcome(paper, answers.get(paper["doi"], []))
+        for paper in (self.run.papers / f"{shard}.parquet").read_table(columns).to_pylist():
+            pairs = paper_pairs(answers.get(paper["doi"], []))
             if pairs:
                 found.append(
                     Paired(

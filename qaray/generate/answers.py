@@ -25,7 +25,7 @@ def next_owed(answers: list[Parsed], max_attempts: int) -> int | None:
 def best_answers(answers: list[Parsed]) -> list[Parsed]:
     """The best attempt of each window (most pairs, then the earliest), in window order."""
     best: dict[int, Parsed] = {}
-    for answer in sorted(answers, key=lambda a: (a["window"], -len(a["pairs"] or []), a["attempt"])):
+    for answer in sorted(answers, key=lambda a: (a["window"], -len(a["pairs"]), a["attempt"])):
         best.setdefault(answer["window"], answer)
     return list(best.values())
 

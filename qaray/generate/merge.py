@@ -15,7 +15,7 @@ SHOWN = 200  # characters of an output without pairs in rejected.jsonl
 def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], ParseStatus, Rejected | None]:
     """The paper's pairs from the best attempt of each window, its status, and its rejection if it has no pairs."""
     best = best_answers(answers)
-    pairs = merged_pairs([answer["pairs"] or [] for answer in best])
+    pairs = paper_pairs(answers)
     wanted = sum(answer["num_qas"] for answer in best)
     cut = any(a["finish_reason"] in (FinishReason.LENGTH, FinishReason.REPETITION) for a in best)
     if pairs:
@@ -26,7 +26,7 @@ def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], Pars
         (reason, detail), stage = failure, "generate"
     else:
         reason, stage = str(RejectReason.NO_PAIRS), "parse"
-        ended = ", ".join(sorted({str(a["finish_reason"]) for a in answers}))
+        ended = ", ".join(sorted({str(a["reason"] or a["finish_reason"]) for a in answers}))
         detail = no_pairs_detail([answer["output"] for answer in best], f"{len(answers)} tried, ended by {ended}")
     rejected = Rejected(
         doi=paper["doi"],
@@ -44,6 +44,11 @@ def no_pairs_detail(outputs: Sequence[str], note: str = "") -> str:
     kinds = ", ".join(dict.fromkeys(str(no_pairs(output)) for output in outputs))
     begins = next((output for output in outputs if output.strip()), "").strip()[:SHOWN]
     return f"no question-answer pair: {kinds}{f' ({note})' if note else ''}" + (f": {begins}" if begins else "")
+
+
+def paper_pairs(answers: list[Parsed]) -> list[Pair]:
+    """The paper's pairs: those of the best attempt of each window, merged."""
+    return merged_pairs([answer["pairs"] for answer in best_answers(answers)])
 
 
 def merged_pairs(windows: list[list[Pair]]) -> list[Pair]:

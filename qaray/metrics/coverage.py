@@ -36,10 +36,9 @@ def coverage(scores: np.ndarray) -> Coverage:
     scores = _checked(scores)
     sentences = scores.shape[1]
     k = sample_size(sentences)
-    own = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return Coverage(
         overall=chunk_rate(best_together(scores, k), sentences),
-        individual=float(np.mean([chunk_rate(row, sentences) for row in own])),
+        individual=float(np.mean([chunk_rate(ids, sentences) for ids in evidence(scores, k)])),
         null=expected_chunk_rate(sentences, k),
         sentence_std=[float(value) for value in scores.astype(np.float64).std(axis=0)],
     )
@@ -85,7 +84,7 @@ def _log_binomial(n: int, k: int) -> float:
 
 def evidence(scores: np.ndarray, most: int = EVIDENCE) -> list[list[int]]:
     """Ids of each pair's best sentences, best first: [Q][min(most, S)]."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :most]
+    order = np.argsort(-scores, kind="stable")[:, :most]
     return [[int(j) for j in row] for row in order]
 
 

@@ -77,14 +77,14 @@ class Rule:
     unless: tuple[Excuse, ...]
 
 
-def _rule(pattern: str, *unless: Excuse) -> Rule:
+def _rule(pattern: str, *unless: Excuse) -> Rule:  # pragma: no mutate block (at import)
     return Rule(words(pattern), unless)
 
 
 _POINTER = (complement, owner)
 _DEFINITE = (general, same_noun, dated_or_named)
 _SPECIMEN = (general, same_noun, field_follows)
-_ANAPHOR = (antecedent, same_noun, definition)
+_ANAPHOR = (antecedent, definition)
 _OWNED = (owner, general)
 _EVENT = (known_event, proper_noun)
 
@@ -152,8 +152,8 @@ _NO_POINTER = (
 )
 _STUDY_RULES = (
     _rule(rf"\b(?:this|these|those|that) (?:\w+ )?{WORK}{WHOLE}", definition),
-    _rule(rf"\b(?:this|these|those) (?!{_NO_POINTER})(?P<noun>[a-z][\w-]+)", *_ANAPHOR),
-    _rule(r"\bsuch (?!as\b|that\b)(?:an? )?(?P<noun>[a-z][\w-]+)", *_ANAPHOR),
+    _rule(rf"\b(?:this|these|those) (?!{_NO_POINTER})(?P<noun>[a-z][\w-]+)", *_ANAPHOR, same_noun),
+    _rule(r"\bsuch (?!as\b|that\b)(?:an? )?(?P<noun>[a-z][\w-]+)", *_ANAPHOR, same_noun),
     _rule(rf"\bthe (?P<noun>study){WHOLE}(?! of\b)", *_DEFINITE),
     _rule(
         r"\bthe (?:(?:first|second|third|fourth|fifth|last|final|initial|main|other|same|two|three|four|five) )?"
@@ -165,7 +165,7 @@ _STUDY_RULES = (
         r"\b(?:key|main|major|principal|primary|most important) (?:findings?|contributions?|conclusions?)\b",
         complement,
     ),
-    _rule(rf"\b{PURPOSE} of the (?:{WORK}|{METHOD}){WHOLE}(?=\W*$|,| (?:for|in|on|with|{VERB})\b)", *_DEFINITE),
+    _rule(rf"\b{PURPOSE} of the (?P<noun>{WORK}|{METHOD}){WHOLE}(?=\W*$|,| (?:for|in|on|with|{VERB})\b)", *_DEFINITE),
     _rule(
         rf"\bthe (?:{COUNT} ){{0,2}}{STUDIED} (?!mechanisms?\b|countries|world|nations|economies|species\b)"
         r"(?-i:(?![A-Z][a-z]{2}))\w+",
@@ -181,7 +181,8 @@ _STUDY_RULES = (
     _rule(rf"\bthe (?:\w+[\s-]){{0,2}}(?:{METHOD}|{WORK}) (?:{STUDIED}|{SAID}|used)\b{NO_PREPOSITION}"),
     _rule(
         rf"\bthe (?:\w+ )?(?:{SAMPLE}|{CONDITION}) (?:used|applied|chosen|selected|obtained|{STUDIED})\b",
-        *_SPECIMEN,
+        general,
+        field_follows,
     ),
     _rule(rf"^\W*what (?:is|are) the (?:\w+ ){{1,3}}?(?:{STUDIED}|{SAID})\W*$", known_event),
     _rule(rf"\bthe (?:two|three|four|other) (?P<noun>{METHOD}|{SAMPLE}|groups){ALONE}", *_DEFINITE),
@@ -205,9 +206,9 @@ _STUDY_RULES = (
         *_DEFINITE,
     ),
     _rule(
-        rf"^\W*(?:how|why|where) (?:is|are) the (?P<noun>{METHOD}|{SAMPLE}|{CONDITION}) (?:\w+ly )?"
+        rf"^\W*(?:how|why|where) (?:is|are) the (?:{METHOD}|{SAMPLE}|{CONDITION}) (?:\w+ly )?"
         r"(?:\w+ed|built|chosen|drawn|grown|kept|made|set|split|taken)\b",
-        *_SPECIMEN,
+        field_follows,
     ),
     _rule(
         rf"\bthe (?P<noun>samples?|specimens?)(?:{ALONE}| (?:in|on|with|from|at|during)\b)",
@@ -221,7 +222,6 @@ _STUDY_RULES = (
         rf"^\W*(?:what|which) (?!is\b|are\b)(?:[\w-]+ ){{1,12}}?(?:is|are|was|were) {SAID}"
         r"(?=\W*$| (?:for|in the|regarding|about|as|to)\b)",
         *_EVENT,
-        general,
     ),
 )
 

@@ -20,20 +20,19 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
     """Rows [N, D] scaled to unit length, float32; a zero row stays zero."""
     vectors = np.asarray(vectors, dtype=np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms != 0)
+    return vectors / np.where(norms == 0, 1, norms)
 
 
 def expected_level(logprobs: Sequence[float], levels: Sequence[float]) -> float:
     """Expected level, with the log-probabilities normalised over ``levels``. Raises ValueError unless ``is_grade``."""
-    weights = normalised(logprobs)
-    return float(weights @ np.asarray(levels, dtype=np.float64))
+    return float(np.dot(normalised(logprobs), levels))
 
 
 def normalised(logprobs: Sequence[float]) -> np.ndarray:
     """Probabilities of the choices, which add up to 1. Raises ValueError unless ``is_grade``."""
-    values = np.asarray(logprobs, dtype=np.float64)
     if not is_grade(logprobs):
         raise ValueError("the judge's scores are not numbers")
+    values = np.asarray(logprobs, dtype=np.float64)
     weights = np.exp(values - values.max())
     return weights / weights.sum()
 
@@ -41,7 +40,7 @@ def normalised(logprobs: Sequence[float]) -> np.ndarray:
 def is_grade(logprobs: Sequence[float]) -> bool:
     """Whether log-probabilities are usable: at least one, no NaN, and not all −∞."""
     values = np.asarray(logprobs, dtype=np.float64)
-    return values.size > 0 and not np.isnan(values).any() and not np.isneginf(values).all()
+    return bool((values > -np.inf).any() and not np.isnan(values).any())
 
 
 def both_orders(judge: float | None, swapped: float | None) -> float | None:

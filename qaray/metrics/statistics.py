@@ -45,7 +45,5 @@ def interval_of_mean(values: Sequence[float]) -> Interval | None:
 
 def histogram(values: Sequence[float], bounds: tuple[float, float] | None, bins: int = 20) -> dict[str, Any]:
     """``edges`` [bins + 1] and ``counts`` [bins] of equal bins over ``bounds``, by default lowest to highest value."""
-    counts, edges = np.histogram(
-        np.asarray(values, dtype=np.float64), bins=bins, range=bounds if len(values) else (0, 1)
-    )
+    counts, edges = np.histogram(values, bins=bins, range=bounds)
     return {"edges": [round(float(edge), 6) for edge in edges], "counts": [int(count) for count in counts]}

@@ -130,7 +130,7 @@ class Run:
 
     def size(self) -> int:
         """Total size of the run's shards and exports, in bytes."""
-        files = [*self.papers.infos(recursive=True), *self.generations.infos(), *self.root.infos()]
+        files = [*self.papers.infos(), *self.generations.infos(), *self.root.infos()]
         return sum(info.size or 0 for info in files)
 
     def identify(self, identity: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -108,9 +109,31 @@ def test_small_papers():
     assert sample_size(6) == sample_size(1) == 1
 
 
+def test_scores_that_are_equal_in_float32_are_ties():
+    """Sentences 0 and 1 of 14 lie in one tenth; in float64, sentence 2 would come before sentence 1."""
+    scores = np.array([[1.0, 0.5, 0.5 + 1e-12, *[0.0] * 11]])
+    assert coverage(scores).individual == 0.1
+    assert coverage(scores.tolist()).overall == 0.1
+
+
+def test_ties_go_to_the_lower_sentence():
+    scores = np.zeros((2, 200), dtype=np.float32)
+    scores[1, ::2] = 1
+    assert evidence(scores) == [list(range(10)), list(range(0, 20, 2))]
+    assert evidence(scores, 3) == [[0, 1, 2], [0, 2, 4]]
+    assert coverage(scores).individual == pytest.approx((0.2 + 0.3) / 2)  # 30 of the first 30, and of the first 60
+
+
 @pytest.mark.parametrize(
-    "bad", [np.zeros((0, 3)), np.zeros((3, 0)), np.zeros(3), np.array([[0.1, np.nan]]), np.array([[np.inf]])]
+    ("bad", "message"),
+    [
+        (np.zeros((0, 3)), "the matrix must be pairs × sentences, at least one of each, got (0, 3)"),
+        (np.zeros((3, 0)), "the matrix must be pairs × sentences, at least one of each, got (3, 0)"),
+        (np.zeros(3), "the matrix must be pairs × sentences, at least one of each, got (3,)"),
+        (np.array([[0.1, np.nan]]), "the matrix holds values that are not finite"),
+        (np.array([[np.inf]]), "the matrix holds values that are not finite"),
+    ],
 )
-def test_what_is_no_matrix_of_scores_is_refused(bad):
-    with pytest.raises(ValueError, match="matrix"):
+def test_what_is_no_matrix_of_scores_is_refused(bad, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         coverage(bad)

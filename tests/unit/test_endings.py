@@ -6,13 +6,12 @@ import pytest
 
 from qaray.asking.grammar import answer_end, stop_strings
 from qaray.config import ConfigError, EvaluateConfig, GenerateConfig
-from qaray.engines.attempts import attempts_of
 from qaray.engines.choices import tokenised
 from qaray.engines.endings import ending
 from qaray.engines.http import Gate
 from qaray.engines.worker import WorkerInfo, resolve_engine, resume_engine
 from qaray.models.tokenizer import load_tokenizer
-from qaray.schema import Failure, FinishReason, complete, failure_of
+from qaray.schema import FinishReason
 
 LOOP = list(range(50)) * 5
 
@@ -36,40 +35,6 @@ def test_stop_strings_are_ends_of_the_grammar():
     for text in stop_strings(5):
         assert answer_end(f"Q5: a?\nA5: b.{text}", 5) is not None
     assert all("6" in text or "END" in text for text in stop_strings(5)[:4])
-
-
-def prompt(**changes):
-    known = {"doi": "d", "num_qas": 2, "max_tokens": 10, "attempt": 1, "reason": None, "detail": None, "opening": ""}
-    rest = ("shard", "row", "window", "windows", "start", "end", "prompt_tokens", "truncated_tokens")
-    return {**dict.fromkeys(rest, 0), **known, **changes}
-
-
-def asked(first, texts, most, stop_after=99):
-    seen = []
-
-    async def once(each):
-        seen.append(each["attempt"])
-        text = texts[each["attempt"] - 1]
-        return None if text is None else complete(each, text, finish_reason=FinishReason.STOP)
-
-    done = asyncio.run(attempts_of(first, once, most, lambda: len(seen) >= stop_after))
-    return seen, [row["output"] for row in done], [failure_of(row) for row in done]
-
-
-GOOD, BAD = "Q1: a?\nA1: b.\nQ2: c?\nA2: d.", "Q1: a?\nA1: b."
-
-
-def test_attempts_go_on_until_the_pairs_are_there():
-    assert asked(prompt(), [BAD, GOOD, BAD], 3)[:2] == ([1, 2], [BAD, GOOD])
-    assert asked(prompt(), [BAD, BAD, BAD], 2)[:2] == ([1, 2], [BAD, BAD])
-    assert asked(prompt(attempt=2), [None, BAD, GOOD], 3)[:2] == ([2, 3], [BAD, GOOD])
-    assert asked(prompt(), [BAD, GOOD], 3, stop_after=1)[:2] == ([1], [BAD])
-    assert asked(prompt(), [BAD, None, GOOD], 3)[:2] == ([1, 2], [BAD])  # no answer: owed to another round
-
-
-def test_prompts_that_cannot_be_asked_are_answered_with_their_error():
-    assert asked(prompt(reason="over_length", detail="x"), [GOOD], 3) == ([], [""], [Failure("over_length", "x")])
-    assert asked(prompt(max_tokens=0), [GOOD], 3)[2] == [Failure("over_length", "no tokens left for the answer")]
 
 
 def test_heads_are_where_choices_part(tiny_model):

@@ -1,9 +1,12 @@
 """Numbers of answers in papers."""
 
+from decimal import Decimal
+
 import pytest
 
 from qaray.evaluate.grounding import _Numbers
-from qaray.metrics.grounding import is_in_paper, mentions, overlap, quantities
+from qaray.metrics.grounding import PaperNumbers, is_in_paper, mentions, overlap, quantities
+from qaray.metrics.numbers.mentions import Quantity
 
 
 def found(answer, paper):
@@ -78,6 +81,13 @@ def test_formats_that_are_the_same(answer, paper):
         ("12 months", "1 year"),
         ("1 MPa", "10 bar"),
         ("0.1%", "1000 ppm"),
+        ("0 mg", "0 g"),
+        ("25 °C", "298.65 K"),  # half of the last place
+        ("25.0 °C", "298.20 K"),
+        ("50 °C", "323.55 K"),
+        ("10 atm", "983 kPa"),  # 3 % of the larger value
+        ("983 kPa", "10 atm"),
+        ("40 wt%", "40 vol%, 40% and 40 wt%"),
     ],
 )
 def test_conversions(answer, paper):
@@ -109,6 +119,9 @@ def test_conversions(answer, paper):
         ("1 year", "300 days"),
         ("0.5 g", "512 mg"),
         ("2 h", "121 min"),
+        ("2 kg", "2010000000 µg"),
+        ("50 °C", "323.75 K"),
+        ("10 atm", "982 kPa"),
         ("5 µm", "5 nm"),
         ("40 wt%", "40 vol%"),
         ("0.05", "5%"),
@@ -155,3 +168,11 @@ def test_overlap():
     assert overlap("Iron melts", "Copper conducts") == 0
     assert overlap("of the and", "x") is None
     assert overlap("", "x") is None
+    assert overlap("Ti B", "Ti") == 1  # single characters do not count
+    assert overlap("Ti-6Al, it's", "ti") == 0
+
+
+def test_values_beyond_floats_are_not_found():
+    milligram = next(iter(quantities("1 mg").measured.values()))[0][2]
+    huge = Quantity(Decimal("1e400"), milligram)
+    assert huge not in PaperNumbers.of([huge])

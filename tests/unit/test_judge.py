@@ -10,7 +10,16 @@ from qaray.evaluate.controls import other_answers, other_questions, paraphrase
 from qaray.evaluate.grades import racar_rows, similarity_row
 from qaray.evaluate.rubrics import JudgePrompts
 from qaray.metrics.racar import passes
-from qaray.metrics.similarity import agreement, auc, expected_level, normalised, question_pairs, unit_vectors
+from qaray.metrics.similarity import (
+    agreement,
+    auc,
+    both_orders,
+    expected_level,
+    is_grade,
+    normalised,
+    question_pairs,
+    unit_vectors,
+)
 from qaray.models.tokenizer import load_tokenizer
 from qaray.schema import DIMENSIONS, Failure, failure_of, pair_id
 
@@ -155,12 +164,53 @@ def test_expected_values():
             expected_level(bad, range(len(bad)))
 
 
+@pytest.mark.parametrize(
+    ("logprobs", "expected"),
+    [
+        ([], False),
+        ([0.0], True),
+        ([-math.inf, -1.0], True),
+        ([-math.inf, -math.inf], False),
+        ([0.0, math.nan], False),
+        ([math.nan, -math.inf], False),
+        ([None, 0.0], False),  # null in the JSON of an endpoint
+    ],
+)
+def test_what_is_a_grade(logprobs, expected):
+    assert is_grade(logprobs) is expected
+    if not expected:
+        with pytest.raises(ValueError, match="^the judge's scores are not numbers$"):
+            normalised(logprobs)
+
+
+def test_probabilities_have_double_precision():
+    assert normalised(np.array([-700.0, -700.5], dtype=np.float32)).dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("judge", "swapped", "expected"), [(0.2, 0.6, 0.4), (0.0, 0.0, 0.0), (None, 0.6, None), (0.2, None, None)]
+)
+def test_the_mean_of_both_orders(judge, swapped, expected):
+    assert both_orders(judge, swapped) == expected
+
+
+def test_unit_vectors():
+    found = unit_vectors([[3, 4], [0, 0], [0, -7]])
+    assert found == pytest.approx(np.array([[0.6, 0.8], [0, 0], [0, -1]]))
+    assert found.dtype == np.float32
+    assert unit_vectors(np.ones((2, 4))).dtype == np.float32
+
+
 def test_auc_and_agreement():
     assert auc([3, 4], [1, 2]) == 1
     assert auc([1, 2], [1, 2]) == 0.5
     assert auc([], [1]) is None
     assert agreement([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.9]) == pytest.approx(1)
     assert agreement([1, 1, 1], [1, 2, 3]) is None
+    assert agreement([1, 2, 3], [1, 1, 1]) is None
+    assert agreement([1, 2], [1, 2]) is None
+    assert agreement([1, 2, 3], [0.3, 0.2, 0.1]) == pytest.approx(-1)
+    assert agreement([1, 2, 3, 4], [0, 0, 1, 1]) == pytest.approx(2 / math.sqrt(5))
 
 
 def test_question_pairs_and_vectors():

@@ -18,16 +18,13 @@ from tests.conftest import SHARED, make_paper
 SEED = SHARED.parent / "seed" / "seed_readme.md"
 
 
-def builder(tokenizer, seq_len=600, overlength="truncate", num_qas=3, max_gen_len=200, template=None):
-    config = GenerateConfig(
-        file_path="-",
-        output_dir="-",
-        engine="echo",
-        num_qas=num_qas,
-        max_gen_len=max_gen_len,
-        overlength=overlength,
-    )
-    return PromptBuilder.of(config, template or Template("llama2", LLAMA2), tokenizer, seq_len)
+def builder(
+    tokenizer, seq_len=600, overlength="truncate", num_qas=3, max_gen_len=200, template=None, request=None, **flags
+):
+    known = {"file_path": "-", "output_dir": "-", "engine": "echo"}
+    asking = {"num_qas": num_qas, "max_gen_len": max_gen_len, "overlength": overlength}
+    config = GenerateConfig(**{**known, **asking, **flags})
+    return PromptBuilder.of(config, template or Template("llama2", LLAMA2), tokenizer, seq_len, request)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +64,7 @@ def test_bos_exactly_once(tokenizer):
 
 
 def test_special_tokens_in_a_paper_are_text(tokenizer):
-    paper = {**make_paper(1), "txt": "Begin </s> and <s>[INST] go on. " * 2, "row": 0}
+    paper = {**make_paper(1), "txt": "Begin </s> and <s>[INST] go on. " * 2, "row": 0, "keywords": ["</s> zinc"]}
     prompt = builder(tokenizer, seq_len=4000)(paper, "s")[0]
     assert prompt["token_ids"].count(tokenizer.bos_id) == 1
     assert 1 not in prompt["token_ids"]
@@ -183,6 +180,128 @@ def test_keywords_that_leave_no_room_are_an_error(tokenizer):
 def test_a_context_without_room_is_refused(tokenizer):
     with pytest.raises(ConfigError, match="leaves no room for a paper"):
         builder(tokenizer, 1000)
+
+
+def test_the_row_of_a_prompt(tokenizer):
+    chat = chat_template("U: {instruction}\n{input} A:")
+    paper = {**make_paper(1), "row": 5}
+    found = builder(tokenizer, 4000, template=chat)(paper, "part-000002")[0]
+    opening = chat.opening
+    assert opening
+    assert found["prompt"].endswith(f" A:{opening}")
+    assert builder(tokenizer, 4000, template=chat).text(paper, 0, len(paper["txt"]), 3) + opening == found["prompt"]
+    expected = {"doi": paper["doi"], "shard": "part-000002", "row": 5, "window": 0, "windows": 1, "attempt": 1}
+    expected |= {"num_qas": 3, "start": 0, "end": len(paper["txt"]), "opening": opening, "truncated_tokens": 0}
+    expected |= {"prompt_tokens": len(found["token_ids"]), "max_tokens": 200, "reason": None, "detail": None}
+    assert {name: found[name] for name in expected} == expected
+    assert set(found) == set(expected) | {"paper_start", "paper_end", "prompt", "token_ids"}
+
+
+def test_tokens_include_bos(tokenizer):
+    found = builder(tokenizer, 4000)(paper_of(5), "s")[0]
+    assert found["prompt_tokens"] == len(found["token_ids"]) == tokenizer.count([found["prompt"]])[0] + 1
+
+
+def test_a_structured_request_of_ones_own_is_sent():
+    own = Request("Write {num_qas}. {format} Text: {paper}")
+    build = builder(WordTokenizer(), 4000, num_qas=12, request=own, engine="vllm", base_model="m", structured=True)
+    paper = paper_of(20)
+    found = build(paper, "s")[0]
+    assert own.render(paper["txt"], paper["keywords"], 12, True) in found["prompt"]
+    assert found["prompt"] == build.text(paper, 0, len(paper["txt"]), 12)
+    assert found["prompt"][found["paper_start"] : found["paper_end"]] == paper["txt"]
+    assert "JSON" in found["prompt"]
+
+
+def plain(words, **fields):
+    """A paper of so many tokens of one letter."""
+    return {**make_paper(0), "txt": " ".join("b" * words), "keywords": [], "row": 0, **fields}
+
+
+@pytest.mark.parametrize("kind", ["words", "bytes"])
+def test_a_context_needs_room_for_64_tokens_of_a_paper(kind, tokenizer):
+    tok = WordTokenizer() if kind == "words" else tokenizer
+    with pytest.raises(ConfigError, match="seq_len 70 leaves no room for a paper") as error:
+        builder(tok, 70)
+    empty, reserve, least = map(int, re.search(r"(\d+) tokens, (\d+) are .* (\d+), or", str(error.value)).groups())
+    assert (reserve, least) == (200, empty + 264)
+    assert builder(tok, least)(plain(0), "s")[0]["prompt_tokens"] == empty
+    with pytest.raises(ConfigError, match="leaves no room"):
+        builder(tok, least - 1)
+
+
+def test_the_longest_prompt_fits():
+    build = builder(WordTokenizer(), overlength="skip")
+    longest = build.budget.longest_prompt
+    room = longest - build(plain(0), "s")[0]["prompt_tokens"]
+    assert build(plain(room), "s")[0]["prompt_tokens"] == longest
+    assert build(plain(room + 1), "s")[0]["detail"] == f"the prompt has {longest + 1} tokens, {longest} fit"
+    assert builder(WordTokenizer())(plain(room + 5), "s")[0]["truncated_tokens"] == 5
+
+
+def test_keywords_must_leave_16_tokens():
+    build = builder(WordTokenizer())
+    short = plain(0, keywords=["b"])
+    room = build.budget.longest_prompt - build(short, "s")[0]["prompt_tokens"]
+    fits, exceeds = ([" ".join("b" * (room - left + 1))] for left in (16, 15))
+    found = build(plain(500, keywords=fits), "s")[0]
+    assert (found["reason"], found["truncated_tokens"]) == (None, 500 - 16)
+    assert build(plain(500, keywords=exceeds), "s")[0]["detail"] == "the keywords leave 15 tokens for the text"
+
+
+class Merging(WordTokenizer):
+    """Counts more tokens in a prompt than in the text alone, where a word and its marks are one."""
+
+    def spans(self, text):
+        return [match.span() for match in re.finditer(r"\S+", text)]
+
+
+@pytest.mark.parametrize("marks", [1, 8])
+def test_tokens_that_merge_only_in_the_text_are_counted_in_the_prompt(marks):
+    build = builder(Merging())
+    text = "b. " * marks + "b " * 800
+    found = build(plain(0, txt=text), "s")[0]
+    assert found["prompt_tokens"] == build.budget.longest_prompt
+    assert (found["shard"], found["window"], found["windows"], found["start"]) == ("s", 0, 1, 0)
+    assert found["truncated_tokens"] == len(text[found["end"] :].split())
+
+
+def test_a_window_holds_at_least_one_token():
+    build = builder(Merging())
+    assert build(plain(0, txt="b " + "!" * 900 + " b"), "s")[0]["end"] == 1
+
+
+def test_windows_are_added_until_the_whole_text_is_asked_about():
+    """600 words are 1200 tokens in prompts: two windows of 428 tokens, which the words suggest, do not hold them."""
+    build = builder(Merging(), 900, "split")
+    text = f"  {'b. ' * 600}  "
+    found = build(plain(0, txt=text), "s")
+    assert [(row["shard"], row["window"], row["windows"]) for row in found] == [("s", 0, 3), ("s", 1, 3), ("s", 2, 3)]
+    assert (found[0]["start"], found[-1]["end"]) == (0, len(text))
+    assert " ".join(text[row["start"] : row["end"]] for row in found).split() == text.split()
+    assert max(row["prompt_tokens"] for row in found) <= build.budget.longest_prompt
+
+
+@pytest.mark.parametrize(("num_qas", "shares"), [(2, [1, 1]), (3, [2, 1]), (1, [1, 1])])
+def test_windows_share_the_pairs(num_qas, shares):
+    build = builder(WordTokenizer(), 900, "split", num_qas)
+    room = build.budget.longest_prompt - build(plain(0), "s")[0]["prompt_tokens"]
+    assert [row["num_qas"] for row in build(plain(room + 50), "s")] == shares
+
+
+def test_a_paper_that_raises_becomes_a_row_with_the_failure():
+    class Refusing(WordTokenizer):
+        def count(self, texts):
+            if any("boom" in text for text in texts):
+                raise KeyError("boom")
+            return super().count(texts)
+
+    build = builder(Refusing())
+    assert build.safely(plain(30), "s") == build(plain(30), "s")
+    failed = build.safely(plain(0, txt="boom", keywords=["boom"], row=4), "s")
+    named = ("doi", "shard", "row", "window", "windows", "num_qas", "start", "end", "prompt", "token_ids", "max_tokens")
+    assert [[row[name] for name in named] for row in failed] == [["10.0/test.000000", "s", 4, 0, 1, 3, 0, 0, "", [], 0]]
+    assert (failed[0]["reason"], failed[0]["detail"]) == ("engine_error", "KeyError: 'boom'")
 
 
 def test_answer_end():

@@ -1,15 +1,19 @@
+import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pytest
 
-from qaray.run.directory import Run, RunError, RunRefused
+from qaray.run.directory import THE_RUN, Run, RunError, RunRefused, differences, identity_hash, logged_steps, utc_now
 from qaray.run.lease import lease
 from qaray.run.stopping import StopSignal, stop_on_signal
 
@@ -45,6 +49,158 @@ def test_identity(run):
     (run.root / "run.json").fs.open_output_stream(run.identity.path).close()
     with pytest.raises(RunError, match="is corrupt"):
         run.identify({"model": "a", "seed": 0})
+
+
+def test_other_settings_are_refused_by_name(run):
+    run.identify({"model": "a", "seed": 0})
+    written = run.identity.read_json()
+    assert written == {
+        "format": 2, "model": "a", "seed": 0, "hash": identity_hash({"seed": 0, "model": "a"}),
+    }  # fmt: skip
+    with pytest.raises(RunRefused) as error:
+        run.identify({"model": "b", "seed": 1})
+    assert str(error.value) == (
+        f"{run.root} was started with other settings (model: 'a' in the run, 'b' asked for; seed: 0 in the run, 1 "
+        "asked for): use the same settings or another --output_dir"
+    )
+    assert run.identity.read_json() == written
+
+
+@pytest.mark.parametrize(("stored", "layout"), [({"seed": 0}, 1), ({"format": 1}, 1), ({"format": 3}, 3)])
+def test_a_run_of_another_layout_is_refused(run, stored, layout):
+    run.identity.write_json({**stored, "hash": identity_hash({"seed": 0})})
+    run.manifest.write_json({})
+    for use in (run.identify, run.has_identity, run.identify_parts, lambda _: run.finished()):
+        with pytest.raises(RunRefused) as error:
+            use({"seed": 0})
+        assert str(error.value) == (
+            f"{run.root} was written by an earlier release (layout {layout}, expected 2): finish the run with that "
+            "release and pass its processed_output.json to --processed_output, or use another --output_dir"
+        )
+
+
+def test_the_identity_hash_is_the_same_in_every_release():
+    assert identity_hash({"b": "µ", "a": 1}) == hashlib.sha256('{"a": 1, "b": "µ"}'.encode()).hexdigest()
+
+
+def test_an_identity_in_parts_grows(run):
+    run.identify_parts({"coverage": {"model": "a"}})
+    first = {"format": 2, "coverage": {"model": "a"}}
+    assert run.identity.read_json() == {**first, "hash": identity_hash(first)}
+    run.identify_parts({"racar": {"engine": "echo"}})
+    both = {**first, "racar": {"engine": "echo"}}
+    assert run.identity.read_json() == {**both, "hash": identity_hash(both)}
+    with pytest.raises(RunRefused) as error:
+        run.identify_parts({"similarity": {"engine": "echo"}, "racar": {"engine": "vllm", "seed": 1}})
+    assert str(error.value) == (
+        f"{run.root} has racar scores with other settings (engine: 'echo' in the run, 'vllm' asked for; seed: None in "
+        "the run, 1 asked for): remove that folder or use the same settings"
+    )
+    before = os.stat(run.identity.path)
+    run.identify_parts({"coverage": {"model": "a"}})
+    assert os.stat(run.identity.path).st_ino == before.st_ino  # not written again
+    assert run.identity.read_json() == {**both, "hash": identity_hash(both)}
+
+
+@pytest.mark.parametrize(
+    ("identity", "engine"),
+    [
+        ({"engine": "echo"}, "echo"),
+        ({"similarity": {"engine": "vllm"}}, "vllm"),
+        ({"similarity": None, "racar": {"engine": "http"}}, "http"),
+        ({"coverage": {"model": "a"}}, None),
+    ],
+)
+def test_the_engine_of_a_run(run, identity, engine):
+    assert run.engine is None
+    run.identify(identity)
+    assert run.engine == engine
+
+
+def test_what_is_no_finished_run_is_refused(run):
+    with pytest.raises(RunRefused) as error:
+        run.finished()
+    assert str(error.value) == f"{run.root} is not a run directory: pass the --output_dir of a finished run"
+    run.identify({"seed": 0})
+    with pytest.raises(RunRefused) as error:
+        run.finished()
+    assert str(error.value) == (
+        f"{run.root} has no finished run (manifest.json is missing): rerun the command that started it"
+    )
+    run.manifest.write_json({"papers": 3})
+    assert run.finished() == {"papers": 3}
+
+
+def test_an_evaluation_measures_the_run_unless_its_pairs_were_imported(run):
+    assert run.measured() is None
+    run.evaluation.manifest.write_json({"pairs_of": "other.json"})
+    assert run.measured() is None
+    run.evaluation.manifest.write_json({"pairs_of": THE_RUN, "papers": 2})
+    assert run.measured() == {"pairs_of": THE_RUN, "papers": 2}
+
+
+def test_the_files_of_a_run(run):
+    assert (run.shard_names(), run.generation_files(), list(run.rejected_records()), run.size()) == ([], {}, [], 0)
+    rows = pa.table({"doi": ["a", "b"]})
+    for place in (
+        run.papers / "part-000001.parquet",
+        run.papers / "part-000000.parquet",
+        run.papers / "notes.txt",
+        run.rejected_papers / "part-000001.parquet",
+        run.rejected_papers / "part-000000.parquet",
+        run.generations / "part-000000.bb.parquet",
+        run.generations / "part-000000.aa.parquet",
+        run.generations / "part-000001.cc.parquet",
+        run.generations / "part-000001.txt",
+    ):
+        place.write_table(rows)
+    assert run.shard_names() == ["part-000000", "part-000001"]
+    at = run.generations.path
+    assert run.generation_files() == {
+        "part-000000": [f"{at}/part-000000.aa.parquet", f"{at}/part-000000.bb.parquet"],
+        "part-000001": [f"{at}/part-000001.cc.parquet"],
+    }
+    assert list(run.rejected_records()) == [{"doi": "a"}, {"doi": "b"}] * 2
+    before = run.size()
+    assert before == 7 * os.path.getsize(run.papers.path + "/part-000000.parquet")
+    for place in (run.root, run.papers, run.generations):
+        (place / "more").write_bytes(b"12345")
+    assert run.size() == before + 15
+
+
+def test_an_answer_file_is_named_after_its_keys(run):
+    digest = hashlib.sha256(b'[["a", 0, 1]]').hexdigest()[:16]
+    file = run.generation_file("part-000003", [("a", 0, 1)])
+    assert file.path == f"{run.generations.path}/part-000003.{digest}.parquet"
+
+
+def test_files_of_killed_writers_are_removed(run):
+    folders = (
+        "", "papers/", "papers/_rejected/", "papers/_left_out/", "generations/", "report/", "report/papers/",
+        "racar.parquet/", "racar.parquet/parts/",
+    )  # fmt: skip
+    for folder in (*folders, "model/"):
+        (run.root / f"{folder}.tmp-1-part").write_bytes(b"x")
+        (run.root / f"{folder}part").write_bytes(b"x")
+    run.clean()
+    left = {path.relative_to(run.root.path).as_posix() for path in Path(run.root.path).rglob("*") if path.is_file()}
+    assert left == {"model/.tmp-1-part", *(f"{folder}part" for folder in (*folders, "model/"))}
+
+
+def test_differences():
+    assert differences({"a": 1, "b": None}, {"a": 1}) == ""
+    assert differences({"b": 1, "a": "x"}, {"c": 2, "a": "y"}) == (
+        "a: 'x' in the run, 'y' asked for; b: 1 in the run, None asked for; c: None in the run, 2 asked for"
+    )
+
+
+def test_logged_steps_have_a_loss():
+    log = {"log": [{"loss": 0.0, "step": 1}, {"eval_loss": 2.0, "step": 1}, {"train_runtime": 3.0}]}
+    assert logged_steps(log) == [{"loss": 0.0, "step": 1}]
+
+
+def test_times_are_utc_in_seconds():
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", utc_now())
 
 
 def test_lease_of_a_living_process_is_respected(run):

@@ -25,11 +25,18 @@ The yield was low. ¦Each run took 2 h.
 No trace was found. ¦All vials were dry.
 It was seen by neutron diffraction. ¦Two peaks split.
 He died of cancer. ¦Both groups were alike.
+He died of cancer. ¦mRNA fell.
+He died of cancer. ¦tert-Butanol fell.
+He died of cancer. ¦β-Catenin fell.
 Lines bend toward the wall. ¦Their speed falls.
 The dye was well-read. ¦Ink was not.
 We used approx. Fifty grams and calcd. Values of it. ¦So be it.
 A 5% soln. Of salt is no sentence here, nor is anhyd. MgSO4. ¦It dried.
 The calc. values, as in exp. work, were small. ¦So be it.
+The dye stayed in the soln. ¦The salt did not.
+He ran home. ¦then it rained.
+It was made of DNA. then it fell. ¦So be it.
+It was made of DNA. ¦tert-Butanol fell. ¦siRNA fell.
 """
 CITATIONS = """
 Others saw it earlier.[3,4] ¦Nobody knew why.
@@ -44,8 +51,11 @@ The crack closes. [7] ¦However, steel matters.
 The crack closes. ¦[7] showed that steel matters.
 As in Fig.7 The lamp is on.
 As in vol.7 The lamp is on.
-Read org:a/page.7 The lamp is on.
+Read a/page.7 The lamp is on.
+Read org:page.7 The lamp is on.
+We read set A.7 The lamp is on.
 The pH was 5.7 The lamp is on.
+The code was BAC5.7 The lamp is on.
 """
 NUMBERS = """
 2.1. Materials were bought from Fluka. ¦They were pure.
@@ -53,6 +63,7 @@ The work ended. ¦2.1. Materials were bought from Fluka.
 3. Results follow. ¦They are long.
 1) Weigh the salt. ¦2) Heat it.
 IV. Discussion of errors. ¦It is brief.
+The work ended. ¦VIII. Errors of milling are small.
 The mean was 5.0. ¦The rest was 4.0.
 """
 SPECIES = """
@@ -60,6 +71,7 @@ Cultures of Xanthomonas campestris pv. vesicatoria grew. ¦They were yellow.
 Brassica oleracea var. capitata was sown. ¦Rows were short.
 Triticum aestivum cv. Chinese Spring was sown. ¦Rows were short.
 Bacillus sp. BX12 was found. ¦It is rare.
+We kept one Bacillus sp. ¦Trees were few.
 We counted Festuca spp. ¦Trees were few.
 The P. fluorescens strain, S. Typhimurium and B. subtilis grew. ¦All died.
 """
@@ -71,6 +83,7 @@ By A. The name is hidden.
 It needs protein kinase C. ¦Binding is weak.
 It carries chromosome X. ¦Males differ.
 Oranges have vitamin C. ¦The skin holds most.
+Vitamin C. ¦The skin holds most.
 We then computed it in R. The rest is standard.
 This ran well under R. ¦The rest is standard.
 It came from Merck Co. Ltd. and Fluka Inc. in Basel. ¦It was pure.
@@ -83,9 +96,15 @@ Shake for 20 min. ¦Next it was cooled.
 Shake for 30 s. ¦Next it was cooled.
 Shake for 2hr. ¦Next it was cooled.
 The dose was 5 mg. ¦Mice were fed.
+The dose was 2.5 g. ¦Mice were fed.
+5 g. ¦Mice were fed.
+The dose was 5 g. ¦A mouse was fed.
+It lasted 20yrs. ¦Mice were fed.
 We took 2.0 equiv. ¦The base was added.
 We took 2.0 equiv. of base. ¦So be it.
 It held 5 wt.% Ni and 3 wt. % Fe. ¦Both are metals.
+It held 5 wgt. % Ni (anhyd. MgSO4). ¦So be it.
+% stood in H2O. ¦It was pure.
 The tube had 2 mm i.d. ¦The wall was thin.
 Stir at r.t. ¦The oil was kept at r.t. overnight.
 Rain fell in Dec. and Jan. 2010. ¦Snow fell on Sept. 5. ¦Hail did not.
@@ -110,10 +129,18 @@ HEADINGS = [
     ("2.1. Sampling\n", "Salt was milled."),
     ("3 Results of milling\n", "Milling and sieving\n", "Salt was milled."),
     ("Salt was milled.\n", "Weighing\n", "It was weighed."),
+    ("Mean yields of salt and sand from mills in Peru\n", "Salt was milled."),
+    ("2. The mill\n", "Salt was milled."),
+    ("IV. Errors of milling\n", "Salt was milled."),
+    (" \nMethods\n", "Salt was milled."),
+    ("salt mills\nSmartline runs.",),
+    ("We milled salt of the\nMerck\nSmartline type.",),
     ("Salt was milled and\nwashed with the\nZeiss method.",),
     ("Salt was milled with\nWater from the tap.",),
     ("The mill was of the Knauer\nSmartline type.",),
     ("The Knauer mill\nSmartline runs.",),
+    ("Salt may help\nSmartline mills.",),
+    ("Milling salt with\nSmartline mills.",),
     ("Milling\nof salt and sand runs.",),
     ("Salt, sand and eleven other minerals milled by one old machine\nSmartline runs.",),
 ]
@@ -157,6 +184,8 @@ def test_sentences(parts):
         ("", []),
         (" \n ", [" \n "]),
         ("...", ["..."]),
+        (". A", [". A"]),
+        ("One.\n\n—\n\nTwo.", ["One.\n\n—\n\n", "Two."]),
         ("Title\n\n2. Methods\n\nWe used it.", ["Title\n\n", "2. Methods\n\n", "We used it."]),
         ("\n\n One. — \n", ["\n\n One. — \n"]),
         ("No end", ["No end"]),

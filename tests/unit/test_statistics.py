@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from qaray.metrics.statistics import histogram, interval_of_mean
+from qaray.metrics.statistics import Interval, histogram, interval_of_mean
 
 
 def test_the_interval_covers_as_often_as_it_says():
@@ -24,12 +24,36 @@ def test_bootstrap_and_normal_agree_where_both_hold():
 def test_few_values():
     assert interval_of_mean([]) is None
     assert interval_of_mean([0.3]) is None
-    same = interval_of_mean([0.3, 0.3])
-    assert (same.low, same.high) == (0.3, 0.3)
+    assert interval_of_mean([0.3, 0.3]) == Interval(0.3, 0.3, "bootstrap")
+    assert interval_of_mean([0.0, 1.0]) == Interval(0.0, 1.0, "bootstrap")
+    assert interval_of_mean([0.0] * 9 + [1.0]) == Interval(0.0, 0.3, "bootstrap")  # percentiles of a binomial
+
+
+def test_the_same_values_give_the_same_interval():
+    values = np.random.default_rng(5).random(50)
+    assert interval_of_mean(values) == interval_of_mean(values)
+
+
+def test_the_normal_interval():
+    values = np.arange(30_000.0)
+    found, half = interval_of_mean(values), 1.959964 * values.std(ddof=1) / np.sqrt(30_000)
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half))
 
 
 def test_histogram():
     found = histogram([0.0, 0.04, 0.5, 1.0], (0, 1))
     assert len(found["edges"]) == 21
     assert (found["counts"][0], found["counts"][10], found["counts"][19]) == (2, 1, 1)
-    assert sum(histogram([], None)["counts"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds", "edges", "counts"),
+    [
+        ([0.1, 0.5, 0.9], (0, 1), [0, 0.333333, 0.666667, 1], [1, 1, 1]),
+        ([2, 4, 5], None, [2, 3, 4, 5], [1, 0, 2]),
+        ([], None, [0, 0.333333, 0.666667, 1], [0, 0, 0]),
+        ([], (1, 4), [1, 2, 3, 4], [0, 0, 0]),
+    ],
+)
+def test_edges_and_counts(values, bounds, edges, counts):
+    assert histogram(values, bounds, bins=3) == {"edges": edges, "counts": counts}

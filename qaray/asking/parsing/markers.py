@@ -52,7 +52,7 @@ _ALTERNATIVES = (
 )  # fmt: skip
 
 
-def _words(column: int) -> str:  # pragma: no mutate function (at import)
+def _words(column: int) -> str:  # pragma: no mutate block (at import)
     found = {word for language in _LANGUAGES for word in language[column].split("|")}
     return "|".join(sorted(found, key=lambda word: (-len(word), word)))
 
@@ -73,7 +73,7 @@ _EMPHASIS = r"[*_`]{0,3}"
 _END_OF_NUMBER = r"(?:[:：.)\]】」）>|]|[-–—]{1,2}(?=\s)|=>|→)"
 
 
-def _marker(words: str, own: str) -> str:  # pragma: no mutate function (at import)
+def _marker(words: str, own: str) -> str:  # pragma: no mutate block (at import)
     """A marker: decoration, perhaps a list number and a bracket, word, number, bracket, colon; or alone on its line."""
     word = rf"(?:{_ADJECTIVE}(?:{words})s?|{own})(?=[一二三四五六七八九十第]|(?![^\W\d_]))"
     return (
@@ -95,7 +95,7 @@ class Markers:
     common: bool  # the letters Q and A: questions need no question mark
 
     @classmethod
-    def of(cls, own: tuple[str, str]) -> Markers:  # pragma: no mutate function (at import)
+    def of(cls, own: tuple[str, str]) -> Markers:  # pragma: no mutate block (at import)
         question, answer = (re.compile(_marker(_words(i), each), re.I) for i, each in enumerate(own))
         both = rf"(?:{_words(0)}|{_words(1)}|(?-i:{'|'.join(own)}))"
         number = r"[ \t]*#?\(?\d{1,3}\)?"

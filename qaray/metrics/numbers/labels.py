@@ -111,10 +111,10 @@ def is_label(before: str, number: str = "", after: str = "") -> bool:
     digits = number.isdigit()
     if digits and len(number) <= 3 and before[-1:] == "(" and after[:1] == ")":
         return not before[:-1].rstrip()[-1:].isdigit()  # "(3)" is a marker, "8 (3)" a value with its deviation
-    if _LINE_BEGINS.search(before) and len(number) <= 5:
+    if (begins := _LINE_BEGINS.search(before)) and len(number) <= 5:
         if digits and len(number) <= 2 and _LIST_MARK.match(after):
             return True
-        if "\n" in before[-3:] and _HEADING.match(after):  # "2.1 Materials"
+        if "\n" in begins[0] and _HEADING.match(after):  # "2.1 Materials"
             return True
     if not digits:
         return False
@@ -151,4 +151,4 @@ def is_year(before: str, number: str, after: str) -> bool:
 
 def is_isotope(number: str, symbol: str) -> bool:
     """Whether the glued text is a nuclide: "13C", "1H"; "25C" is a temperature."""
-    return number.isdigit() and len(number) <= 3 and int(number) in ISOTOPES.get(symbol, ())
+    return number.isdigit() and int(number) in ISOTOPES.get(symbol, ())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
 from string import ascii_letters
@@ -70,7 +70,7 @@ _START = re.compile(
 _CONTINUED = frozenset("^@#%_" + ascii_letters)  # digits after these are no number
 _JOINT = re.compile(
     r"""
-    (?P<range>\s?(?:-{1,2}|~|\.\.\.?|…)\s?(?=[\d.+±-])
+    (?P<range>\s?(?:-|~|\.\.\.?|…)\s?(?=[\d.+±-])
             |-?\s(?:up\s|down\s)?(?:to|through)\s(?:about\s|approximately\s|up\sto\s|~\s?)?)
     | (?P<error>\s?\(?\s?(?:±|\+/-|\+-)\s?|\splus\sor\sminus\s)
     | (?P<times>\s?[×x*]\s?|\sby\s)
@@ -81,7 +81,7 @@ _JOINT = re.compile(
 )
 _AFTER_BRACKET = re.compile(rf"\s?\)(?:{POWER})?", re.VERBOSE)
 _HEAD = re.compile(
-    r"(?:[(\[]\s?(?:in\s)?|/\s?|\bin\s|,\s)([^\s()\[\]:=,;]{1,16}(?:\s[^\s()\[\]:=,;]{1,8})?)[)\]]?\s?([:=|])?\s?\Z"
+    r"(?:[(\[]\s?(?:in\s)?|/\s?|\bin\s|,\s)([^\s()\[\]:=,;|]{1,16}(?:\s[^\s()\[\]:=,;|]{1,8})?)[)\]]?\s?([:=|])?\s?\Z"
 )
 _NO_HEADS = frozenset("ABCDs")  # "(A)" is a panel, "patient(s)" a plural; units only before a colon
 _TIME_HEAD = re.compile(r"\b(days?|weeks?|months?|hours?|minutes?)\s\Z", re.IGNORECASE)
@@ -131,7 +131,7 @@ def _chain(text: str, match: re.Match[str], has_head: bool) -> tuple[list[Number
     before = text[max(0, match.start() - 2) : match.start()]
     first = None if continues_name(before) else read_number(text, match)
     if first is None:
-        return [], max(match.end(), match.start() + 1)
+        return [], match.end()
     chain: list[NumberToken] = []
     _append(chain, first)
     position = first.end
@@ -146,7 +146,7 @@ def _chain(text: str, match: re.Match[str], has_head: bool) -> tuple[list[Number
         following = read_number(text, following_match)
         if following is None:
             break
-        chain[-1].joint = str(joint.lastgroup if joint.lastgroup not in ("last", "conjunction") else "list")
+        chain[-1].joint = str(joint.lastgroup)
         chain[-1].last_but_one = bool(joint["last"] or joint["conjunction"])
         following.in_bracket = "(" in joint[0]
         _append(chain, following)
@@ -158,9 +158,7 @@ def _append(chain: list[NumberToken], number: NumberToken) -> None:
     """Adds a number, and the error that it may have in brackets: "1.234(5)" is 1.234 ± 0.005."""
     chain.append(number)
     if number.error is not None:
-        error = NumberToken(number.start, number.end, number.bare_end, [[number.error]], number.written, number.shift)
-        error.units, error.joint, number.joint = number.units, number.joint, "error"
-        chain.append(error)
+        chain.append(replace(number, values=[[number.error]]))
 
 
 def _head(text: str, start: int) -> tuple[Unit, ...]:
@@ -193,13 +191,13 @@ def _take_units(text: str, chain: list[NumberToken], head: tuple[Unit, ...]) -> 
             number.units = tuple(dict.fromkeys(number.units + following.units))  # 20°-30 °C
     for number, following in pairwise(chain):
         if number.units and not following.units and number.joint in ("range", "error"):
-            following.units, following.inherits = number.units, True
+            following.units = number.units
     for number in chain:
         if not number.units and head:
-            number.units, number.inherits = head, True
+            number.units = head
     if not first.units and (time := _TIME_HEAD.search(_before(text, first.start))):  # "day 7"
         unit = match_unit(time[1], 0)
-        first.units, first.inherits, first.may_be_bare = unit.readings if unit else (), True, True
+        first.units, first.may_be_bare = unit.readings if unit else (), True
 
 
 def _take_following(text: str, number: NumberToken, following: NumberToken, alone: bool) -> None:
@@ -207,7 +205,7 @@ def _take_following(text: str, number: NumberToken, following: NumberToken, alon
         return  # "3 × 100 mL": three times
     if number.joint == "list" and is_year(_before(text, number.start), number.written, ","):
         return
-    number.units, number.inherits = following.units, True
+    number.units = following.units
     number.may_be_bare = number.joint == "times" or (number.joint == "list" and alone and not number.last_but_one)
 
 
@@ -220,7 +218,7 @@ def _take_from_bracket(text: str, chain: list[NumberToken], bracket: re.Match[st
     for number in chain:
         if not number.units:
             number.values = scaled(number.values, shift)
-            number.units, number.inherits = unit.readings if unit else (), unit is not None
+            number.units = unit.readings if unit else ()
     chain[-1].end = unit.end if unit else end
 
 
@@ -245,7 +243,7 @@ def _mention(text: str, first: NumberToken, last: NumberToken, readings: list[Re
 
 def _readings(number: NumberToken) -> list[Reading]:
     units: tuple[Unit | None, ...] = number.units or (None,)
-    either = units if None in units else (*units, None)
+    either = tuple(dict.fromkeys((*units, None)))
     signs = (1, -1) if number.both_signs else (1,)
     return [
         tuple(
@@ -263,10 +261,8 @@ def _readings(number: NumberToken) -> list[Reading]:
 def _is_no_quantity(text: str, first: NumberToken, number: NumberToken) -> bool:
     """Whether a number is a label, a citation or a year; a label before a chain is that of all its numbers."""
     label = _before(text, first.start)
-    if number.units and not number.inherits:  # "Fig. 2A" has no ampere
+    if number.units:  # "Fig. 2A" has no ampere
         return number.end == number.bare_end + 1 and text[number.bare_end].isupper() and is_label(label)
-    if number.units:
-        return False
     after = text[number.end : number.end + AROUND]
     if not number.written[0].isdigit() and number.written[0] != ".":
         return number.written.lower() in ("one", "zero") or _is_summary(number, after) or is_label(label)

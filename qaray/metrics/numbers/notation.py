@@ -65,7 +65,7 @@ _RAISED = re.compile(r"<sup>\s?([^<>]{1,12}?)\s?</sup>", re.I)
 _TAG = re.compile(r"</?(?:sub|sup|i|b|em|strong|span)>", re.I)
 
 _COMMANDS = {
-    "times": "×", "cdot": "·", "pm": "±", "mp": "±", "sim": "~", "mu": "µ", "micro": "micro", "Omega": "Ω", "ohm": "Ω",
+    "times": "×", "cdot": "·", "pm": "±", "mp": "±", "sim": "~", "mu": "µ", "micro": "µ", "Omega": "Ω", "ohm": "Ω",
     "AA": "Å", "angstrom": "Å", "circ": "°", "degree": "°", "degreeCelsius": "°C", "celsius": "°C", "textdegree": "°",
     "per": " per ", "squared": "^2", "cubed": "^3", "percent": "%", "textmu": "µ", "textendash": "-", "to": " to ",
     "quad": " ", "qquad": " ", "left": "", "right": "", "mathrm": "", "text": "", "textrm": "", "mathit": "", "rm": "",
@@ -80,6 +80,7 @@ _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]{1,40})\}\s*\{([^{}]{1,40})\}")
 _ESCAPED = re.compile(r"\\([%$&#_{}])")
 _SPACE = re.compile(r"\\[,;: >]|~")
 _GROUPED_POWER = re.compile(r"\^\s*\{\s*([-+−–]?\s?\d{1,4})\s*\}")
+_EN_DASH = re.compile(r"(\d\s?[A-Za-zµ%°]{0,3}\s?)--(?=\s?\d)")  # "10--20"
 _TIMES = re.compile(r"[xX](?<=\d[xX])(?=\d)")  # "512x512"
 _BLANKS = re.compile(r" {2,}")
 _CURRENCY = re.compile(r"(?<=[A-Za-z])\$(?=\d)")
@@ -92,6 +93,8 @@ def plain(text: str) -> str:
         text = _TAG.sub("", _RAISED.sub(r"^\1", _HTML.sub(_entity, text)))
     if "\\" in text or "^{" in text or "{,}" in text or "$" in text:
         text = _without_latex(text)
+    if "--" in text:
+        text = _EN_DASH.sub(r"\1-", text)
     if not text.isascii():
         text = _SPACED_MINUS.sub(_joined_minus, text).translate(_PLAIN).replace("A\u030a", "Å")
         text = _SUPERSCRIPT.sub(_superscript, text)
@@ -104,7 +107,7 @@ def _entity(match: re.Match[str]) -> str:
     if name:
         return _ENTITIES[name]
     code = int(decimal) if decimal else int(hexadecimal, 16)
-    return chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else " "
+    return " " if 0xD800 <= code < 0xE000 else chr(code)
 
 
 def _joined_minus(match: re.Match[str]) -> str:
@@ -122,8 +125,7 @@ def _superscript(match: re.Match[str]) -> str:
 def _without_latex(text: str) -> str:
     if "\\" in text:
         text = _SI_RANGE.sub(r"\1 to \2 ", text)
-        for _ in range(2):
-            text = _SI_PREFIX.sub(lambda match: "\\" + match[1], text)
+        text = _SI_PREFIX.sub(r"\\\1", text)
         text = _FRACTION.sub(r"\1/\2", _ESCAPED.sub(r"\1", text))
         text = _SPACE.sub(" ", text).replace("}{", "} {")
         text = _COMMAND.sub(_command, text)
@@ -133,8 +135,4 @@ def _without_latex(text: str) -> str:
 
 
 def _command(match: re.Match[str]) -> str:
-    name = match[1]
-    found = _COMMANDS.get(name)
-    if found is None:
-        return f" {name} "
-    return found
+    return _COMMANDS.get(match[1], f" {match[1]} ")

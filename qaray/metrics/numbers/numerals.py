@@ -19,12 +19,13 @@ MAX_DIGITS, MAX_POWER = 40, 99  # numbers that are longer are no quantities
 _UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _UNITS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_SMALL = {word: number for number, word in enumerate(_UNITS)} | {word: 10 * tens for tens, word in enumerate(_TENS, 2)}
+_WORDS: dict[str, int | Decimal] = {word: number for number, word in enumerate(_UNITS)}
+_WORDS |= {word: 10 * tens for tens, word in enumerate(_TENS, 2)}
+_WORDS |= {"a": 1, "twice": 2, "thrice": 3, "half": Decimal("0.5")}
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_OTHER = {"twice": Decimal(2), "thrice": Decimal(3), "half": Decimal("0.5")}
 
-_WORD = rf"(?:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_UNITS[1:10])})\b)?|{'|'.join(reversed(_UNITS))})"
-_SCALE = rf"(?:{'|'.join(_SCALES)})\b"
+_WORD = rf"(?a:(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_UNITS[1:10])})\b)?|{'|'.join(reversed(_UNITS))})"
+_SCALE = rf"(?a:{'|'.join(_SCALES)})\b"  # (?a: without regard to case, "ſ" would be an s
 POWER = r"""
     (?: \s?[×xX·*]\s?10 (?: \s?(?:\^|\*\*)\s?\(?\s?(?P<power>[-+]?\s?\d{1,4}+)\)?   # × 10^-3
                           | (?P<signed>\s?[-+]\s?\d{1,3}+(?![.,]?\d))               # × 10 -3
@@ -42,7 +43,7 @@ NUMERAL = re.compile(
         (?:\((?P<error>\d{{1,3}})\))?                                               # of the last digits
         {POWER}?
       | (?<![\w-])(?P<words> (?:{_WORD}|a\s{_SCALE})(?=[\s,.;:)-]|fold|\Z)(?:[ -]{_SCALE}){{0,3}}+
-                  | twice\b | thrice\b | half(?=\san?\s) ) )
+                  | (?a:twice|thrice)\b | half(?=\san?\s) ) )
     (?P<scale>\s?{_SCALE})?
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -68,10 +69,7 @@ def power_of_ten(match: re.Match[str]) -> int:
 
 def values_of(match: re.Match[str]) -> tuple[Values, int] | None:
     """(readings, end) of a match of NUMERAL; None if no quantity is written with so many digits."""
-    if match["words"]:
-        values: Values | None = [[_word_value(match["words"])]]
-    else:
-        values = _digit_values(match["digits"])
+    values = [[_word_value(match["words"])]] if match["words"] else _digit_values(match["digits"])
     if values is None or abs(shift := _integer(match["power"] or match["signed"] or match["exponent"])) > MAX_POWER:
         return None
     end = match.end()
@@ -126,28 +124,21 @@ def _digit_values(digits: str) -> Values | None:
     groups = re.split(r"[ ,.·']", digits)
     if max(map(len, groups)) > MAX_DIGITS or len(groups) > MAX_DIGITS:
         return None
-    if len(groups) == 1:
-        return [[Decimal(digits)]]
     marks = re.sub(r"\d", "", digits)
-    whole, last = "".join(groups), [Decimal(group) for group in groups if group]
-    thousands = 0 < len(groups[0]) < 4 and groups[0] != "0" and all(len(group) == 3 for group in groups[1:])
-    if marks == ".":
-        return [[Decimal(f"{groups[0] or 0}.{groups[1]}")]]
-    if marks == ",":
-        decimal = [Decimal(f"{groups[0]}.{groups[1]}")]
-        return [
-            *([[Decimal(whole)]] if thousands else []),
-            decimal,
-            *([last] if groups[0] != "0" and not thousands else []),
-        ]
-    if marks == "·":
-        return [[Decimal(f"{groups[0]}.{groups[1]}")], last]
+    if marks in ("", "."):
+        return [[Decimal(digits)]]
+    whole, several = [Decimal("".join(groups))], list(map(Decimal, groups))
+    thousands = len(groups[0]) < 4 and groups[0] != "0" and all(len(group) == 3 for group in groups[1:])
+    if marks in (",", "·"):
+        decimal = [Decimal(".".join(groups))]
+        if marks == "," and (thousands or groups[0] == "0"):  # "1,200" is not 1 and 200
+            return [whole, decimal] if thousands else [decimal]
+        return [decimal, several]
     if set(marks) == {"'"}:
-        return [[Decimal(whole)]]
+        return [whole]
     if len(set(marks)) == 1:
         lakhs = marks[0] == "," and len(groups[-1]) == 3 and all(len(group) == 2 for group in groups[1:-1])
-        separate = [] if marks[0] == "." else [last]
-        return [*([[Decimal(whole)]] if thousands or lakhs else []), *separate] or None
+        return [*([whole] if thousands or lakhs else []), *([several] if marks[0] != "." else [])] or None
     if len(set(marks[:-1])) == 1 and all(len(group) == 3 for group in groups[1:-1]):  # 1,234.5
         return [[Decimal("".join(groups[:-1]) + "." + groups[-1])]]
     if set(marks) == {",", "."}:  # 1.2,3.4
@@ -157,12 +148,7 @@ def _digit_values(digits: str) -> Values | None:
 
 
 def _word_value(words: str) -> Decimal:
-    value: Decimal | None = None
-    for word in re.split(r"[ -]", words.lower()):
-        if word in _OTHER:
-            value = _OTHER[word]
-        elif word in _SMALL:
-            value = (value or Decimal(0)) + _SMALL[word]
-        elif word in _SCALES:
-            value = (Decimal(1) if value is None else value) * _SCALES[word]
-    return Decimal(1) if value is None else value
+    value = Decimal(0)
+    for word in re.split(r"[\s-]", words.lower()):
+        value = value * _SCALES[word] if word in _SCALES else value + _WORDS[word]
+    return value

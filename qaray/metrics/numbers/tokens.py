@@ -35,7 +35,6 @@ class NumberToken:
     both_signs: bool = False  # ±5
     error: Decimal | None = None  # 0.005 in "1.234(5)"
     units: tuple[Unit, ...] = ()
-    inherits: bool = False  # the unit is that of another number, or of a head
     may_be_bare: bool = False
     joint: str = ""  # what joins it to the next of its chain
     last_but_one: bool = False  # joined by "and" or "or"
@@ -69,11 +68,11 @@ def _with_unit(text: str, number: NumberToken) -> bool:
     if following == "-" and second.isalpha():
         unit = match_unit(text, end + 1)
         return _take_own(number, unit if _is_unit(text, number, unit) else None) or bool(_COUNTED.match(text, end))
-    unit = match_unit(text, end + following.isspace()) if following else None
+    unit = match_unit(text, end + following.isspace())
     if _is_unit(text, number, unit):
         return _take_own(number, unit)
     if following in ("-", "'"):
-        return not (second in ("(", "[", "'", "-") or (following == "'" and second.isalpha()))
+        return not (second in ("(", "[", "'") or (following == "'" and (second == "-" or second.isalpha())))
     if following.isalnum() or following == "_":
         return following in "xX" and not second.isalpha()  # "512x1024", "40x"
     return not (following == "+" and _ION.search(text[max(0, number.start - 4) : number.start]))
@@ -93,8 +92,6 @@ def _is_unit(text: str, number: NumberToken, unit: UnitMatch | None) -> bool:
     glued, hyphen = between == symbol[0], between == "-"
     if glued and is_isotope(number.written, symbol):
         return False
-    if len(symbol) > 1 or not symbol.isalpha():
-        return True
     if glued and symbol == "s" and len(number.written) == 4:  # the 1990s
         return False
     if (
@@ -105,13 +102,11 @@ def _is_unit(text: str, number: NumberToken, unit: UnitMatch | None) -> bool:
         return False
     if not symbol.isupper() or unit.end > number.end + 1 + (not glued):
         return True
-    if hyphen and number.written.isdigit() and len(number.written) < 3 and int(number.written) < 20:  # "2-C", "1-H"
+    if hyphen and number.written.isdigit() and int(number.written) < 20:  # "2-C", "1-H"
         return False
     return not _PART_OF_NAME.match(text, unit.end)
 
 
 def continues_name(before: str) -> bool:
     """Whether the digits continue a name, by the two characters before them: "IL-6", "C57BL/6", "O-18"."""
-    if before[-1:] == "_":
-        return True
     return len(before) == 2 and before[1] in "-/'.:*" and (before[0].isalnum() or before[0] in ")]_'")

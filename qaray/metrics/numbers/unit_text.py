@@ -90,7 +90,10 @@ def match_unit(text: str, start: int) -> UnitMatch | None:
     if match := _SPELLED.match(window):
         symbol = next(symbol for pattern, symbol in SPELLED if pattern.fullmatch(match[0]))
         window, shift = symbol + window[match.end() :], match.end() - len(symbol)
-    factors, end, scale = _factors(window)
+    found = _factors(window)
+    if found is None:
+        return None
+    factors, end, scale = found
     readings = tuple(dict.fromkeys(_units(factors, scale)))
     return UnitMatch(start + end + shift, readings, factors[0].written) if readings else None
 
@@ -98,7 +101,7 @@ def match_unit(text: str, start: int) -> UnitMatch | None:
 def _units(factors: list[_Factor], scale: float) -> Iterator[Unit]:
     """The units that the factors may mean, at most MAX_READINGS for each choice of signs."""
     names = [name for each in factors for name in each.symbols]
-    for signs in list(product(*(each.signs for each in factors)))[:MAX_READINGS] if factors else ():
+    for signs in list(product(*(each.signs for each in factors)))[:MAX_READINGS]:
         powers = [
             sign * power
             for each, sign in zip(factors, signs, strict=True)
@@ -110,11 +113,11 @@ def _units(factors: list[_Factor], scale: float) -> Iterator[Unit]:
                 yield unit
 
 
-def _factors(text: str) -> tuple[list[_Factor], int, float]:
-    """(factors, end, scale) of the unit at the beginning of a text; no factors if there is none."""
+def _factors(text: str) -> tuple[list[_Factor], int, float] | None:
+    """(factors, end, scale) of the unit at the beginning of a text."""
     first = _factor(text, 0)
-    if first is None or (first.written in ENTITIES and not _per_follows(text, first.end)):
-        return [], 0, 1.0
+    if first is None:
+        return None
     factors, end, scale = [first], first.end, 1.0
     below = in_group = False  # after a division sign, in a bracket after one
     while len(factors) < MAX_FACTORS:
@@ -133,8 +136,8 @@ def _factors(text: str) -> tuple[list[_Factor], int, float]:
         end = following.end
         if in_group and text[end : end + 1] == ")":
             end, in_group = end + 1, False
-    if len(factors) == 1 and first.written in ENTITIES:  # "40,000 spores per plate" is a count
-        return [], 0, 1.0
+    if first.written in ENTITIES and not any(each.signed or -1 in each.signs for each in factors[1:2]):
+        return None  # "40,000 spores per plate" is a count
     return factors, end, scale
 
 
@@ -149,14 +152,6 @@ def _joins(last: _Factor, between: re.Match[str] | None, following: _Factor, bel
     return PRODUCTS.fullmatch(f"{last.written} {following.written}") is not None
 
 
-def _per_follows(text: str, end: int) -> bool:
-    """Whether a count is per something: "cells/mL", "cells mL-1"."""
-    if _DIVISION.match(text, end):
-        return True
-    following = _factor(text, end + 1) if text[end : end + 1] in (" ", "·") else None
-    return following is not None and following.signed
-
-
 def _factor(text: str, start: int) -> _Factor | None:
     adjective = _ADJECTIVE.match(text, start)
     match = _NAME.match(text, adjective.end() if adjective else start)
@@ -167,8 +162,9 @@ def _factor(text: str, start: int) -> _Factor | None:
     power = int(next(filter(None, power_match.groups()))) if power_match else 1
     names = unit_names(written)
     if names is None:
-        symbols = _split(written) if power_match and power < 0 else None
-        return _Factor(symbols, power, written, True, power_match.end()) if symbols and power_match else None
+        if power_match is None or power >= 0 or (symbols := _split(written)) is None:
+            return None
+        return _Factor(symbols, power, written, True, power_match.end())
     if power_match and _may_have(names, power) and not _is_range(text, names, power_match):
         end = power_match.end()
     else:  # a citation: "5 mg^12"
@@ -200,10 +196,10 @@ def _is_range(text: str, names: tuple[str, ...], power: re.Match[str]) -> bool:
 def _split(written: str, most: int = 3) -> tuple[tuple[str, ...], ...] | None:
     """Symbols without a separator, as PDFs have them ("mgL-1", "mAcm-2"): the fewest, the first as long as possible."""
     if written in SYMBOLS:
-        return (SYMBOLS[written][:1],)
+        return (SYMBOLS[written],)
     found = [
-        (SYMBOLS[written[:cut]][:1], *rest)
-        for cut in range(min(4, len(written) - 1), 0, -1)
+        (SYMBOLS[written[:cut]], *rest)
+        for cut in range(4, 0, -1)
         if most > 1 and written[:cut] in SYMBOLS and (rest := _split(written[cut:], most - 1))
     ]
     return min(found, key=len, default=None)

@@ -38,7 +38,8 @@ mile               |                     | mi             | mile
 parsec             | k M G               | pc             | parsec
 light_year         |                     | ly             | light-year
 astronomical_unit  |                     | au AU          |
-gram               | k K m µ n p f       | g gm           | gram gramme
+gram               | k K m µ n p f       | g              | gram gramme
+gram               |                     | gm             |
 microgram          |                     | mcg            |
 metric_ton         | k M G               | t              | tonne ton
 dalton             | k K M               | Da             | dalton
@@ -154,7 +155,7 @@ ENTITIES = frozenset(
 ) | {"copy", "copies"}
 
 
-def _symbols() -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+def _symbols() -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:  # pragma: no mutate block (at import)
     """(symbol → names of the registry, word in lower case → name of the registry)."""
     symbols: dict[str, tuple[str, ...]] = {}
     words: dict[str, str] = {}
@@ -198,7 +199,7 @@ def unit_names(written: str) -> tuple[str, ...] | None:
         return ("entity",)
     if written.lower() in ("degree", "degrees"):
         return ("angle_degree", "degC")
-    name = WORDS.get(written.lower()) if len(written) > 2 else None
+    name = WORDS.get(written.lower())
     return None if name is None else (name,)
 
 
@@ -230,7 +231,7 @@ def unit_of(factors: Factors, scale: float) -> Unit | None:
     if len(factors) == 1 and factors[0] in (("degC", 1), ("degF", 1)):
         kelvin = [_registry().Quantity(value, factors[0][0]).to("kelvin").magnitude for value in (0.0, 1.0)]
         return Unit("[temperature]^1", kelvin[1] - kelvin[0], kelvin[0])
-    if len(factors) > 1 and ("earth_gravity", 1) in factors:
+    if len(factors) > 1 and "earth_gravity" in dict(factors):
         return None  # "g" is centrifugal only alone
     text = " * ".join(f"({_DIFFERENCES.get(name, name)}) ** {power}" for name, power in factors)
     base = _registry().parse_expression(text).to_base_units()
