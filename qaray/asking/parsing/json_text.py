@@ -41,8 +41,13 @@ _BRACKETS = re.compile(r"[{}\[\]]")
 _FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[^\n`]*$", re.M)
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "＂": '"', "‘": "'", "’": "'"})
 _CURLY_KEY = re.compile(r"[{,]\s*[“”„«‘’＂]")
-# The end of a string in single quotes: a quote before a colon, a bracket, or a comma and a further key or value.
-_SINGLE_ENDS = re.compile(r"\s*(?::|[}\]]|,\s*(?:['\"{\[}\]]|-?\d|[Tt]rue|[Ff]alse|[Nn]one|null|$))")
+# A string in double quotes, or one in single quotes that follows a bracket, comma or colon. The latter ends with a
+# quote before a colon, a bracket, or a comma and a further key or value: apostrophes do not end it.
+_STRING = re.compile(
+    r""""(?:[^"\\]|\\.)*(?:"|\Z)|(?P<before>[{\[,:]\s*)'(?P<inner>(?:\\.|[^\\])*?)"""
+    r"""(?:\Z|'(?=\s*(?::|[}\]]|,\s*(?:['"{\[}\]]|-?\d|[Tt]rue|[Ff]alse|[Nn]one|null|$))))""",
+    re.S,
+)
 
 
 def json_values(text: str) -> Iterator[tuple[int, Any]]:
@@ -163,32 +168,11 @@ def _object(items: list[tuple[str, Any]]) -> Any:
 
 def _double_quoted(text: str) -> str:
     """JSON with strings in single quotes → the same in double quotes; apostrophes in the strings stay."""
-    if not re.search(r"[{,:\[]\s*'", text):
-        return text
-    parts: list[str] = []
-    place, before = 0, ""  # before: the last character that is not blank
-    while place < len(text):
-        sign = text[place]
-        if sign == '"':
-            end = _string_end(text, place)
-            parts.append(text[place:end])
-            place = end
-        elif sign == "'" and before in ("{", "[", ",", ":"):
-            end = place + 1
-            while end < len(text) and not (text[end] == "'" and _SINGLE_ENDS.match(text, end + 1)):
-                end += 2 if text[end] == "\\" else 1
-            inner = text[place + 1 : end]
-            parts.append('"' + re.sub(r'(?<!\\)"', '\\"', inner).replace("\\'", "'") + '"')
-            place = end + 1
-        else:
-            parts.append(sign)
-            place += 1
-        before = parts[-1][-1] if not parts[-1].isspace() else before
-    return "".join(parts)
 
+    def one(match: re.Match[str]) -> str:
+        if match["inner"] is None:
+            return match[0]
+        inner = re.sub(r'(?<!\\)"', r"\"", match["inner"]).replace("\\'", "'")
+        return f'{match["before"]}"{inner}"'
 
-def _string_end(text: str, start: int) -> int:
-    end = start + 1
-    while end < len(text) and text[end] != '"':
-        end += 2 if text[end] == "\\" else 1
-    return end + 1
+    return _STRING.sub(one, text)
