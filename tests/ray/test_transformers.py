@@ -61,6 +61,7 @@ def test_each_paper_is_asked_as_often_as_allowed(tmp_path, tiny_model):
     assert all(r["output_tokens"] <= 64 for r in rows)
     assert json.loads((tmp_path / "out/run.json").read_text())["rope_factor"] == 8.0
     assert manifest["counts"]["prompts"] == len(rows)
+    assert sum(manifest["counts"]["answers_without_pairs"].values()) == len(found)
 
 
 SHORT = ("--max_gen_len", "16", "--max_attempts", "1", "--max_batch", "4")  # blocks of one prompt
