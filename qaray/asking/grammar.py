@@ -75,9 +75,11 @@ def answer_end(text: str, num_qas: int) -> int | None:
     The answer ends before a question beyond the requested number, if the last requested question and its answer stand
     before it, or before a line END.
     """
+    end = re.compile(rf"\n[^\S\n]*(?:(?P<next>{_QUESTION}0*{num_qas + 1}{_COLON})|\W{{0,2}}{END}[*_]*[^\S\n]*(?:\n|$))")
+    if not end.search(text):
+        return None  # engines ask again and again while a model writes: reasoning is looked for at a possible end only
     spans = reasoning_spans(text)
     start = spans[-1][1] if spans else 0
-    end = re.compile(rf"\n[^\S\n]*(?:(?P<next>{_QUESTION}0*{num_qas + 1}{_COLON})|\W{{0,2}}{END}[*_]*[^\S\n]*(?:\n|$))")
     for match in end.finditer(text, start):
         before = text[start : match.start()]
         if not match["next"] or _has_answer(before, num_qas):

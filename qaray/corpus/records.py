@@ -39,6 +39,12 @@ class Record:
     value: Any = None
     problem: Problem | None = None
 
+    def content(self) -> Any:
+        """The value. Raises the problem."""
+        if self.problem:
+            raise self.problem
+        return self.value
+
 
 PAIRS_KEY = "Q&A"
 REQUIRED = ("doi", "txt")

@@ -187,13 +187,11 @@ def _write(pattern: str, folder: Location, make_encoder: EncoderFactory) -> Iter
 def _read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The records of a file as rows; an invalid record has a reason instead of a value."""
     for record in read_records(item["file"], FIELDS):
-        problem = record.problem
-        value = None
-        if problem is None:
-            try:
-                value = example_fields(record.value)
-            except Problem as found:
-                problem = found
+        value, problem = None, None
+        try:
+            value = example_fields(record.content())
+        except Problem as found:
+            problem = found
         yield {
             "order": item["order"],
             "file": item["file"].path,

@@ -80,7 +80,7 @@ def _papers(files: list[Location], min_pairs: int, leave_out: Callable[..., None
     for file in files:
         for record in read_records(file):
             try:
-                paper = _paper(record)
+                paper = paired_fields(record.content())
                 empty = [_empty(pair, number) for number, pair in enumerate(paper["pairs"]) if not _complete(pair)]
                 pairs = [pair for pair in paper["pairs"] if _complete(pair)]
                 if len(pairs) < min_pairs:
@@ -92,13 +92,6 @@ def _papers(files: list[Location], min_pairs: int, leave_out: Callable[..., None
             for detail in empty:
                 leave_out("pairs_left_out", file, record, Problem(RejectReason.EMPTY_TEXT, detail))
             yield {**paper, "pairs": pairs}
-
-
-def _paper(record: Record) -> dict[str, Any]:
-    """The paper of a record, with its pairs. Raises Problem."""
-    if record.problem:
-        raise record.problem
-    return paired_fields(record.value)
 
 
 def _complete(pair: Pair) -> bool:

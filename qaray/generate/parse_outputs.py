@@ -13,7 +13,7 @@ from qaray.config import ParseConfig
 from qaray.corpus.doi import doi_key
 from qaray.corpus.explain import got, is_null
 from qaray.corpus.readers.dispatch import data_files, read_records
-from qaray.corpus.records import Problem, Record, doi_of, paper_fields, required_text, with_keys
+from qaray.corpus.records import Problem, doi_of, paper_fields, required_text, with_keys
 from qaray.generate.merge import merged_pairs, no_pairs_detail, processed_record
 from qaray.generate.outputs import JsonList
 from qaray.run.directory import RunError
@@ -120,7 +120,7 @@ def _papers(files: list[Location], rejected: list[Rejected]) -> Iterator[tuple[d
         for record in read_records(file):
             where = (file.path, record.position)
             try:
-                yield paper_fields(_value(record)), where
+                yield paper_fields(record.content()), where
             except Problem as problem:
                 doi = doi_of(record.value)
                 rejected.append(_rejected(doi, where, "ingest", problem.reason, problem.detail))
@@ -133,7 +133,7 @@ def _read_outputs(files: list[Location], rejected: list[Rejected]) -> dict[str, 
         for record in read_records(file, (*OUTPUT_KEYS, "window")):
             where = (file.path, record.position)
             try:
-                output = _output_of(_value(record))
+                output = _output_of(record.content())
                 own = outputs.setdefault(doi_key(output.doi), [])
                 if any(output.window == other.window for other in own):
                     raise Problem(RejectReason.DUPLICATE_DOI, "an output with this doi appeared before")
@@ -141,13 +141,6 @@ def _read_outputs(files: list[Location], rejected: list[Rejected]) -> dict[str, 
             except Problem as problem:
                 rejected.append(_rejected(doi_of(record.value), where, "parse", problem.reason, problem.detail))
     return outputs
-
-
-def _value(record: Record) -> Any:
-    """The record's value. Raises its Problem."""
-    if record.problem:
-        raise record.problem
-    return record.value
 
 
 def _output_of(value: Any) -> Output:

@@ -35,7 +35,7 @@ _FENCE = re.compile(r"^\s*(?:`{3,}|~{3,})")
 ARROW = re.compile(r"\s*(?:→|->|=>|⇒|➔|➜|⟶|↳|»|>>)\s*(?!\d)")
 _JOINS = re.compile(r"(?<=[?？])\s*[/|–—-]$")
 _DASH = re.compile(r"\s*(?:[-–—•*]\s+|[–—])(?!\d)")
-ASKS = re.compile(r"[?？][*_`\"”'’)\]\s]*$")
+_ASKS = re.compile(r"[?？][*_`\"”'’)\]\s]*$")
 _SENTENCE_ENDS = re.compile(r"[.!?…。！？][\"”'’)\]*_`]*\s*$")
 # Closing remarks of models: a last paragraph that begins like this is not part of the answer.
 _FAREWELL = re.compile(
@@ -72,6 +72,10 @@ class Draft:
     answer: list[Line] = field(default_factory=list)
     answered: bool = False
 
+    @property
+    def asks(self) -> bool:
+        return asks(joined(self.question))
+
 
 def lines_of(text: str, markers: Markers) -> list[Line]:
     """The lines of a text. A marker within a line begins a line of its own."""
@@ -101,9 +105,9 @@ def joined(lines: Sequence[Line]) -> str:
     return "".join(line.joint * (place > 0) + line.text for place, line in enumerate(lines))
 
 
-def asks(draft: Draft) -> bool:
-    """Whether the question ends with a question mark."""
-    return ASKS.search(joined(draft.question).rstrip()) is not None
+def asks(text: str) -> bool:
+    """Whether a text ends with a question mark."""
+    return _ASKS.search(text) is not None
 
 
 def pairs_of(drafts: list[Draft], marked: bool = True) -> list[QA]:

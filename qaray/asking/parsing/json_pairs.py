@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qaray.asking.parsing.drafts import ASKS, is_pair
+from qaray.asking.parsing.drafts import asks, is_pair
 from qaray.asking.parsing.json_text import MAX_REPAIR, begins_as_json, json_values, load, quoted_text
 from qaray.asking.parsing.marked import marked_pairs
 from qaray.asking.parsing.markers import ANSWER_WORDS, QUESTION_WORDS
@@ -71,9 +71,7 @@ def _pairs(value: Any, depth: int) -> Iterator[QA]:
     elif isinstance(value, list):
         if value and all(isinstance(each, dict) for each in value) and (turns := _turns(value)):
             yield from turns
-        elif (
-            len(value) == 2 and all(isinstance(each, str) for each in value) and _asks(value[0]) and not _asks(value[1])
-        ):
+        elif len(value) == 2 and all(isinstance(each, str) for each in value) and asks(value[0]) and not asks(value[1]):
             yield QA(Q=value[0], A=value[1])
         else:
             yield from _pairs_of_items(value, depth)
@@ -112,7 +110,11 @@ def _pairs_of_object(value: Mapping[Any, Any], depth: int) -> Iterator[QA]:
         return
     if whole:
         # {"instruction": "Write two pairs", "output": […]}: the pairs are in the answer, unless a question is answered
-        nested = [] if any(_asks(side["Q"]) for side in whole.values()) else _nested(whole, depth)
+        nested = (
+            []
+            if any(isinstance(side["Q"], str) and asks(side["Q"]) for side in whole.values())
+            else _nested(whole, depth)
+        )
         several = [side for side in whole.values() if isinstance(side["Q"], list) and len(side["Q"]) > 1]
         yield from nested or [_pair_of(side, value) for side in whole.values() if side not in several]
         return
@@ -138,7 +140,7 @@ def _pair_of(side: Mapping[str, Any], value: Mapping[Any, Any]) -> QA:
     given = {str(key).lower(): part for key, part in value.items()}
     if given.get("instruction") and given.get("input") and side["Q"] in (given["instruction"], given["input"]):
         passage = _text(given["input"])
-        question = passage if _asks(passage) else f"{_text(given['instruction'])}\n{passage}"
+        question = passage if asks(passage) else f"{_text(given['instruction'])}\n{passage}"
     return QA(Q=question, A=_text(side["A"]))
 
 
@@ -149,10 +151,6 @@ def _in_parallel(questions: Any, answers: Any) -> list[QA]:
     if not isinstance(questions, list) or not isinstance(answers, list) or not len(questions) == len(answers) > 1:
         return []
     return [QA(Q=_text(question), A=_text(answer)) for question, answer in zip(questions, answers, strict=True)]
-
-
-def _asks(question: Any) -> bool:
-    return isinstance(question, str) and ASKS.search(question.rstrip()) is not None
 
 
 def _nested(sides: Mapping[str, Mapping[str, Any]], depth: int) -> list[QA]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from qaray.asking.parsing.drafts import ARROW, ASKS, Draft, Line, joined, without_farewell
+from qaray.asking.parsing.drafts import ARROW, Draft, Line, asks, joined, without_farewell
 from qaray.asking.parsing.markers import ANSWER, HEADING, QUESTION, word_role
 
 _BLANKS = "[ \\t\u00a0\u3000]"
@@ -163,14 +163,14 @@ def _marked_question(line: Line) -> str | None:
     marker = line.marker
     if marker is None or marker.role != QUESTION:
         return None
-    asks = ASKS.search(marker.text) or _ASKS_AND_ANSWERS.match(marker.text)
-    return marker.text if marker.text and (asks or marker.number is not None) else None
+    is_question = asks(marker.text) or _ASKS_AND_ANSWERS.match(marker.text) or marker.number is not None
+    return marker.text if marker.text and is_question else None
 
 
 def listed_question(line: Line) -> str | None:
     listed = _LISTED.match(line.text)
     text = _item_text(listed) if listed else ""
-    return text if ASKS.search(text) or _ASKS_AND_ANSWERS.match(text) else None
+    return text if asks(text) or _ASKS_AND_ANSWERS.match(text) else None
 
 
 def _headline(line: Line) -> str | None:
@@ -183,7 +183,7 @@ def _headline(line: Line) -> str | None:
         text = text.strip("# ")
     else:
         return None
-    return text if ASKS.search(text) and bold not in (text[:2], text[-2:]) else None
+    return text if asks(text) and bold not in (text[:2], text[-2:]) else None
 
 
 # In the order in which they are tried.

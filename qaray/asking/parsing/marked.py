@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qaray.asking.parsing.drafts import ASKS, PLACEHOLDER, Draft, Line, asks, lines_of, pairs_of
+from qaray.asking.parsing.drafts import PLACEHOLDER, Draft, Line, asks, lines_of, pairs_of
 from qaray.asking.parsing.listed import FORMATS, listed_question, unmarked
 from qaray.asking.parsing.markers import ALTERNATIVES, ANSWER, END, HEADING, QUESTION, Marker, without_tags
 from qaray.schema import QA
@@ -34,7 +34,7 @@ def marked_pairs(text: str) -> MarkedAnswer:
         if not markers.common and not markers.hint.search(text):
             continue
         drafts = _marked(lines_of(text, markers))
-        if not markers.common and 2 * sum(asks(draft) for draft in drafts) <= len(drafts):
+        if not markers.common and 2 * sum(draft.asks for draft in drafts) <= len(drafts):
             continue  # letters that are variables: "P: 0.05"
         unanswered = unanswered or bool(drafts and not drafts[-1].answered)
         if pairs := pairs_of(drafts):
@@ -50,7 +50,7 @@ def marked_pairs(text: str) -> MarkedAnswer:
 def begins_marked(text: str) -> bool:
     """Whether a text, perhaps cut off, has a question and the beginning of its answer."""
     drafts = _marked(lines_of(without_tags(text), ALTERNATIVES[0]))
-    return any(draft.answered and asks(draft) for draft in drafts)
+    return any(draft.answered and draft.asks for draft in drafts)
 
 
 def has_questions(text: str) -> bool:
@@ -92,7 +92,7 @@ def _begin_with_question(lines: list[Line]) -> None:
     if first is None or first.role == QUESTION or not (asked or len(marks) == 1):
         return
     before = [line for line in lines[: marks[0]] if line.text.strip()]
-    if before and ASKS.search(before[-1].text) and not listed_question(before[-1]):
+    if before and asks(before[-1].text) and not listed_question(before[-1]):
         before[-1].marker = Marker(QUESTION, first.number, first.style, before[-1].text)
 
 
@@ -105,7 +105,7 @@ def _fitting(markers: Sequence[Marker]) -> list[bool]:
     alike = [place for place, marker in enumerate(markers) if marker.role == QUESTION and marker.style == style]
     if len(alike) < 2:
         return [True] * len(markers)
-    odd = {p for p, m in enumerate(markers) if m.role == QUESTION and m.style != style and not ASKS.search(m.text)}
+    odd = {p for p, m in enumerate(markers) if m.role == QUESTION and m.style != style and not asks(m.text)}
     told = {markers[place + 1].style for place in alike if place + 1 < len(markers)} if odd else set()
     return [
         place not in odd and not (marker.role == ANSWER and place - 1 in odd and marker.style not in told)
