@@ -91,7 +91,7 @@ def work(job: dict) -> dict:
     from qaray.asking.templates import LLAMA2, Template
     from qaray.config import FineTuneConfig
     from qaray.finetune.examples import Collator, Examples
-    from qaray.finetune.flags import training_arguments
+    from qaray.finetune.arguments import training_arguments
     from qaray.finetune.loop import LoopSettings, RunCallback, make_trainer
     from qaray.models.planner import ModelPlan
     from qaray.run.storage import Location

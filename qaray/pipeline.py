@@ -177,8 +177,7 @@ def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
         return manifest
 
     def identify(_: FineTuneConfig) -> None:
-        run.identify(job.identity)
-        driver.check_checkpoint(job)
+        driver.identify(job, run, Display(config.no_progress).notify)
 
     config = config.replace(local_cpus=config.cluster.local_cpus or driver.local_cpus(config))
     with open_session(config, run, identify, quiet=config.no_progress) as session:

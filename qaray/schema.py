@@ -247,7 +247,7 @@ class PromptKey(TypedDict):
     num_qas: Int32  # pairs requested from this window
     start: int  # first character of txt in the prompt
     end: int  # one past the last character of txt in the prompt
-    prompt_tokens: int  # tokens of the prompt, including BOS
+    prompt_tokens: int  # tokens of the prompt, including BOS if it has one
     truncated_tokens: int  # tokens of the paper that are in none of its windows
 
 
@@ -257,7 +257,7 @@ class Prompt(PromptKey):
     paper_start: int  # first character of txt[start:end] in `prompt`
     paper_end: int  # one past the last character of txt[start:end] in `prompt`
     prompt: str  # the rendered text
-    token_ids: list[Int32]  # tokens of the prompt, with a single BOS; empty if the engine has no tokenizer
+    token_ids: list[Int32]  # tokens of the prompt, with its BOS; empty if the engine has no tokenizer
     opening: str  # start of the answer, with which the prompt ends
     max_tokens: Int32  # maximum length of the answer, in tokens
     reason: str | None

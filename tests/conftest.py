@@ -118,3 +118,22 @@ def save_tiny_model(folder: Path, **changes: Any) -> str:
     }  # fmt: skip
     LlamaForCausalLM(LlamaConfig(**{**values, **changes})).save_pretrained(folder)
     return str(folder)
+
+
+def sentencepiece_tokenizer(adds_bos: bool = True) -> Any:
+    """A tokenizer with Llama's SentencePiece settings: a text begins with a blank; ASCII characters, a few merges."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from qaray.models.tokenizer import HFTokenizer
+
+    merges = [("]", "("), ("▁", "W"), ("z", "j"), ("x", "z"), ("q", "x")]
+    tokens = ["<s>", "</s>", "<unk>", "▁", "\n", *map(chr, range(33, 127)), *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+    return HFTokenizer(fast)

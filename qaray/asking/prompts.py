@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from qaray.asking.budget import Budget
 from qaray.asking.request import INSTRUCTION, Request, default_request
-from qaray.asking.templates import Template, Tokenizer
+from qaray.asking.templates import Template, Tokenizer, prompt_ids
 from qaray.config import ConfigError, GenerateConfig
 from qaray.schema import Failure, Paper, Prompt, RejectReason
 
@@ -128,7 +128,7 @@ class PromptBuilder:
         keywords = paper["keywords"]
         request = self.request.render(paper["txt"][start:end], keywords, num_qas, self.structured)
         text = self.template.render(INSTRUCTION, request)
-        ids = self.template.encode(text, self.tokenizer)
+        ids = prompt_ids(text, self.tokenizer)
         prompt_tokens = len(ids) or self.tokenizer.count([text])[0]
         paper_start = text.index(request) + self.request.paper_start(keywords, num_qas, self.structured)
         return Prompt(
@@ -155,7 +155,7 @@ class PromptBuilder:
 
     def _tokens(self, text: str, keywords: Sequence[str], num_qas: int) -> int:
         rendered = self._render(text, keywords, num_qas)
-        return len(self.template.encode(rendered, self.tokenizer)) or self.tokenizer.count([rendered])[0]
+        return len(prompt_ids(rendered, self.tokenizer)) or self.tokenizer.count([rendered])[0]
 
     def _render(self, text: str, keywords: Sequence[str], num_qas: int) -> str:
         return self.template.render(INSTRUCTION, self.request.render(text, keywords, num_qas, self.structured))

@@ -97,21 +97,20 @@ class Template:
         parts = re.split(r"(\{instruction\}|\{input\})", text)
         return "".join({"{instruction}": instruction, "{input}": input}.get(p, p) for p in parts) + self.opening
 
-    def encode(self, text: str, tokenizer: Tokenizer) -> list[int]:
-        """Token ids of a rendered text, [T], with a single BOS if the model has one.
 
-        A chat template writes its own BOS or none. BOS is added for other templates, and for tokenizers that add it by
-        default.
-        """
-        ids = tokenizer.encode(text)
-        bos = tokenizer.bos_id
-        if bos is None:
-            return ids
-        while len(ids) > 1 and ids[0] == ids[1] == bos:
-            ids = ids[1:]
-        if ids[:1] != [bos] and (tokenizer.adds_bos or self.name != "chat"):
-            ids = [bos, *ids]
+def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a rendered prompt, [T], as the model reads them in training, generation and judging."""
+    return with_bos(tokenizer.encode(text), tokenizer)
+
+
+def with_bos(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a text with BOS where the tokenizer adds it by default; once if the text begins with it as well."""
+    bos = tokenizer.bos_id
+    if bos is None:
         return ids
+    while len(ids) > 1 and ids[0] == ids[1] == bos:
+        ids = ids[1:]
+    return [bos, *ids] if tokenizer.adds_bos and ids[:1] != [bos] else ids
 
 
 def chat_template(turn: str, source: str = "") -> Template:

@@ -15,6 +15,10 @@ from qaray.schema import ANSWER_KEYS, QUESTION_KEYS, Flaw, Pair, RejectReason, p
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNDECODED = re.compile("[\udc80-\udcff]+")  # bytes that were not UTF-8
+# Printable characters without a mark: Unicode's default ignorable letters and marks, and the empty Braille pattern.
+_UNMARKED = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 _SEMICOLONS = re.compile(r"(?:&#?\w{1,8};|[^;；])+")  # texts between semicolons, those of HTML entities apart
 _COMMAS = re.compile(r"[，、]|(?<!\d),|,(?!\d)")  # not in numbers, such as the locants of 1,2-dichloroethane
 
@@ -62,7 +66,7 @@ def paper_fields(value: Any) -> dict[str, Any]:
     doi, txt = required_text(value, "doi"), required_text(value, "txt")
     if not doi_key(doi):
         raise Problem(RejectReason.MISSING_KEY, f"doi is empty: {doi!r}" if doi else "doi is empty")
-    if not any(c.isprintable() and not c.isspace() for c in txt):
+    if not has_visible(txt):
         raise Problem(RejectReason.EMPTY_TEXT, f"txt has no visible characters ({len(txt)} characters in total)")
     fields: dict[str, Any] = {"doi": doi, "txt": txt, "left_out": []}
     for key in OPTIONAL:
@@ -200,6 +204,11 @@ def _keywords(value: Any) -> tuple[list[str], list[Flaw]]:
         return [], [Flaw(what="keywords was not a string or a list of strings", detail=f"keywords: {got(wrong)}")]
     found = [checked("keywords", each).strip() for each in items if isinstance(each, str)]
     return [each for each in found if each], []
+
+
+def has_visible(text: str) -> bool:
+    """Whether a text has a character that leaves a mark: no blank, control or format character, filler or selector."""
+    return any(c.isprintable() and not c.isspace() and not _UNMARKED.match(c) for c in text)
 
 
 def encodable(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from qaray.asking.templates import prompt_ids
 from qaray.models.tokenizer import HFTokenizer
 
 MOST_CHOICE_TOKENS = 1024  # limit on the tokens of the choices of one suffix
@@ -34,16 +35,14 @@ class TokenizedSuffix:
 def tokenised(
     tokenizer: HFTokenizer, prefix: str, suffixes: Sequence[str], choices: Sequence[str], seq_len: int
 ) -> tuple[list[int], list[TokenizedSuffix]]:
-    """(prefix tokens, with BOS if the model uses one; the suffixes with their choices).
+    """(prefix tokens, with BOS if the tokenizer adds it; the suffixes with their choices).
 
     The prefix is tokenized separately, a suffix together with each choice. Raises ValueError for an empty choice or
     suffix, a sequence of more than ``seq_len`` tokens, or choices that are too long.
     """
     if not choices or not all(choices) or not all(suffixes):
         raise ValueError("suffixes and choices must not be empty")
-    ids = tokenizer.encode(prefix)
-    if tokenizer.adds_bos and ids[:1] != [tokenizer.bos_id]:
-        ids = [tokenizer.bos_id or 0, *ids]
+    ids = prompt_ids(prefix, tokenizer)
     tokenized = [_tokenize(tokenizer, suffix, choices) for suffix in suffixes]
     longest = len(ids) + max((len(sequence) for each in tokenized for sequence in each.sequences), default=0)
     if longest > seq_len:

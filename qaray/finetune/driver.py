@@ -25,10 +25,14 @@ from qaray.asking.request import Request
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.corpus.readers.dispatch import data_files
 from qaray.finetune import examples as ex
+from qaray.finetune.arguments import check_cpu, check_device, checked_arguments, steps_of
+from qaray.finetune.callback import recorded_failure
+from qaray.finetune.card import data_facts
 from qaray.finetune.deepspeed import DeepSpeedPlan, read_config
-from qaray.finetune.flags import for_cpu, normal, training_arguments
+from qaray.finetune.encoding import EncoderFactory
+from qaray.finetune.flags import normal
 from qaray.finetune.loop import TRAINING, LoopSettings, train_loop
-from qaray.finetune.model import contract_of, plan_training
+from qaray.finetune.model import contract_of, hidden_size, plan_training
 from qaray.models.planner import ModelPlan
 from qaray.run import cluster as runtime
 from qaray.run.directory import Run, RunError, identity_hash, logged_steps, utc_now
@@ -50,8 +54,8 @@ class Job:
     plan: ModelPlan
     request: Request | None  # request that the examples were made with, None if unknown
     flags: dict[str, str]
+    arguments: Any  # the flags as transformers' TrainingArguments, for any device
     deepspeed: DeepSpeedPlan | None
-    checkpoints_kept: int | None
 
     @property
     def storage(self) -> str:
@@ -62,6 +66,11 @@ class Job:
     @property
     def checkpoints(self) -> Location:
         return Location.of(self.storage) / self.config.run_name
+
+    @property
+    def checkpoints_kept(self) -> int | None:
+        limit = self.arguments.save_total_limit
+        return limit if limit and limit > 0 else None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -92,22 +101,15 @@ def decide(config: FineTuneConfig) -> Job:
     """Validates all user input; returns the job. Raises ConfigError or FileNotFoundError with one line for the user."""
     for path in filter(None, (config.data_path, config.eval_data_path)):
         data_files(path)
-    flags = normal(config.training)
-    with contextlib.ExitStack() as stack:
-        import tempfile
-
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        # tf32 depends on the workers' devices.
-        driver_flags = {flag: value for flag, value in flags.items() if flag != "tf32"}
-        arguments = training_arguments(driver_flags, folder, None, use_cpu=True)
+    flags = normal(config.training, config.output_dir)
+    arguments = checked_arguments(flags, config.eval_data_path is not None)
+    plan = plan_training(config)
     deepspeed = None
     if config.deepspeed:
-        deepspeed = read_config(config.deepspeed, arguments, set(flags), config.num_workers)
-    plan = plan_training(config)
+        deepspeed = read_config(config.deepspeed, arguments, set(flags), config.num_workers, hidden_size(config))
     request = ex.request_of(config)
     contract_of(config, plan, request)
-    limit = arguments.save_total_limit
-    return Job(config, plan, request, flags, deepspeed, limit if limit and limit > 0 else None)
+    return Job(config, plan, request, flags, arguments, deepspeed)
 
 
 def finished(job: Job, run: Run) -> dict[str, Any] | None:
@@ -131,44 +133,83 @@ def uses_gpus(config: FineTuneConfig) -> bool:
     return runtime.cluster_gpus() > 0 if config.use_gpu is None else config.use_gpu
 
 
-def check_checkpoint(job: Job) -> None:
+def identify(job: Job, run: Run, notify: Callable[[str], None]) -> None:
+    """Writes the run's identity, or checks it; a folder in which nothing was trained takes other settings.
+
+    Raises RunRefused if something was trained with other settings, ConfigError if its checkpoint cannot be resumed.
+    """
+    stored = run.identity.read_json() if not run.has_identity(job.identity) else None
+    if stored and "training" in stored and not _has_trained(job, run):
+        notify(f"nothing was trained in {run.root} with its earlier settings: starting with these")
+        run.identity.remove()
+        run.training_log.remove()
+    run.identify(job.identity)
+    check_checkpoint(job, notify)
+
+
+def _has_trained(job: Job, run: Run) -> bool:
+    log = run.training_log.read_json() or {}
+    return run.manifest.exists() or log.get("step", 0) > 0 or _last_checkpoint(job) is not None
+
+
+def _last_checkpoint(job: Job) -> Location | None:
+    from qaray.finetune.checkpoints import last_checkpoint
+
+    try:
+        return last_checkpoint(job.checkpoints)
+    except ConfigError:
+        return None
+
+
+def check_checkpoint(job: Job, notify: Callable[[str], None]) -> None:
     """Checks that the last checkpoint, if there is one, can be resumed from.
 
     Raises ConfigError if it belongs to another run, or if it is sharded and was written by another number of workers.
     """
-    from qaray.finetune.checkpoints import last_checkpoint
-
-    try:
-        place = last_checkpoint(job.checkpoints)
-    except ConfigError:
+    place = _last_checkpoint(job)
+    if place is None:
         return
     note = (place / TRAINING).read_json() or {}
     if note.get("identity") != identity_hash(job.identity):
         raise ConfigError(
             f"{place} is a checkpoint of another run: use another --run_name or --storage_path, or remove it"
         )
-    if note.get("deepspeed") and note["world_size"] != job.config.num_workers:
+    before, workers = note.get("world_size"), job.config.num_workers
+    if before == workers:
+        return
+    if note.get("deepspeed"):
         raise ConfigError(
-            f"the checkpoint {place} was written by {note['world_size']} workers but --num_workers is "
-            f"{job.config.num_workers}: resume with {note['world_size']} workers, or export it with `qaray export "
-            f"--checkpoint {place} --output_dir FOLDER` and start a new run from that model with another --output_dir"
+            f"the checkpoint {place} was written by {before} workers but --num_workers is {workers}: resume with "
+            f"{before} workers, or export it with `qaray export --checkpoint {place} --output_dir FOLDER` and start a "
+            "new run from that model with another --output_dir"
         )
+    batch = job.arguments.per_device_train_batch_size * job.arguments.gradient_accumulation_steps
+    notify(
+        f"--num_workers is {workers} but the checkpoint {place} was written by {before} workers: a step has "
+        f"{batch * workers} examples, not {batch * before}; --gradient_accumulation_steps would keep it, in a new run"
+    )
 
 
-def _warn_of_precision(job: Job, notify: Callable[[str], None]) -> None:
-    if not uses_gpus(job.config) and for_cpu(job.flags) != job.flags:
-        notify("--bf16 True: this CPU does not support bfloat16 natively; training in float32, which is faster")
+def _check_device(job: Job) -> None:
+    """Checks the flags against the device of the workers. Raises ConfigError for a precision that it lacks."""
+    import ray
+
+    if not uses_gpus(job.config):
+        check_cpu(job.arguments)
+        return
+    task = ray.remote(check_device).options(num_gpus=1, label_selector=job.config.cluster.labels or None, max_retries=0)
+    ray.get(task.remote(job.flags))
 
 
 def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.Prepared]:
     """Tokenizes the examples; writes rejected.jsonl. Returns those of "train" and, if there are any, of "eval".
 
-    Raises RunError if one of the two has no example.
+    Raises ConfigError if the flags do not suit the workers' device, or if one of the two has no example.
     """
     for note in job.deepspeed.notes if job.deepspeed else ():
         notify(note)
-    _warn_of_precision(job, notify)
-    factory = ex.EncoderFactory(job.config, job.plan.template)
+    _check_device(job)
+    factory = EncoderFactory(job.config, job.plan.template)
     fingerprint = json.dumps(
         [ex.identity_of(job.config.data_path), job.plan.template.sha256, job.config.model_max_length]
     )
@@ -189,7 +230,22 @@ def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.P
             f"{name}: {c['examples']} examples, {c['tokens']:,} tokens ({c['answer_tokens']:,} with loss), "
             f"{c['rejected']} rejected, {c['truncated']} truncated ({c['truncated_tokens']:,} tokens)"
         )
+    _check_steps(job, prepared["train"].counts["examples"])
     return prepared
+
+
+def _check_steps(job: Job, examples: int) -> None:
+    """Raises ConfigError if the examples make no step, or another number than DeepSpeed's JSON says."""
+    workers = job.config.num_workers
+    steps = steps_of(job.arguments, examples, workers)
+    if not steps:
+        batch = job.arguments.per_device_train_batch_size
+        raise ConfigError(
+            f"{examples} examples are less than a batch of {batch} for each of {workers} workers, and "
+            "--dataloader_drop_last True drops it: nothing would be trained"
+        )
+    if job.deepspeed:
+        job.deepspeed.check(job.arguments, steps)
 
 
 def train(
@@ -199,7 +255,10 @@ def train(
     notify: Callable[[str], None],
     progress: Callable[[dict], None],
 ) -> dict[str, Any]:
-    """Runs the training processes to the end; returns the training log. Raises RunError if they fail for good."""
+    """Runs the training processes to the end; returns the training log.
+
+    Raises ConfigError if they cannot start with these settings, RunError if they fail for good.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -219,6 +278,7 @@ def train(
         contract=contract_of(config, job.plan, job.request).model_dump(),
         identity=identity_hash(job.identity),
         resume=resume_point(job.checkpoints, notify),
+        data=_data_facts(config, prepared),
     )
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(3600 * config.cluster.wait_hours))
     resources = {"CPU": config.cpus_per_worker, **({"GPU": 1} if gpus else {})}
@@ -242,14 +302,18 @@ def train(
         ),
     )
     notify(f"{config.num_workers} training processes on {'GPUs' if gpus else 'CPUs'}")
-    with _followed(run.training_log, progress), _interrupt_handler_kept():
+    if recorded_failure(run.training_log):  # of an earlier start
+        run.training_log.remove()
+    with _followed(run.training_log, _with_engine(progress, notify)), _interrupt_handler_kept():
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise RunError(_reason(error)) from None
+            if not recorded_failure(run.training_log):
+                raise RunError(_reason(error)) from None
     log: dict[str, Any] = run.training_log.read_json() or {}
-    if log.get("failure"):
-        raise RunError(log["failure"])
+    if failure := log.get("failure"):
+        # Before the first step, it would fail again with these settings.
+        raise RunError(failure) if log["step"] else ConfigError(f"training cannot start: {failure}")
     return log
 
 
@@ -283,6 +347,29 @@ def _reason(error: TrainingFailedError) -> str:
         first = error.controller_failure
     text = str(first).strip().splitlines()
     return f"training failed: {text[-1] if text else type(first).__name__}"
+
+
+def _data_facts(config: FineTuneConfig, prepared: dict[str, ex.Prepared]) -> dict[str, Any]:
+    """What the model card says of the examples: files with their hashes, and counts."""
+    paths = {"train": config.data_path, "eval": config.eval_data_path}
+    files = {name: data_facts(path) for name, path in paths.items() if path}
+    return {**files, "counts": {name: each.counts for name, each in prepared.items()}}
+
+
+def _with_engine(progress: Callable[[dict], None], notify: Callable[[str], None]) -> Callable[[dict], None]:
+    """``progress``, with a line on the attention kernel and on each limitation of the workers when they are known."""
+    said: set[str] = set()
+
+    def listen(log: dict[str, Any]) -> None:
+        engine = log.get("engine") or {}
+        lines = [f"attention: {engine['attention']}"] if "attention" in engine else []
+        for line in [*lines, *engine.get("notes", [])]:
+            if line not in said:
+                said.add(line)
+                notify(line)
+        progress(log)
+
+    return listen
 
 
 @contextlib.contextmanager

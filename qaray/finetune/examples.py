@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,23 +19,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qaray.asking.request import Request
-from qaray.asking.templates import Template, Tokenizer
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.corpus.explain import is_null
 from qaray.corpus.readers.dispatch import data_files, read_records
-from qaray.corpus.records import Problem, required_text, with_keys
+from qaray.corpus.records import Problem, has_visible, required_text, with_keys
+from qaray.finetune.encoding import FIELDS, EncoderFactory
 from qaray.models.templates import named_request
-from qaray.models.tokenizer import load_tokenizer
 from qaray.run.cluster import LIGHT
-from qaray.run.directory import RunError
 from qaray.run.rejects import rejection_summary
 from qaray.run.storage import Location
 from qaray.schema import EXAMPLE_SCHEMA, REJECTED_SCHEMA, Example, Rejected, RejectReason, table
 
-FIELDS = ("instruction", "input", "output")
 REQUIRED = ("instruction", "output")
 ROWS = 32  # examples that are tokenized and written together
-KEPT_END = 512  # tokens at the end of an input that shortening keeps, because they contain the query
 COMPARED = 20  # number of records that are compared with the request
 IGNORED = -100  # label of tokens without loss
 
@@ -47,72 +43,10 @@ def example_fields(value: Any) -> dict[str, str]:
         name: "" if name not in REQUIRED and is_null(value.get(name)) else required_text(value, name) for name in FIELDS
     }
     for name in REQUIRED:
-        if not fields[name].strip():
-            raise Problem(RejectReason.EMPTY_TEXT, f"{name} is empty")
+        if not has_visible(fields[name]):
+            empty = "has no visible characters" if fields[name].strip() else "is empty"
+            raise Problem(RejectReason.EMPTY_TEXT, f"{name} {empty}")
     return fields
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Tokenizes examples: the prompt as in inference, then the answer and EOS, which carry the loss."""
-
-    template: Template
-    tokenizer: Tokenizer
-    eos_id: int
-    max_length: int  # tokens
-    overlength: str = "truncate"
-
-    def __call__(self, fields: dict[str, str], name: str) -> Example:
-        """Tokenizes an example. Raises Problem (over_length) if no answer token fits, or the policy rejects it."""
-        literal = self.tokenizer.literal
-        instruction, text = literal(fields["instruction"]), literal(fields["input"])
-        answer = [*self.tokenizer.encode(literal(fields["output"])), self.eos_id]
-        prompt = self._prompt(instruction, text)
-        total = len(prompt) + len(answer)
-        if total > self.max_length and self.overlength == "reject":
-            raise Problem(RejectReason.OVER_LENGTH, f"{total} tokens, the maximum is {self.max_length}")
-        if total > self.max_length and self.overlength == "shorten":
-            prompt = self._shortened(instruction, text, self.max_length - len(answer))
-        if len(prompt) >= self.max_length:
-            raise Problem(
-                RejectReason.OVER_LENGTH,
-                f"the prompt alone has {len(prompt)} tokens, the maximum is {self.max_length}: no answer would be left",
-            )
-        ids = [*prompt, *answer][: self.max_length]
-        return Example(id=name, input_ids=ids, prompt_tokens=len(prompt), truncated_tokens=total - len(ids))
-
-    def _prompt(self, instruction: str, text: str) -> list[int]:
-        return self.template.encode(self.template.render(instruction, text), self.tokenizer)
-
-    def _shortened(self, instruction: str, text: str, room: int) -> list[int]:
-        """The prompt of at most ``room`` tokens, with the middle of the input removed. Raises Problem if none fits."""
-        spans = self.tokenizer.spans(text)
-        least = len(self._prompt(instruction, " "))
-        end = min(KEPT_END, len(spans) // 2)
-        kept = min(len(spans), room - least) - end
-        while kept > 0:
-            cut = text[: spans[kept - 1][1]] + "\n" + text[spans[len(spans) - end][0] :]
-            prompt = self._prompt(instruction, cut)
-            if len(prompt) <= room:
-                return prompt
-            kept -= len(prompt) - room
-        raise Problem(RejectReason.OVER_LENGTH, f"only {room} tokens are left for the prompt")
-
-
-@dataclass(frozen=True)
-class EncoderFactory:
-    """Builds the run's Encoder in any process."""
-
-    config: FineTuneConfig
-    template: Template
-
-    def __call__(self) -> Encoder:
-        config = self.config
-        tokenizer = load_tokenizer(
-            config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
-        )
-        eos = tokenizer.hf.eos_token_id
-        return Encoder(self.template, tokenizer, eos, config.model_max_length, config.overlength)
 
 
 def request_of(config: FineTuneConfig) -> Request | None:
@@ -164,11 +98,11 @@ def prepare(pattern: str, folder: Location, make_encoder: EncoderFactory, finger
 
 
 def require_examples(pattern: str, prepared: Prepared) -> None:
-    """Raises RunError, with the reason of the first rejected record, if there is no example."""
+    """Raises ConfigError, with the reason of the first rejected record, if there is no example."""
     if not prepared.counts["examples"]:
         first = next((row["detail"] for row in rejected(prepared.folder)), "")
         why = rejection_summary(prepared.counts["rejected"], first)
-        raise RunError(f"no training example in {pattern}: {why}")
+        raise ConfigError(f"no training example in {pattern}: {why}")
 
 
 def _write(pattern: str, folder: Location, make_encoder: EncoderFactory) -> Iterator[dict[str, Any]]:
@@ -327,8 +261,3 @@ class Collator:
         kept = (following != IGNORED).any(dim=0).nonzero()[:, 0]
         # ``labels`` makes the model compute a loss; given ``shift_labels``, the loss depends on these alone.
         return {**batch, "labels": labels, "shift_labels": following[:, kept].contiguous(), "logits_to_keep": kept}
-
-
-def template_for_training(template: Template) -> Template:
-    """The template without the answer's opening: in training, the examples define how an answer begins."""
-    return replace(template, opening="")

@@ -1,4 +1,4 @@
-"""Exports a checkpoint to a model folder for transformers and vLLM: 16-bit safetensors, tokenizer, contract."""
+"""Exports a checkpoint to a model folder for transformers and vLLM: 16-bit safetensors, tokenizer, contract, card."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from qaray.asking.templates import Template, prompt_ids
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune import require_extra
+from qaray.finetune.card import CARD, model_card
 from qaray.finetune.checkpoints import last_checkpoint
 from qaray.finetune.loop import TRAINING, WEIGHTS
 from qaray.finetune.model import load_model
 from qaray.models.contract import CONTRACT, Contract
 from qaray.models.loading import quiet_transformers
-from qaray.models.tokenizer import load_tokenizer
+from qaray.models.tokenizer import HFTokenizer, load_tokenizer
 from qaray.run.storage import Location
 
 SHARD_SIZE = "5GB"
@@ -37,13 +39,14 @@ def export(checkpoint: str, output_dir: str, dtype: str = "auto") -> None:
         note = Location.of(str(folder / TRAINING)).read_json()
         if note is None:
             raise ConfigError(f"{checkpoint} is not a qaray checkpoint ({TRAINING} is missing)")
+        state = (Location.of(str(folder)) / "trainer_state.json").read_json() or {}
         config = FineTuneConfig(**note["config"])
         model = load_model(config, note["rope_factor"], torch.float32, training=False)
         put_weights(model, _weights(folder, note["deepspeed"]))
     if config.low_rank_training:
         model = model.merge_and_unload()
     model.to(_dtype(dtype, config))
-    _write(model, config, Contract(**note["contract"]), target)
+    _write(model, config, note, state, target)
 
 
 def writable(output_dir: str) -> Path:
@@ -98,9 +101,43 @@ def _dtype(name: str, config: FineTuneConfig) -> torch.dtype:
     return torch.float16 if config.training.get("fp16", "").lower() == "true" else torch.bfloat16
 
 
-def _write(model: Any, config: FineTuneConfig, contract: Contract, target: Path) -> None:
+def set_special_tokens(model: Any, tokenizer: Any) -> None:
+    """Makes transformers and vLLM stop at the EOS that training taught.
+
+    The tokenizer's EOS joins those of the base, in the model's config and in its generation config. BOS and padding are
+    the tokenizer's where the base has none; padding in the generation config always is.
+    """
+    generation = model.generation_config
+    for settings in (model.config, generation):
+        settings.eos_token_id = _with_eos(settings.eos_token_id, tokenizer.eos_token_id)
+        if settings.bos_token_id is None:
+            settings.bos_token_id = tokenizer.bos_token_id
+        settings.pad_token_id = tokenizer.pad_token_id
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True  # some bases set a temperature without it, which transformers refuses to save
+
+
+def _with_eos(base: int | list[int] | None, eos: int) -> int | list[int]:
+    """The base's EOS ids and ``eos``."""
+    ids = base if isinstance(base, list) else [] if base is None else [base]
+    ids = ids if eos in ids else [*ids, eos]
+    return ids if len(ids) > 1 else eos
+
+
+def _adds_special(template: Template, tokenizer: HFTokenizer) -> bool:
+    """Whether the tokenizer's defaults encode a rendered prompt as training does, with its BOS or without one."""
+    text = template.render("instruction", "input")
+    return list(tokenizer.hf(text).input_ids) == prompt_ids(text, tokenizer)
+
+
+def _write(model: Any, config: FineTuneConfig, note: dict[str, Any], state: dict[str, Any], target: Path) -> None:
     """Writes to a temporary folder, which is renamed once it is complete."""
     tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
+    contract = Contract(**note["contract"])
+    card = model_card(note, state, _adds_special(contract.template, tokenizer))
+    set_special_tokens(model, tokenizer.hf)
     target.parent.mkdir(parents=True, exist_ok=True)
     for stale in target.parent.glob(f".tmp-{target.name}-*"):  # left by a killed export
         shutil.rmtree(stale, ignore_errors=True)
@@ -111,6 +148,7 @@ def _write(model: Any, config: FineTuneConfig, contract: Contract, target: Path)
             model.save_pretrained(building, max_shard_size=SHARD_SIZE)
             tokenizer.hf.save_pretrained(building)
         contract.save(str(building))
+        (building / CARD).write_text(card)
         shutil.rmtree(target, ignore_errors=True)
         building.chmod(0o755)
         building.rename(target)

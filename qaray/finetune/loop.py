@@ -11,26 +11,28 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import Trainer, TrainerState, TrainingArguments, set_seed
 
 from qaray.config import FineTuneConfig
+from qaray.finetune.arguments import for_cpu, training_arguments
+from qaray.finetune.callback import DETERMINISTIC, RunCallback, compute_dtype, record_failure, recorded_failure
+from qaray.finetune.card import training_facts
+from qaray.finetune.evaluation import FORWARD, answer_nll, token_loss
 from qaray.finetune.examples import Collator, Examples
-from qaray.finetune.flags import for_cpu, training_arguments
 from qaray.finetune.model import load_model
 from qaray.models.hardware import peak_flops
 from qaray.models.planner import ModelPlan
 from qaray.models.tokenizer import load_tokenizer
 from qaray.run.storage import Location
 
-WRITE_EVERY = 3.0  # minimum seconds between two writes of the log
 TRAINING = "qaray_training.json"  # in a checkpoint: metadata for the exporter
-DEEPSPEED = "DeepSpeedEngine"  # class of the wrapped model when DeepSpeed is active
 MOST_BATCHES = 50  # maximum number of batches whose examples are sorted by length together
 WEIGHTS = "trainable.safetensors"  # in a checkpoint without DeepSpeed: the trained parameters
 
@@ -50,13 +52,30 @@ class LoopSettings:
     contract: dict[str, Any]
     identity: str  # hash of the run's identity, stored in its checkpoints
     resume: Location | None  # checkpoint to resume from if Ray Train has none
+    data: dict[str, Any] = field(default_factory=dict)  # for the model card: hashes and counts of the examples
 
 
 def train_loop(values: dict[str, Any]) -> None:
-    """Trains from the last checkpoint of the run, or from the start."""
+    """Trains from the last checkpoint of the run, or from the start.
+
+    A deterministic error before the first step is recorded in the log and raised: Ray Train then ends the other ranks
+    and starts the group again, whose processes find it and return. The driver tells the user.
+    """
+    settings: LoopSettings = values["settings"]
+    if recorded_failure(settings.log):
+        return
+    callback = RunCallback(settings)
+    try:
+        _train(settings, callback)
+    except DETERMINISTIC as error:
+        if not callback.begun:
+            record_failure(settings.log, error)
+        raise
+
+
+def _train(settings: LoopSettings, callback: RunCallback) -> None:
     import ray.train
 
-    settings: LoopSettings = values["settings"]
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None and settings.resume is not None:
         checkpoint = ray.train.Checkpoint(settings.resume.path, settings.resume.fs)
@@ -64,7 +83,7 @@ def train_loop(values: dict[str, Any]) -> None:
         flags = settings.flags if settings.gpus else for_cpu(settings.flags)
         arguments = training_arguments(flags, scratch, settings.deepspeed, use_cpu=not settings.gpus)
         arguments.eval_on_start = settings.eval_examples is not None and checkpoint is None
-        trainer = make_trainer(settings, arguments)
+        trainer = make_trainer(settings, arguments, callback)
         if checkpoint is None:
             trainer.train()
             return
@@ -74,7 +93,7 @@ def train_loop(values: dict[str, Any]) -> None:
                 trainer.train(resume_from_checkpoint=folder)
 
 
-def make_trainer(settings: LoopSettings, arguments: TrainingArguments) -> AnswerTrainer:
+def make_trainer(settings: LoopSettings, arguments: TrainingArguments, callback: RunCallback) -> AnswerTrainer:
     """The trainer of one rank. ``arguments`` must exist before the weights load, to shard them under ZeRO-3."""
     config = settings.config
     if settings.deepspeed is not None:
@@ -82,22 +101,24 @@ def make_trainer(settings: LoopSettings, arguments: TrainingArguments) -> Answer
 
         # Before the weights are loaded: otherwise each process would assume a world size of 1.
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), verbose=False)
-    low = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
     # DeepSpeed's optimizer keeps a float32 copy of 16-bit weights; without DeepSpeed the weights are float32.
-    dtype = low if settings.deepspeed else torch.float32
+    computed = compute_dtype(arguments)
+    dtype = computed if settings.deepspeed else torch.float32
     set_seed(arguments.seed)  # for the initial LoRA weights
-    model = load_model(config, settings.plan.rope_factor, dtype)
+    model = load_model(config, settings.plan.rope_factor, dtype, device=arguments.device, compute_dtype=computed)
     tokenizer = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True)
     assert tokenizer.hf.pad_token_id is not None
-    callback = RunCallback(settings)
+    held_out = Examples(settings.eval_examples) if settings.eval_examples else None
+    arguments.eval_do_concat_batches, arguments.batch_eval_metrics = True, False  # token_loss takes all at once
     trainer = AnswerTrainer(
         settings,
         model=model,
         args=arguments,
         train_dataset=Examples(settings.examples),
-        eval_dataset=Examples(settings.eval_examples) if settings.eval_examples else None,
+        eval_dataset=held_out,
         data_collator=Collator(tokenizer.hf.pad_token_id),
         processing_class=tokenizer.hf,
+        compute_metrics=partial(token_loss, examples=len(held_out)) if held_out is not None else None,
         callbacks=[callback],
     )
     callback.trainer = trainer
@@ -149,9 +170,11 @@ class AnswerTrainer(Trainer):
             self.broken = [self.train_dataset.id(int(i)) for i in index]
         return loss
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-        inputs.pop("index", None)
-        return super().prediction_step(model, inputs, *rest, **more)
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
+        """(no loss, ``answer_nll`` [B, 2], the examples' places [B]), which ``token_loss`` receives from all ranks."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**{name: inputs[name] for name in FORWARD}).logits
+        return None, answer_nll(logits, inputs["shift_labels"]), inputs["index"]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Length-grouped batches, unless the flags name another sampling strategy."""
@@ -162,17 +185,30 @@ class AnswerTrainer(Trainer):
         self.order = LengthGrouped(
             self.train_dataset.lengths, group, args.seed if args.data_seed is None else args.data_seed
         )
-        loader = DataLoader(
+        return self._batches(
             self.train_dataset,
             batch_size=args.train_batch_size,
             sampler=self.order,
-            collate_fn=self.data_collator,
             drop_last=args.dataloader_drop_last,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """All held-out examples, the longest first, so that out-of-memory errors occur in the first batch."""
+        lengths = self.eval_dataset.lengths
+        order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+        return self._batches(self.eval_dataset, batch_size=self.args.eval_batch_size, sampler=order)
+
+    def _batches(self, examples: Examples, **options: Any) -> DataLoader[Any]:
+        args = self.args
+        loader = DataLoader(
+            examples,
+            collate_fn=self.data_collator,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            **options,
         )
         return self.accelerator.prepare(loader)
 
@@ -211,6 +247,7 @@ class AnswerTrainer(Trainer):
             "rope_factor": self.settings.plan.rope_factor,
             "contract": self.settings.contract,
             "identity": self.settings.identity,
+            **training_facts(self.args, self.settings.deepspeed, self.settings.data),
         }
         (Location.of(str(folder)) / TRAINING).write_json(note)
         if self.settings.deepspeed is None:
@@ -226,108 +263,6 @@ class AnswerTrainer(Trainer):
 
         target = self.accelerator.unwrap_model(self.model if model is None else model)
         target.load_state_dict(load_file(Path(resume_from_checkpoint) / WEIGHTS), strict=False)
-
-
-class RunCallback(TrainerCallback):
-    """Reports checkpoints, writes the log, and stops the run at a non-finite loss."""
-
-    def __init__(self, settings: LoopSettings) -> None:
-        self.settings = settings
-        self.written = 0.0
-        self.failure = ""
-        self.engine: dict[str, Any] = {}
-        self.trainer: AnswerTrainer | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        assert self.trainer is not None
-        self.engine = engine_facts(self.trainer)
-        if self.settings.deepspeed is not None and self.engine["name"] != DEEPSPEED:
-            raise RuntimeError(f"DeepSpeed was requested but the trainer uses {self.engine['name']}")
-        self._write(args, state, at_once=True)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        # After resuming within an epoch, the trainer does not pass the epoch to the sampler.
-        assert self.trainer is not None
-        if self.trainer.order is not None:
-            self.trainer.order.set_epoch(int(state.epoch + 1e-6))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if self._broken(state):
-            control.should_training_stop, control.should_save, control.should_evaluate = True, False, False
-        elif state.global_step >= state.max_steps:
-            control.should_save = True
-            control.should_evaluate = self.settings.eval_examples is not None
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if self.failure:
-            control.should_save, control.should_evaluate = False, False
-
-    def _broken(self, state: Any) -> bool:
-        """Whether the loss of any rank is non-finite: all ranks then stop, and nothing of this step is saved."""
-        trainer = self.trainer
-        assert trainer is not None
-        mine = torch.tensor(float(bool(trainer.broken)), device=trainer.args.device)
-        if not bool(trainer.accelerator.gather(mine).sum()):
-            return False
-        found: list[Any] = [trainer.broken]
-        if trainer.args.world_size > 1:
-            found = [None] * trainer.args.world_size
-            torch.distributed.all_gather_object(found, trainer.broken)
-        ids = [name for names in found for name in names or []]
-        self.failure = (
-            f"non-finite loss at step {state.global_step} (examples {', '.join(ids)}); inspect these examples, or "
-            "retry with a lower --learning_rate and a new --output_dir"
-        )
-        return True
-
-    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self._write(args, state)
-
-    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        import ray.train
-        from ray.train import Checkpoint
-
-        self._write(args, state, at_once=True)
-        folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
-        ray.train.report(
-            {"step": state.global_step, "epoch": state.epoch},
-            checkpoint=Checkpoint.from_directory(folder),
-            delete_local_checkpoint_after_upload=True,
-        )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self._write(args, state, at_once=True)
-
-    def _write(self, args: Any, state: Any, at_once: bool = False) -> None:
-        if not state.is_world_process_zero or (not at_once and time.monotonic() - self.written < WRITE_EVERY):
-            return
-        self.written = time.monotonic()
-        self.settings.log.write_json(
-            {
-                "step": state.global_step,
-                "steps": state.max_steps,
-                "epoch": state.epoch,
-                "world_size": args.world_size,
-                "log": state.log_history,
-                "failure": self.failure,
-                "engine": self.engine,
-            }
-        )
-
-
-def engine_facts(trainer: Trainer) -> dict[str, Any]:
-    """The engine that actually runs: some combinations of flags disable DeepSpeed silently."""
-    engine = trainer.model_wrapped
-    parameters = list(trainer.model.parameters())
-    facts = {"name": type(engine).__name__, "parameters": len(parameters)}
-    if facts["name"] == DEEPSPEED:
-        facts |= {
-            "zero_stage": engine.zero_optimization_stage(),
-            "partitioned": sum(hasattr(parameter, "ds_id") for parameter in parameters),
-            "optimizer": type(getattr(engine, "basic_optimizer", engine.optimizer)).__name__,
-            "offloaded": bool(engine.zero_cpu_offload()),
-        }
-    return facts
 
 
 def _peak_memory() -> int:

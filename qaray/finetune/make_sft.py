@@ -16,7 +16,7 @@ from qaray.asking.grammar import write_pairs
 from qaray.asking.request import INSTRUCTION, Request
 from qaray.config import ConfigError, MakeSftConfig
 from qaray.corpus.readers.dispatch import data_files, read_records
-from qaray.corpus.records import Problem, Record, doi_of, paired_fields
+from qaray.corpus.records import Problem, Record, doi_of, has_visible, paired_fields
 from qaray.models.templates import named_request
 from qaray.run.rejects import rejected_file, rejection_summary
 from qaray.run.storage import Location
@@ -95,11 +95,11 @@ def _papers(files: list[Location], min_pairs: int, leave_out: Callable[..., None
 
 
 def _complete(pair: Pair) -> bool:
-    return bool(pair["Q"].strip() and pair["A"].strip())
+    return has_visible(pair["Q"]) and has_visible(pair["A"])
 
 
 def _empty(pair: Pair, number: int) -> str:
-    return f"pair {number} has an empty {'answer' if pair['Q'].strip() else 'question'}"
+    return f"pair {number} has an empty {'answer' if has_visible(pair['Q']) else 'question'}"
 
 
 @contextlib.contextmanager

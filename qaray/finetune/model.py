@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 def plan_training(config: FineTuneConfig) -> ModelPlan:
     """Template, context length and RoPE factor of a training. Raises ConfigError if the model does not support them."""
-    from qaray.finetune.examples import template_for_training
+    from qaray.finetune.encoding import template_for_training
 
     name, length = config.model_name_or_path, config.model_max_length
     tokenizer = load_tokenizer(name, config.cache_dir, config.trust_remote_code, add_special=True)
@@ -35,6 +37,14 @@ def plan_training(config: FineTuneConfig) -> ModelPlan:
     template = named_template(config.prompt_template, tokenizer)
     assert template is not None
     return ModelPlan(template_for_training(template), length, length, wanted)
+
+
+def hidden_size(config: FineTuneConfig) -> int | None:
+    """Width of the model's residual stream, None if its config does not name it."""
+    name = config.model_name_or_path
+    folder = resolve(name, config.cache_dir)
+    hf_config = load_config(folder, config.cache_dir, config.trust_remote_code, name)
+    return getattr(hf_config.get_text_config(), "hidden_size", None)
 
 
 def _check_attention(hf_config: Any, name: str) -> None:
@@ -66,11 +76,20 @@ def contract_of(config: FineTuneConfig, plan: ModelPlan, request: Request | None
     )
 
 
-def load_model(config: FineTuneConfig, rope_factor: float, dtype: torch.dtype, *, training: bool = True) -> Any:
+def load_model(
+    config: FineTuneConfig,
+    rope_factor: float,
+    dtype: torch.dtype,
+    *,
+    training: bool = True,
+    device: torch.device | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> Any:
     """The model to train. Under ZeRO-3, once TrainingArguments exist, it loads sharded: no rank holds a full copy.
 
-    ``training=False`` loads it for export: full attention, no gradient checkpointing. Raises ConfigError if the model
-    cannot be loaded.
+    ``training=False`` loads it for export: full attention, no gradient checkpointing. ``device``, None for the CPU, and
+    ``compute_dtype``, autocast's or None for the weights' ``dtype``, decide on the attention kernel of training. Raises
+    ConfigError if the model cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
@@ -78,6 +97,8 @@ def load_model(config: FineTuneConfig, rope_factor: float, dtype: torch.dtype, *
     hf_config = load_config(folder, config.cache_dir, config.trust_remote_code, config.model_name_or_path)
     scale_rope(hf_config, rope_factor)
     hf_config.use_cache = not training
+    device = torch.device("cpu") if device is None else device
+    kernel = attention.implementation(config, device, compute_dtype or dtype) if training else "sdpa"
     with quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -87,35 +108,46 @@ def load_model(config: FineTuneConfig, rope_factor: float, dtype: torch.dtype, *
                 cache_dir=config.cache_dir,
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
-                attn_implementation=_attention(config) if training else "sdpa",
+                attn_implementation=kernel,
             )
         except (OSError, ValueError) as error:
             raise ConfigError(f"model {config.model_name_or_path}: {first_line(error)}") from None
         tokenizer = load_tokenizer(
             config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
         )
-        grow_embeddings(model, len(tokenizer.hf))
+        base = load_tokenizer(config.model_name_or_path, config.cache_dir, config.trust_remote_code)
+        known = set(base.hf.get_vocab().values())
+        grow_embeddings(model, known, set(tokenizer.hf.get_vocab().values()) - known)
     model.config.pad_token_id = tokenizer.hf.pad_token_id
     return low_rank(model, config) if config.low_rank_training else model
 
 
-def _attention(config: FineTuneConfig) -> str:
-    if not config.use_full_attn:
-        return attention.register(config.s2_group_size, config.use_flash_attn)
-    has_flash = torch.cuda.is_available() and config.use_flash_attn and attention.has_flash_attn()
-    return "flash_attention_2" if has_flash else "sdpa"
+def grow_embeddings(model: Any, known: Collection[int], added: Collection[int]) -> None:
+    """Sets the embeddings of ``added`` token ids, input and output, to the mean of the ``known`` ids' (LongLoRA).
 
-
-def grow_embeddings(model: Any, tokens: int) -> None:
-    """Resizes the embeddings to at least ``tokens`` rows; added rows are the mean of the existing ones (LongLoRA)."""
-    old = model.get_input_embeddings().num_embeddings
-    if tokens <= old:
+    Embeddings with too few rows are resized. Rows of no token, which many models have as padding, do not count.
+    """
+    rows, needed = model.get_input_embeddings().num_embeddings, max(*known, *added) + 1
+    if needed > rows:
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    blank = torch.tensor(sorted({*added, *range(rows, needed)}))
+    if not len(blank):
         return
-    model.resize_token_embeddings(tokens, mean_resizing=False)
-    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
-        with torch.no_grad():  # resized weights are not partitioned, even under ZeRO-3
-            weight[old:] = weight[:old].float().mean(dim=0, keepdim=True).to(weight.dtype)
+    trained = torch.tensor(sorted(i for i in known if i < rows))
+    layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    parameters = [layer.weight for layer in layers] + [getattr(layer, "bias", None) for layer in layers]
+    for parameter in {id(each): each for each in parameters if each is not None}.values():
+        with torch.no_grad(), _gathered(parameter):
+            parameter[blank] = parameter[trained].mean(dim=0)
+
+
+def _gathered(parameter: torch.nn.Parameter) -> Any:
+    """Gathers a parameter that ZeRO-3 has partitioned, for rank 0 to change. Resized embeddings are whole."""
+    if not hasattr(parameter, "ds_id"):
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
 
 
 def low_rank(model: Any, config: FineTuneConfig) -> Any:

@@ -23,16 +23,20 @@ class HFTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self.hf = tokenizer
         self.bos_id: int | None = tokenizer.bos_token_id
-        self.adds_bos = self.bos_id is not None and self.bos_id in tokenizer("").input_ids
+        self.adds_bos = self.bos_id is not None and tokenizer("a").input_ids[:1] == [self.bos_id]
         special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and len(t.content) > 1]
         self._special = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or r"(?!)")
 
     def encode(self, text: str) -> list[int]:
         return list(self.hf(text, add_special_tokens=False, verbose=False).input_ids)
 
-    def spans(self, text: str) -> Sequence[tuple[int, int]]:
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        return self.encode_with_spans(text)[1]
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(token ids of ``text``, without added special tokens, [T]; (start, end) of each in characters, [T])."""
         encoded = self.hf(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return list(encoded.offset_mapping)
+        return list(encoded.input_ids), list(encoded.offset_mapping)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self.hf(list(texts), add_special_tokens=False, verbose=False).input_ids]

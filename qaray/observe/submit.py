@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qaray.config import ConfigError, SubmitConfig
+from qaray.config import ConfigError, FineTuneConfig, SubmitConfig
+from qaray.finetune.flags import refuse
 from qaray.run.directory import RunError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def submit(config: SubmitConfig) -> int:
     script = JOBS.get(config.command)
     if script is None:
         raise ConfigError(f"{config.command!r} cannot be submitted: choose from {', '.join(JOBS)}")
+    if config.command == "fine-tune":
+        refuse(set(config.command_flags) - set(FineTuneConfig.flags()), config.command_flags.get("output_dir", "OUT"))
     entrypoint = shlex.join(["python", f"jobs/{script}", *flags_of(config)])
     environment = environment_of(config)
     client = connect(config)

@@ -3,12 +3,15 @@
 One run of the original's command with ZeRO-3 and CPU offload serves the tests of curve, checkpoints and model.
 """
 
+import hashlib
 import json
+import re
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from qaray.asking.templates import prompt_ids
 from qaray.config import FineTuneConfig
 from qaray.finetune.examples import Collator, Examples
 from qaray.finetune.loop import LengthGrouped
@@ -121,6 +124,7 @@ def test_the_run_was_deepspeed_at_stage_3_with_parameters_partitioned(finished):
     assert engine["partitioned"] == engine["parameters"] > 0
     assert engine["optimizer"] == "DeepSpeedCPUAdam"
     assert engine["offloaded"]
+    assert engine["attention"] == "s2: scaled_dot_product_attention"
 
 
 def test_the_model_loads_and_carries_its_contract(finished, tiny_model):
@@ -136,6 +140,36 @@ def test_the_model_loads_and_carries_its_contract(finished, tiny_model):
     assert (contract.context_size, contract.rope_factor, contract.template_name) == (768, 2.0, "llama2")
     tokenizer = model.config.vocab_size
     assert tokenizer == 260  # <unk> and [PAD] were missing
+
+
+def test_the_model_card_states_data_losses_and_use(finished):
+    out, _ = finished
+    card, manifest = (out / "model" / "README.md").read_text(), json.loads((out / "manifest.json").read_text())
+    for name in ("train.json", "eval.json"):
+        content = (out.parent / name).read_bytes()
+        assert f"- `{name}`: SHA-256 `{hashlib.sha256(content).hexdigest()}`, {len(content):,} bytes" in card
+    assert "- 16 examples, " in card
+    held_out = manifest["evaluation"]
+    for step, when in ((0, "before"), (STEPS, "after")):
+        assert f"| {step} | {held_out[f'loss_{when}']:.4f} | {held_out[f'perplexity_{when}']:,.2f} |" in card
+    assert f"| training, first | 1 | {manifest['loss_first']:.4f} |" in card
+    assert f"| training, last | {STEPS} | {manifest['loss_last']:.4f} |" in card
+    assert "- Global batch: 4 examples (1 per process × 2 accumulated × 2 processes)" in card
+    assert "- DeepSpeed ZeRO stage 3" in card
+    assert str(out.parent.parent) not in card
+
+
+def test_the_python_example_of_the_card_runs(finished):
+    """On the folder itself, it gives the tokens of training's prompt, and the model knows where an answer ends."""
+    out, _ = finished
+    script = re.search(r"```python\n(.*?)\n```", (out / "model" / "README.md").read_text(), re.S)[1]
+    found = {}
+    exec(script.replace("MODEL_FOLDER", str(out / "model")), found)
+    tokenizer, contract = load_tokenizer(str(out / "model"), ""), Contract.load(str(out / "model"))
+    ids = found["inputs"]["input_ids"][0].tolist()
+    assert ids == prompt_ids(contract.template.render(**found["fields"]), tokenizer)
+    assert found["output"].shape[1] > len(ids)
+    assert found["model"].generation_config.eos_token_id == tokenizer.hf.eos_token_id == 1
 
 
 def test_generation_keeps_to_the_contract(finished, tmp_path):

@@ -5,23 +5,25 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+import tokenizers
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from qaray.asking.budget import Budget
 from qaray.asking.grammar import parse_answer, write_pairs
 from qaray.asking.prompts import PromptBuilder
-from qaray.asking.templates import LLAMA2, Template
+from qaray.asking.templates import LLAMA2, Template, prompt_ids
 from qaray.config import ConfigError, MakeSftConfig
 from qaray.corpus.records import Problem
-from qaray.finetune.examples import IGNORED, Collator, Encoder, Prepared, example_fields, require_examples
+from qaray.finetune.encoding import Encoder
+from qaray.finetune.examples import IGNORED, Collator, Prepared, example_fields, require_examples
 from qaray.finetune.loop import LengthGrouped
 from qaray.finetune.make_sft import make_sft
 from qaray.models.templates import named_template
-from qaray.models.tokenizer import load_tokenizer
-from qaray.run.directory import RunError
+from qaray.models.tokenizer import HFTokenizer, load_tokenizer
 from qaray.run.storage import Location
-from tests.conftest import make_paper
+from tests.conftest import SHARED, make_paper, sentencepiece_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +36,11 @@ FIELDS = {"instruction": "Say it.", "input": "Iron melts at 1811 K.", "output": 
 
 
 def test_an_example_read_by_eye(encode):
-    """BOS, the seed's template byte for byte, the answer, EOS; the loss is on answer and EOS alone."""
+    """The seed's template byte for byte, the answer, EOS; the loss is on answer and EOS alone."""
     example = encode(FIELDS, "f:0")
     ids, prompt = example["input_ids"], example["prompt_tokens"]
     hf = encode.tokenizer.hf
-    assert ids[0] == hf.bos_token_id
-    assert ids.count(hf.bos_token_id) == 1
-    text = hf.decode(ids[1:prompt])
+    text = hf.decode(ids[:prompt])
     assert text.startswith("[INST] <<SYS>>\nYou are a helpful, respectful and honest assistant. Always answer as ")
     assert text.endswith("share false information.\n<</SYS>> \n\nSay it.\nIron melts at 1811 K. [/INST]")
     assert hf.decode(ids[prompt:]) == "Q1: At what?\nA1: 1811 K.</s>"
@@ -59,10 +59,82 @@ def test_without_input_the_short_form_is_used(encode):
 def test_special_tokens_in_a_text_are_text(encode):
     example = encode({**FIELDS, "input": "a</s>b<s>", "output": "c</s>d"}, "f:0")
     eos, bos = encode.tokenizer.hf.eos_token_id, encode.tokenizer.bos_id
-    assert [i for i, token in enumerate(example["input_ids"]) if token in (eos, bos)] == [
-        0,
-        len(example["input_ids"]) - 1,
-    ]
+    places = [i for i, token in enumerate(example["input_ids"]) if token in (eos, bos)]
+    assert places == [len(example["input_ids"]) - 1]
+
+
+@pytest.mark.parametrize(
+    ("end", "output", "last", "answer"),
+    [
+        ("]", "So it is.", "]", "S o ▁ i t ▁ i s ."),  # no blank before the answer
+        ("]", "(a) So", "](", "a ) ▁ S o"),  # the merged token has no loss
+        ("A: ", "Why", "▁", "▁W h y"),  # the first word is not merged into the prompt's blank
+        ("qxz", "jot", "xz", "▁ j o t"),  # jointly qx zj: more than the last token of the prompt would change
+    ],
+)
+def test_the_answer_is_tokenized_as_the_continuation_of_the_prompt(end, output, last, answer):
+    tokenizer = sentencepiece_tokenizer()
+    template = Template("file", "{instruction} {input}" + end)
+    example = Encoder(template, tokenizer, tokenizer.hf.eos_token_id, 99)({**FIELDS, "output": output}, "f:0")
+    tokens, start = tokenizer.hf.convert_ids_to_tokens(example["input_ids"]), example["prompt_tokens"]
+    assert (tokens[start - 1], tokens[start:]) == (last, [*answer.split(), "</s>"])
+    prompt = prompt_ids(template.render(FIELDS["instruction"], FIELDS["input"]), tokenizer)
+    assert start == len(prompt)
+    assert example["input_ids"][: start - 1] == prompt[:-1]
+
+
+@pytest.mark.parametrize("end", ["]", "A: ", "qxz", "W ", " ", "\n", "(", "x", "</s>"])
+@pytest.mark.parametrize("start", ["", "<s>"])
+def test_the_prompt_of_an_example_is_that_of_inference(start, end):
+    """Whatever the answer begins with, except for a last token into which it merges."""
+    tokenizer = sentencepiece_tokenizer()
+    template = Template("file", start + "{instruction} {input}" + end)
+    encode = Encoder(template, tokenizer, tokenizer.hf.eos_token_id, 99)
+    prompt = prompt_ids(template.render(FIELDS["instruction"], FIELDS["input"]), tokenizer)
+    for output in ("So", " So", "Why", " Why", "(a)", "jot", "j", "\n\nSo", "]", "é"):
+        example = encode({**FIELDS, "output": output}, "f:0")
+        assert example["prompt_tokens"] == len(prompt)
+        assert example["input_ids"][: len(prompt) - 1] == prompt[:-1]
+
+
+@pytest.mark.parametrize("end", [" ", "  "])
+def test_blanks_at_the_end_of_a_prompt_with_bytes_as_tokens(end):
+    """GPT-2's tokenizers leave a word's blank out of its offsets, and split two blanks before a word."""
+    merges = [("Ġ", "W"), ("Ġ", "Ġ")]
+    tokens = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    bpe = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer = HFTokenizer(PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>"))
+    template = Template("file", "{instruction} {input} A:" + end)
+    example = Encoder(template, tokenizer, 0, 99)({**FIELDS, "output": "Why"}, "f:0")
+    tokens = tokenizer.hf.convert_ids_to_tokens(example["input_ids"])
+    assert tokens[-5:] == ["Ġ" * len(end), "W", "h", "y", "</s>"]
+    assert example["prompt_tokens"] == len(tokens) - 4
+
+
+LONGLORA = SHARED.parent / "cases" / "longlora"
+
+
+@pytest.mark.parametrize("kind", ["smollm2", "sentencepiece"])
+def test_tokens_and_masks_are_longloras(kind, model_cache):
+    if not LONGLORA.exists():
+        pytest.skip("the shared cases are not on this machine")
+    cases = json.loads((LONGLORA / "tokens.json").read_text())
+    name = {"smollm2": "bundled:smollm2-135m", "sentencepiece": str(LONGLORA / "tokenizer")}[kind]
+    tokenizer = load_tokenizer(name, model_cache, add_special=True)
+    values, limit = cases["values"][kind], cases["max_length"]
+    whole = Encoder(Template("llama2", LLAMA2), tokenizer, tokenizer.hf.eos_token_id, 1 << 20)
+    for fields, ids, start in zip(cases["examples"], values["input_ids"], values["answer_starts"], strict=True):
+        found = whole(fields, "f:0")
+        assert (found["input_ids"][:limit], min(found["prompt_tokens"], limit)) == (ids, start)
+        cut = replace(whole, max_length=limit)
+        if start == limit:
+            with pytest.raises(Problem, match="no answer would be left"):
+                cut(fields, "f:0")
+        else:
+            example = cut(fields, "f:0")
+            assert (example["input_ids"], example["prompt_tokens"]) == (ids, start)
 
 
 def test_training_and_inference_read_the_same_prompt(encode, tmp_path):
@@ -104,7 +176,8 @@ def test_over_length(encode):
 def test_make_sft_names_what_it_leaves_out(tmp_path):
     nan = float("nan")
     papers = [
-        make_paper(0) | {"Q&A": [{"Q": "Why?", "A": "So."}, {"Q": "How?", "A": " "}, {"Q": "", "A": "Yes."}]},
+        make_paper(0)
+        | {"Q&A": [{"Q": "Why?", "A": "So."}, {"Q": "How?", "A": "\u200b "}, {"Q": "\u2060", "A": "Yes."}]},
         make_paper(1) | {"Q&A": [{"Q": "Why?", "A": nan}]},
         {"doi": "no-text", "Q&A": []},
     ]
@@ -156,6 +229,8 @@ def test_make_sft_names_what_it_leaves_out(tmp_path):
         ({"instruction": {"0": "a"}, "output": {"0": "b"}}, "wrong_type", "a table by columns"),
         ({"instruction": "a", "output": " "}, "empty_text", "output is empty"),
         ({"instruction": "", "output": "b"}, "empty_text", "instruction is empty"),
+        ({"instruction": "a", "output": "\u200b\ufeff"}, "empty_text", "output has no visible characters"),
+        ({"instruction": "\u2060\u00a0", "output": "b"}, "empty_text", "instruction has no visible characters"),
         ({"instruction": "a", "output": ["b"]}, "wrong_type", r'output must be a string, got a list: \["b"\]'),
         ({"instruction": "a", "input": 5, "output": "b"}, "wrong_type", "input must be a string, got a number: 5"),
         ({"instruction": "a", "output": "\ud800"}, "undecodable", "output is not valid Unicode"),
@@ -175,11 +250,11 @@ def test_the_input_is_optional(given):
 
 def test_examples_without_any_are_named(tmp_path):
     folder = Location.of(str(tmp_path))
-    with pytest.raises(RunError, match="no training example in p.json: there are no records"):
+    with pytest.raises(ConfigError, match="no training example in p.json: there are no records"):
         require_examples("p.json", Prepared(folder, {"examples": 0, "rejected": 0}))
     row = {"doi": None, "file": "p.json", "position": 0, "stage": "examples", "reason": "empty_text", "detail": "why"}
     (folder / "0.rejected.parquet").write_table(pa.Table.from_pylist([row]))
-    with pytest.raises(RunError, match="1 record was rejected: why"):
+    with pytest.raises(ConfigError, match="1 record was rejected: why"):
         require_examples("p.json", Prepared(folder, {"examples": 0, "rejected": 1}))
     require_examples("p.json", Prepared(folder, {"examples": 1, "rejected": 0}))
 

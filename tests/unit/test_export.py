@@ -1,12 +1,13 @@
-"""Where a model may be written, and which checkpoint counts."""
+"""Where a model may be written, where it stops, and which checkpoint counts."""
 
 import asyncio
+import json
 
 import pytest
 
 from qaray.config import ConfigError
 from qaray.finetune.checkpoints import CheckpointPointer, last_checkpoint, pointer, resume_point
-from qaray.finetune.export import writable
+from qaray.finetune.export import set_special_tokens, writable
 from qaray.finetune.loop import TRAINING
 from qaray.models.contract import CONTRACT
 from qaray.run.storage import Location
@@ -23,6 +24,36 @@ def test_an_export_overwrites_nothing_but_models(tmp_path):
     for place in (str(tmp_path / "data"), str(tmp_path / "data" / "thesis.txt"), "s3://bucket/model"):
         with pytest.raises(ConfigError):
             writable(place)
+
+
+EOS = [
+    # the base's; after export, where the tokenizer's EOS is 1
+    (None, 1),
+    (1, 1),
+    (7, [7, 1]),
+    ([7, 9], [7, 9, 1]),
+    ([1, 7], [1, 7]),
+    ([], 1),
+]
+
+
+@pytest.mark.parametrize(("base", "expected"), EOS)
+def test_the_exported_model_stops_at_the_eos_of_training(tmp_path, tiny_model, base, expected):
+    """A base may have no EOS, its own, several, and a temperature without do_sample, which transformers refuses."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.pad_token = "<s>"
+    model.config.eos_token_id, model.config.bos_token_id, model.config.pad_token_id = base, None, None
+    model.generation_config.eos_token_id, model.generation_config.bos_token_id = base, 5
+    model.generation_config.temperature, model.generation_config.top_p = 0.9, 0.6
+    set_special_tokens(model, tokenizer)
+    model.save_pretrained(tmp_path)
+    config, generation = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("config", "generation_config"))
+    assert config["eos_token_id"] == generation["eos_token_id"] == expected
+    assert (config["bos_token_id"], generation["bos_token_id"]) == (0, 5)
+    assert (config["pad_token_id"], generation["pad_token_id"]) == (0, 0)
+    assert (generation["temperature"], generation["do_sample"]) == (0.9, True)
 
 
 @pytest.fixture

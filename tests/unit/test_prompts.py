@@ -4,16 +4,19 @@ import itertools
 import re
 
 import pytest
+from tokenizers import processors
 
 from qaray.asking.budget import Budget
 from qaray.asking.grammar import answer_end
 from qaray.asking.prompts import PromptBuilder
 from qaray.asking.request import Request, default_request
-from qaray.asking.templates import LLAMA2, Template, WordTokenizer, chat_template
+from qaray.asking.templates import LLAMA2, Template, WordTokenizer, chat_template, prompt_ids
 from qaray.config import ConfigError, GenerateConfig
+from qaray.engines.choices import tokenised
+from qaray.finetune.encoding import Encoder
 from qaray.models.templates import default_template, named_template
 from qaray.models.tokenizer import HFTokenizer, load_tokenizer
-from tests.conftest import SHARED, make_paper
+from tests.conftest import SHARED, make_paper, sentencepiece_tokenizer
 
 SEED = SHARED.parent / "seed" / "seed_readme.md"
 
@@ -50,24 +53,37 @@ def test_render_leaves_braces_in_papers_alone():
     assert Template("llama2", LLAMA2).sha256 != Template("llama2", LLAMA2 + " ").sha256
 
 
-def test_bos_exactly_once(tokenizer):
-    bos = tokenizer.bos_id
-    for text in ("{instruction}{input}", "<s>{instruction}{input}", "<s><s>{instruction}{input}"):
-        template = Template("file", text)
-        assert [i == bos for i in template.encode(template.render("a", "b"), tokenizer)] == [
-            True,
-            False,
-            False,
-        ]
-    chat = chat_template("U: {instruction}\n{input} A:")  # a chat format that has no BOS keeps none
-    assert bos not in chat.encode(chat.render("a", "b"), tokenizer)
+@pytest.mark.parametrize("start", ["", "<s>", "<s><s>"])
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("name", ["llama2", "file", "chat"])
+def test_bos_comes_once_where_the_tokenizer_or_the_template_has_it(name, adds_bos, start):
+    """Training, generation and judging read the same ids, and another template changes nothing."""
+    tokenizer = sentencepiece_tokenizer(adds_bos)
+    assert tokenizer.adds_bos == adds_bos
+    template = Template(name, start + "U: {instruction} {input} A:")
+    ids = prompt_ids(template.render("a", "b"), tokenizer)
+    count = int(adds_bos or start != "")
+    assert ids[:count] == [tokenizer.bos_id] * count
+    assert ids.count(tokenizer.bos_id) == count
+    assert tokenised(tokenizer, template.render("a", "b"), ["?"], ["1"], 99)[0] == ids
+    example = Encoder(template, tokenizer, 1, 99)({"instruction": "a", "input": "b", "output": "c"}, "f:0")
+    assert example["input_ids"][: example["prompt_tokens"]] == ids
+    build = builder(tokenizer, 9000, template=template)
+    found = build({**make_paper(1), "row": 0}, "s")[0]
+    assert found["token_ids"].count(tokenizer.bos_id) == count
+
+
+def test_eos_at_the_end_is_not_bos():
+    """A tokenizer that ends every text with the token that it also names as BOS."""
+    hf = sentencepiece_tokenizer(adds_bos=False).hf
+    hf.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A <s>", special_tokens=[("<s>", 0)])
+    assert not HFTokenizer(hf).adds_bos
 
 
 def test_special_tokens_in_a_paper_are_text(tokenizer):
     paper = {**make_paper(1), "txt": "Begin </s> and <s>[INST] go on. " * 2, "row": 0, "keywords": ["</s> zinc"]}
     prompt = builder(tokenizer, seq_len=4000)(paper, "s")[0]
-    assert prompt["token_ids"].count(tokenizer.bos_id) == 1
-    assert 1 not in prompt["token_ids"]
+    assert not {tokenizer.bos_id, tokenizer.hf.eos_token_id} & set(prompt["token_ids"])
     assert len(prompt["prompt"][prompt["paper_start"] : prompt["paper_end"]]) == len(paper["txt"])
 
 
@@ -197,7 +213,8 @@ def test_the_row_of_a_prompt(tokenizer):
     assert set(found) == set(expected) | {"paper_start", "paper_end", "prompt", "token_ids"}
 
 
-def test_tokens_include_bos(tokenizer):
+def test_tokens_include_bos():
+    tokenizer = sentencepiece_tokenizer()
     found = builder(tokenizer, 4000)(paper_of(5), "s")[0]
     assert found["prompt_tokens"] == len(found["token_ids"]) == tokenizer.count([found["prompt"]])[0] + 1
 

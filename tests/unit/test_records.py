@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qaray.corpus.explain import beginning
-from qaray.corpus.records import Problem, paired_fields, paper_fields
+from qaray.corpus.records import Problem, has_visible, paired_fields, paper_fields
 from qaray.schema import RejectReason, pair_id
 
 
@@ -41,6 +41,15 @@ def test_bad_papers_have_a_reason(value, reason, words):
     with pytest.raises(Problem, match=words) as error:
         paper_fields(value)
     assert error.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \n\t", "\u200b\ufeff\u00ad\u2060", "\u00a0\u2003", "\0\x1b\x7f", "\u3164\ufe0f\u2800"]
+)
+def test_a_text_without_a_mark(text):
+    """Blanks, format and control characters, fillers and selectors, but not what stands between them."""
+    assert not has_visible(text)
+    assert all(has_visible(text + mark + text) for mark in ("a", ".", "鐵", "☃", "\ufffd"))
 
 
 @pytest.mark.parametrize(
