@@ -90,9 +90,10 @@ def work(job: dict) -> dict:
 
     from qaray.asking.templates import LLAMA2, Template
     from qaray.config import FineTuneConfig
-    from qaray.finetune.examples import Collator, Examples
     from qaray.finetune.arguments import training_arguments
-    from qaray.finetune.loop import LoopSettings, RunCallback, make_trainer
+    from qaray.finetune.callback import RunCallback
+    from qaray.finetune.examples import Collator, Examples
+    from qaray.finetune.loop import LoopSettings, make_trainer
     from qaray.models.planner import ModelPlan
     from qaray.run.storage import Location
 
@@ -122,7 +123,7 @@ def work(job: dict) -> dict:
         settings = LoopSettings(
             config, plan, flags, None, False, folder, None, Location.of(job["folder"]) / "log.json", {}, "", None
         )
-        trainer = make_trainer(settings, arguments)
+        trainer = make_trainer(settings, arguments, RunCallback(settings))
         trainer.remove_callback(RunCallback)  # it reports to Ray Train, which is not here
     else:
         trainer = Trainer(

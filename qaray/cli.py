@@ -160,8 +160,8 @@ def _other_flags(parts: Sequence[str]) -> dict[str, str]:
     name = ""
     for part in parts:
         if part.startswith("--"):
-            name, _, value = part[2:].partition("=")
-            flags[name] = value or "True"
+            name, equals, value = part[2:].partition("=")
+            flags[name] = value if equals else "True"
         elif name:
             flags[name], name = part, ""
         else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qaray.config import ConfigError
-from qaray.finetune.flags import TRUE
+from qaray.finetune.flags import FALSE, TRUE
 from qaray.models.hardware import cpu_has_bf16
 from qaray.models.loading import first_line, quiet_transformers
 
@@ -92,7 +92,7 @@ def checked_arguments(flags: dict[str, str], has_eval_data: bool) -> Any:
     """TrainingArguments for the driver. Raises ConfigError for what cannot train on any device."""
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         on_any_device = {name: value for name, value in flags.items() if name != "tf32"}
-        _check_intervals(flags)
+        _check_words(flags)
         arguments = training_arguments(on_any_device, folder, None, use_cpu=True)
         _check_values(arguments)
         _check_meaning(arguments, has_eval_data)
@@ -129,15 +129,24 @@ def steps_of(arguments: Any, examples: int, workers: int) -> int:
     return math.ceil(arguments.num_train_epochs * steps)
 
 
-def _check_intervals(flags: dict[str, str]) -> None:
-    """Intervals of 0 steps, by which transformers would divide."""
-    for name in ("logging_steps", "save_steps", "eval_steps"):
-        try:
-            steps = float(flags.get(name, 1))
-        except ValueError:
-            continue  # transformers says what it is
-        if steps <= 0:
-            raise _limit(name, "more than 0", flags[name])
+def _check_words(flags: dict[str, str]) -> None:
+    """Values of which transformers does not name the flag, divides by, or that this machine cannot judge."""
+    for name in ("logging_steps", "save_steps", "eval_steps", "warmup_steps"):
+        with contextlib.suppress(KeyError):
+            try:
+                number = float(flags[name])
+            except ValueError:
+                continue  # transformers says what it is
+            if number < 0 or (number == 0 and name != "warmup_steps"):
+                raise _limit(name, "at least 0" if name == "warmup_steps" else "more than 0", flags[name])
+    if "tf32" in flags and flags["tf32"].lower() not in (*TRUE, *FALSE):
+        raise ConfigError(f"--tf32 must be True or False, got {flags['tf32']!r}")
+    for name, value in flags.items():
+        if value.startswith("{"):
+            try:
+                json.loads(value)
+            except ValueError as error:
+                raise ConfigError(f"--{name}: not valid JSON: {first_line(error)}") from None
 
 
 def _check_values(arguments: Any) -> None:
@@ -155,7 +164,7 @@ def _check_values(arguments: Any) -> None:
         if name in AT_LEAST and not value >= AT_LEAST[name]:
             raise _limit(name, f"at least {AT_LEAST[name]:g}", value)
         if name in BELOW and not value < BELOW[name]:
-            raise _limit(name, f"less than {BELOW[name]:g}", value)
+            raise _limit(name, f"less than {BELOW[name]}", value)
 
 
 def _check_meaning(arguments: Any, has_eval_data: bool) -> None:

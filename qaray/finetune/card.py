@@ -100,15 +100,19 @@ def model_card(note: dict[str, Any], state: dict[str, Any], adds_special: bool =
 
 def _base(model: str) -> str:
     """The base model's name: a hub id, or the last part of a path or of bundled:NAME."""
-    if model.startswith(("/", ".", "~")):
+    if _is_local(model):
         return os.path.basename(os.path.normpath(model))
     return model.removeprefix("bundled:")
 
 
+def _is_local(model: str) -> bool:
+    return model.startswith(("/", ".", "~")) or model.count("/") > 1 or os.path.isdir(model)
+
+
 def _front_matter(contract: Contract, config: dict[str, Any]) -> str:
     values: dict[str, Any] = {}
-    if HUB_ID.fullmatch(config["model_name_or_path"]):
-        values["base_model"] = config["model_name_or_path"]
+    if HUB_ID.fullmatch(model := config["model_name_or_path"]) and not _is_local(model):
+        values["base_model"] = model
     if re.fullmatch(r"[a-z]{2}", contract.request_language or ""):
         values["language"] = [contract.request_language]
     values |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["qaray"]}

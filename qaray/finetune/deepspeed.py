@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from qaray.config import ConfigError
+from qaray.finetune.deepspeed_checks import is_adam, offload_problem, parameters, problems
 from qaray.models.loading import first_line, quiet_transformers
 from qaray.run.storage import Location
 
@@ -25,7 +23,11 @@ KEYS_OF_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
         "eps": ("adam_epsilon",),
         "weight_decay": ("weight_decay",),
     },
-    "scheduler": {"warmup_max_lr": ("learning_rate",), "warmup_num_steps": ("warmup_steps",)},
+    "scheduler": {
+        "total_num_steps": ("max_steps", "num_train_epochs"),
+        "warmup_max_lr": ("learning_rate",),
+        "warmup_num_steps": ("warmup_steps",),
+    },
 }
 # Keys that are always the flags': the file either agrees with them or says "auto".
 AUTO: dict[str, Any] = {
@@ -35,16 +37,7 @@ AUTO: dict[str, Any] = {
     "fp16": {"enabled": "auto"},
     "bf16": {"enabled": "auto"},
 }
-# Top-level keys that DeepSpeed documents and that are not in its module of constants.
-BLOCKS = {
-    "activation_checkpointing", "aio", "autotuning", "checkpoint", "comet", "comms_logger", "compile",
-    "compression_training", "csv_monitor", "curriculum_learning", "data_efficiency", "datastates_ckpt", "elasticity",
-    "expert_parallel", "flops_profiler", "hybrid_engine", "nebula", "pipeline", "sequence_parallel_size",
-    "sparse_attention", "tensor_parallel", "tensorboard", "timers", "wandb", "weight_quantization",
-    "zero_optimization",
-}  # fmt: skip
 SCHEDULES = {"WarmupDecayLR": "linear", "WarmupLR": "constant_with_warmup", "WarmupCosineLR": "cosine"}
-ADAM = ("adam", "adamw")
 STEPS = 10**6  # of a training whose steps are not counted yet
 
 
@@ -70,10 +63,8 @@ class DeepSpeedPlan:
         """
         with quiet_transformers():
             filled = self._filled(arguments, steps)
-            self._check_blocks(filled)
-            self._check_deepspeed(filled)
-            self._check_offload(filled)
-            self._check_auto(filled)
+            if found := next(problems(filled), "") or offload_problem(filled, arguments.optim.value):
+                raise self.error(found)
 
     def error(self, text: str) -> ConfigError:
         return ConfigError(f"--deepspeed {self.path}: {text}")
@@ -102,67 +93,6 @@ class DeepSpeedPlan:
                 raise self.error(first_line(error)) from None
             raise self.error("; ".join(_mismatch(*each) for each in differing)) from None
         return dict(values.config)
-
-    def _check_auto(self, config: dict[str, Any]) -> None:
-        """Raises ConfigError for keys that are still "auto": neither transformers nor DeepSpeed knows their values."""
-        if left := list(_autos(config)):
-            raise self.error(f'{left[0]} is "auto", for which no flag has a value: set it to a value, or remove it')
-
-    def _check_blocks(self, config: dict[str, Any]) -> None:
-        """Checks what DeepSpeed looks at only when it builds optimizer and schedule, or ignores without a word."""
-        from deepspeed.runtime import constants, lr_schedules
-
-        documented = {v for k, v in vars(constants).items() if k.isupper() and isinstance(v, str)} | BLOCKS
-        for key in config:
-            if key not in documented:
-                raise self.error(_unknown(key, documented))
-        if optimizer := config.get("optimizer"):
-            self._check_parameters("optimizer", optimizer, _optimizers(optimizer.get("type")))
-        if scheduler := config.get("scheduler"):
-            kind = scheduler.get("type")
-            if kind not in lr_schedules.VALID_LR_SCHEDULES:
-                raise self.error(
-                    f"scheduler.type is {kind!r}: choose from {', '.join(lr_schedules.VALID_LR_SCHEDULES)}"
-                )
-            self._check_parameters("scheduler", scheduler, [getattr(lr_schedules, kind)])
-
-    def _check_offload(self, config: dict[str, Any]) -> None:
-        devices = {}
-        for name in ("offload_optimizer", "offload_param"):
-            block = config["zero_optimization"].get(name) or {}
-            devices[name] = block.get("device", "none") if isinstance(block, dict) else "none"
-            if devices[name] == "nvme" and not block.get("nvme_path"):
-                raise self.error(f"zero_optimization.{name}.nvme_path is missing, but its device is nvme")
-        own_optimizer = config.get("optimizer") or not config.get("zero_force_ds_cpu_optimizer", True)
-        if devices["offload_optimizer"] != "none" and not own_optimizer:
-            raise self.error(
-                "zero_optimization.offload_optimizer needs DeepSpeed's own optimizer: add an optimizer block such as "
-                'that of ds_configs/stage3.json, or "zero_force_ds_cpu_optimizer": false'
-            )
-
-    def _check_parameters(self, name: str, block: dict[str, Any], classes: list[Any] | None) -> None:
-        """Checks the keys of ``block``'s params against the signatures of the classes that may take them."""
-        if classes is None:
-            return
-        if not classes:
-            known = "AdamW, Adam, Lamb, Lion, Adagrad, or an optimizer of torch.optim"
-            raise self.error(f"{name}.type is {block.get('type')!r}: choose {known}")
-        names = {each for known in classes for each in inspect.signature(known).parameters} - {"params", "model_params"}
-        names |= {"torch_adam", "adam_w_mode"} if name == "optimizer" else set()
-        for key in block.get("params", {}):
-            if key not in names:
-                raise self.error(_unknown(f"{name}.params.{key}", {f"{name}.params.{each}" for each in names}))
-
-    def _check_deepspeed(self, config: dict[str, Any]) -> None:
-        from deepspeed.runtime.config import DeepSpeedConfig
-        from pydantic import ValidationError
-
-        try:
-            DeepSpeedConfig(config)
-        except ValidationError as error:
-            raise self.error("; ".join(_invalid(config, each) for each in error.errors())) from None
-        except Exception as error:  # DeepSpeed raises assertions, key errors and errors of its own
-            raise self.error(first_line(error)) from None
 
 
 def read_config(path: str, arguments: Any, given: set[str], workers: int, hidden_size: int | None) -> DeepSpeedPlan:
@@ -203,17 +133,28 @@ def _read(path: str) -> dict[str, Any]:
             config = json.loads(stream.read(), object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise ConfigError(f"--deepspeed {path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"--deepspeed {path}: {first_line(error)}") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--deepspeed {path}: not valid JSON: {first_line(error)}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"--deepspeed {path}: must be a JSON object")
     for name in ("zero_optimization", "scheduler", "optimizer", "bf16", "fp16"):
         block = config.get(name, {})
-        if not isinstance(block, dict) or not isinstance(block.get("params", {}), dict):
-            raise ConfigError(f"--deepspeed {path}: {name} must be an object, and its params too")
-    stage = config.get("zero_optimization", {}).get("stage")
+        if not isinstance(block, dict):
+            raise ConfigError(f"--deepspeed {path}: {name} must be an object, got {json.dumps(block)}")
+        if not isinstance(block.get("params", {}), dict):
+            raise ConfigError(f"--deepspeed {path}: {name}.params must be an object")
+        if not isinstance(kind := block.get("type", ""), str):
+            raise ConfigError(f"--deepspeed {path}: {name}.type must be a text, got {json.dumps(kind)}")
+    if "zero_optimization" not in config:
+        raise ConfigError(f"--deepspeed {path}: the block zero_optimization is missing; its stage must be 1, 2 or 3")
+    stage = config["zero_optimization"].get("stage")
     if stage not in (1, 2, 3) or isinstance(stage, bool):
-        raise ConfigError(f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, got {stage}")
+        without = " (without ZeRO: leave out --deepspeed)" if stage == 0 else ""
+        raise ConfigError(
+            f"--deepspeed {path}: zero_optimization.stage must be 1, 2 or 3, got {json.dumps(stage)}{without}"
+        )
     return config
 
 
@@ -243,27 +184,19 @@ def _scheduler_note(path: str, config: dict[str, Any], arguments: Any, given: se
 
 
 def _fill_given(config: dict[str, Any], given: set[str]) -> None:
-    """Sets keys that the file leaves out to "auto" if the user set their flags, which would be ignored otherwise."""
+    """Sets keys that the file leaves out to "auto" where transformers has a value that would be ignored otherwise.
+
+    These are the keys of flags that the user set, and those that a scheduler requires.
+    """
     for block, keys in KEYS_OF_FLAGS.items():
-        if block and (block not in config or (block == "optimizer" and not _is_adam(config))):
+        if block and block not in config:
             continue
+        known = parameters(block, config[block].get("type")) if block else dict.fromkeys(keys, False)
+        known = dict.fromkeys(("lr", "weight_decay"), False) if known is None and block == "optimizer" else known or {}
         target = config[block].setdefault("params", {}) if block else config
         for key, flags in keys.items():
-            if given.intersection(flags):
+            if key in known and (given.intersection(flags) or (known[key] and block == "scheduler")):
                 target.setdefault(key, "auto")
-
-
-def _autos(config: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Paths of the keys whose values are "auto"."""
-    for key, value in config.items():
-        if value == "auto":
-            yield path + key
-        elif isinstance(value, dict):
-            yield from _autos(value, f"{path}{key}.")
-
-
-def _is_adam(config: dict[str, Any]) -> bool:
-    return str(config["optimizer"].get("type", "")).lower() in ADAM
 
 
 def _check_optimizer(plan: DeepSpeedPlan, arguments: Any, given: set[str]) -> None:
@@ -272,7 +205,7 @@ def _check_optimizer(plan: DeepSpeedPlan, arguments: Any, given: set[str]) -> No
     if not optimizer or "optim" not in given:
         return
     wanted = str(getattr(arguments.optim, "value", arguments.optim))
-    same = wanted.startswith(("adamw_torch", "adamw_hf")) if _is_adam(plan.config) else False
+    same = wanted.startswith(("adamw_torch", "adamw_hf")) if is_adam(plan.config) else False
     if not same and str(optimizer.get("type", "")).lower() != wanted:
         raise plan.error(
             f"optimizer.type is {optimizer.get('type')} but --optim gives {wanted}: remove the optimizer block to use "
@@ -280,41 +213,12 @@ def _check_optimizer(plan: DeepSpeedPlan, arguments: Any, given: set[str]) -> No
         )
 
 
-def _optimizers(kind: Any) -> list[Any] | None:
-    """Classes whose signatures show an optimizer's parameters; None if they are not checked, [] if there is none."""
-    import torch
-    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
-    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
-
-    if not isinstance(kind, str):
-        return []
-    if kind.lower() in ADAM:
-        return [DeepSpeedCPUAdam, FusedAdam, torch.optim.AdamW]
-    if kind.lower() in DEEPSPEED_OPTIMIZERS:
-        return None
-    found = getattr(torch.optim, kind, None)
-    return [found] if inspect.isclass(found) else []
-
-
 def _mismatch(key: str, value: str, flag: str, flags_value: str) -> str:
     """One difference that transformers found: the key with its value, the flag with its value, and what to do."""
-    flag = re.sub(r"\|.*", "", flag)
+    if value == flags_value:
+        return f'{key} is the text "{value}": write the number without quotes'
     if "(calculated)" in flag:
         return f'{key} is {value} but the flags and the examples give {flags_value}: set it to "auto"'
-    named = " and ".join(f"--{each}" for each in flag.split("+"))
-    return f'{key} is {value} but {named} gives {flags_value}: set it to "auto", or change the flag'
-
-
-def _unknown(key: str, known: Iterable[str]) -> str:
-    similar = difflib.get_close_matches(key, list(known), n=1)
-    return f"unknown key {key}{f' (similar: {similar[0]})' if similar else ''}"
-
-
-def _invalid(config: dict[str, Any], error: Any) -> str:
-    """One mistake found by DeepSpeed's own models: the key with its path, and what is wrong."""
-    place = [str(part) for part in error["loc"]]
-    block = next((name for name, each in config.items() if isinstance(each, dict) and place and place[0] in each), "")
-    key = ".".join([block, *place] if block else place)
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key}"
-    return f"{key} is {json.dumps(error['input'])}: {error['msg'].replace('Input should', 'it should')}"
+    flags = [f"--{each}" for each in re.sub(r"\|.*", "", flag).split("+")]
+    gives = "give" if len(flags) > 1 else "gives"
+    return f'{key} is {value} but {" and ".join(flags)} {gives} {flags_value}: set it to "auto", or change the flag'

@@ -209,21 +209,21 @@ def prepare(job: Job, run: Run, notify: Callable[[str], None]) -> dict[str, ex.P
     for note in job.deepspeed.notes if job.deepspeed else ():
         notify(note)
     _check_device(job)
-    factory = EncoderFactory(job.config, job.plan.template)
-    fingerprint = json.dumps(
-        [ex.identity_of(job.config.data_path), job.plan.template.sha256, job.config.model_max_length]
-    )
-    prepared = {"train": ex.prepare(job.config.data_path, run.root / "examples", factory, fingerprint)}
-    if job.config.eval_data_path:
-        fingerprint = json.dumps([ex.identity_of(job.config.eval_data_path), fingerprint])
-        prepared["eval"] = ex.prepare(job.config.eval_data_path, run.root / "eval_examples", factory, fingerprint)
+    config = job.config
+    factory = EncoderFactory(config, job.plan.template)
+    facts = ("data", "model_name_or_path", "template_sha256", "model_max_length", "overlength")
+    fingerprint = json.dumps([job.identity[name] for name in facts])
+    prepared = {"train": ex.prepare(config.data_path, run.root / "examples", factory, fingerprint)}
+    if config.eval_data_path:
+        fingerprint = json.dumps([job.identity["eval_data"], fingerprint])
+        prepared["eval"] = ex.prepare(config.eval_data_path, run.root / "eval_examples", factory, fingerprint)
     with rejected_file(run.root) as reject:
         for each in prepared.values():
             for row in ex.rejected(each.folder):
                 reject(row)
-    ex.require_examples(job.config.data_path, prepared["train"])
-    if job.config.eval_data_path:
-        ex.require_examples(job.config.eval_data_path, prepared["eval"])
+    ex.require_examples(config.data_path, prepared["train"])
+    if config.eval_data_path:
+        ex.require_examples(config.eval_data_path, prepared["eval"])
     for name, each in prepared.items():
         c = each.counts
         notify(

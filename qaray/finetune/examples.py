@@ -102,7 +102,7 @@ def require_examples(pattern: str, prepared: Prepared) -> None:
     if not prepared.counts["examples"]:
         first = next((row["detail"] for row in rejected(prepared.folder)), "")
         why = rejection_summary(prepared.counts["rejected"], first)
-        raise ConfigError(f"no training example in {pattern}: {why}")
+        raise ConfigError(f"no usable example in {pattern}: {why}")
 
 
 def _write(pattern: str, folder: Location, make_encoder: EncoderFactory) -> Iterator[dict[str, Any]]:

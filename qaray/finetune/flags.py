@@ -50,7 +50,7 @@ ADVICE = {
         "nproc_per_node num_processes num_gpus n_gpus gpus world_size num_nodes nnodes",
     "Ray starts and connects the training processes: leave it out":
         "node_rank master_addr master_port rdzv_backend rdzv_endpoint rdzv_id standalone hostfile include launcher",
-    "use --deepspeed": "deepspeed_config",
+    "use --deepspeed": "deepspeed_config zero_stage",
     "the model's config.json names its type: leave it out": "model_type",
     "`qaray export CHECKPOINT FOLDER` merges a LoRA checkpoint of qaray; pass a merged model to --model_name_or_path":
         "peft_model adapter_name_or_path",
@@ -58,29 +58,40 @@ ADVICE = {
     "use --output_dir": "save_path save_dir out_dir",
     "use --model_name_or_path": "base_model model model_name model_path model_id",
     "the tokenizer is the model's: leave it out": "tokenizer tokenizer_name tokenizer_name_or_path",
-    "use --model_max_length": "context_size seq_len max_seq_length max_seq_len max_length block_size cutoff_len",
-    "use --use_flash_attn": "flash_attn attn_implementation use_flash_attention_2",
+    "use --model_max_length":
+        "context_size seq_len max_seq_length max_seq_len max_length block_size cutoff_len sequence_len",
+    "use --use_flash_attn": "flash_attn flash_attention attn_implementation use_flash_attention_2",
     "use --data_path":
-        "train_file train_data_file train_data train_data_path train_path dataset dataset_name dataset_path file_path",
+        "train_file train_data_file train_data train_data_path train_path dataset dataset_name dataset_path "
+        "dataset_dir file_path",
     "held-out examples are a file of their own: use --eval_data_path":
-        "validation_file validation_split_percentage valid_data_path val_set_size eval_file eval_data eval_path "
-        "eval_dataset",
-    "use --low_rank_training True": "use_lora use_peft lora finetuning_type",
+        "validation_file validation_split_percentage valid_data_path val_set_size val_size eval_file eval_data "
+        "eval_path eval_dataset",
+    "use --low_rank_training True": "use_lora use_peft lora adapter finetuning_type",
     "use --lora_r": "lora_rank rank",
     "LoRA is trained without dropout, as in LongLoRA: leave it out": "lora_dropout",
     "LoRA is applied to the attention projections; --trainable_params names what is trained in full":
-        "lora_target_modules lora_target target_modules modules_to_save",
+        "lora_target_modules lora_target lora_target_linear target_modules modules_to_save",
     "quantized training is not supported: --deepspeed ds_configs/stage3.json keeps parameters and optimizer in host "
     "memory": "load_in_4bit load_in_8bit use_qlora q_lora bits double_quant quant_type quantization_bit",
-    "examples are not packed: batches are grouped by length": "packing neat_packing",
-    "use --bf16 True or --fp16 True": "torch_dtype dtype precision",
+    "examples are not packed: batches are grouped by length": "packing neat_packing sample_packing",
+    "use --bf16 True or --fp16 True": "torch_dtype dtype precision pure_bf16",
     "use --per_device_train_batch_size": "batch_size micro_batch_size train_batch_size",
+    "RoPE is scaled linearly up to --model_max_length: leave it out": "rope_scaling rope_theta",
+    "S²-Attn is the default; --use_full_attn True switches it off": "shift_attn use_shift_attn group_size_ratio",
     "use --per_device_eval_batch_size": "eval_batch_size",
     "use --num_train_epochs": "epochs num_epochs",
     "use --learning_rate": "lr",
     "use --prompt_template": "template conv_template chat_template",
 }  # fmt: skip
+FOREIGN_SWITCHES = (
+    "use_lora", "use_peft", "lora", "lora_dropout", "load_in_4bit", "load_in_8bit", "use_qlora", "q_lora",
+    "double_quant", "packing", "neat_packing", "sample_packing", "pure_bf16",
+)  # fmt: skip
 FOREIGN = {name: advice for advice, names in ADVICE.items() for name in names.split()}
+# Names whose values below ask for nothing that qaray does.
+SWITCHES = {*MANAGED, *FOREIGN_SWITCHES, "push_to_hub", "hub_private_repo", "hub_always_push"}
+OFF = ("false", "no", "n", "f", "none", "0", "0.0", "-1", "")
 TRUE, FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")  # as transformers reads them
 
 
@@ -101,11 +112,10 @@ def normal(flags: dict[str, str], output_dir: str = "OUT") -> dict[str, str]:
 
     Raises ConfigError for unsupported or unknown flags, and for one that is given twice under two names.
     """
-    flags = {name: value for name, value in flags.items() if name not in IGNORED}
-    if flags.get("push_to_hub", "").lower() in FALSE:
-        del flags["push_to_hub"]
+    flags = {name.replace("-", "_"): value for name, value in flags.items()}  # both are transformers' spelling
+    flags = {name: value for name, value in flags.items() if name not in IGNORED and not _is_off(name, value)}
     refuse(flags, output_dir)
-    flags = _sampling(flags)
+    flags = _warmup(_sampling(flags))
     known = _known()
     named: dict[str, str] = {}
     for given, value in flags.items():
@@ -115,8 +125,30 @@ def normal(flags: dict[str, str], output_dir: str = "OUT") -> dict[str, str]:
             hint = f" (similar: {', '.join(similar)})" if similar else ""
             raise ConfigError(f"no such option: --{name}: not a flag of fine-tune nor of TrainingArguments{hint}")
         if named.setdefault(name, value) != value:
-            raise ConfigError(f"--{name} is given twice under two names, as {named[name]} and {value}")
+            old = next(old for old, new in RENAMED.items() if new == name and old in flags)
+            raise ConfigError(f"--{old} and --{name} are one flag, but differ: {flags[old]} and {flags[name]}")
     return named
+
+
+def _is_off(name: str, value: str) -> bool:
+    return name in SWITCHES and value.lower() in OFF
+
+
+def _warmup(flags: dict[str, str]) -> dict[str, str]:
+    """Of --warmup_ratio and --warmup_steps, the one that is not 0; steps before a ratio, as in transformers.
+
+    Raises ConfigError for a ratio of 1 or more, which transformers would take for a number of steps.
+    """
+    if "warmup_ratio" not in flags:
+        return flags
+    try:
+        ratio, steps = float(flags["warmup_ratio"]), float(flags.get("warmup_steps", 0))
+    except ValueError:
+        return flags  # transformers says what it is
+    if not 0 <= ratio < 1:
+        raise ConfigError(f"--warmup_ratio must be at least 0 and less than 1, got {flags['warmup_ratio']}")
+    unused = "warmup_ratio" if steps else "warmup_steps"
+    return {name: value for name, value in flags.items() if name != unused}
 
 
 def _sampling(flags: dict[str, str]) -> dict[str, str]:
@@ -126,8 +158,12 @@ def _sampling(flags: dict[str, str]) -> dict[str, str]:
         return flags
     if value.lower() not in (*TRUE, *FALSE):
         raise ConfigError(f"--group_by_length must be True or False, got {value!r}")
+    wanted = "group_by_length" if value.lower() in TRUE else "random"
+    given = flags.get("train_sampling_strategy", wanted)
+    if given != wanted:
+        raise ConfigError(f"--group_by_length {value} contradicts --train_sampling_strategy {given}")
     rest = {name: each for name, each in flags.items() if name != "group_by_length"}
-    return rest if value.lower() in TRUE else {"train_sampling_strategy": "random", **rest}
+    return rest if wanted == "group_by_length" else {**rest, "train_sampling_strategy": wanted}
 
 
 def _known() -> set[str]:

@@ -154,7 +154,7 @@ def low_rank(model: Any, config: FineTuneConfig) -> Any:
     """The model with LoRA on its attention projections.
 
     Parameters whose names contain a part of ``trainable_params`` are trained in full. Raises ConfigError if the model
-    lacks the projections.
+    lacks the projections, or a part that the user named.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -170,9 +170,13 @@ def low_rank(model: Any, config: FineTuneConfig) -> Any:
         wrapped = get_peft_model(model, lora, autocast_adapter_dtype=False)  # ZeRO-3 needs one dtype for all
     except ValueError as error:
         raise ConfigError(f"--low_rank_training: {first_line(error)}") from None
-    parts = [part.strip() for part in config.trainable_params.split(",") if part.strip()]
-    for name, parameter in wrapped.named_parameters():
-        if any(part in name for part in parts):
-            parameter.requires_grad_(True)
+    names = dict(wrapped.named_parameters())
+    typed = config.trainable_params != FineTuneConfig.model_fields["trainable_params"].default
+    for part in filter(None, (part.strip() for part in config.trainable_params.split(","))):
+        found = [name for name in names if part in name]
+        if not found and typed:
+            raise ConfigError(f"--trainable_params {part}: no parameter of {config.model_name_or_path} has such a name")
+        for name in found:
+            names[name].requires_grad_(True)
     wrapped.enable_input_require_grads()  # gradient checkpointing needs inputs that require gradients
     return wrapped

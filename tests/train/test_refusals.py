@@ -52,7 +52,7 @@ def corrected(tmp_path_factory, tiny_model):
 def test_a_folder_in_which_nothing_was_trained_takes_other_settings(corrected, tiny_model):
     data, out, failed, rejected, done = corrected
     assert failed.returncode == 2
-    assert "no training example" in failed.stderr
+    assert "no usable example" in failed.stderr
     assert [row["reason"] for row in rejected] == ["missing_key", "empty_text"]
     assert done.returncode == 0, done.stderr
     assert f"nothing was trained in {out} with its earlier settings: starting with these" in done.stderr

@@ -104,7 +104,7 @@ REFUSED = [
     (
         zero() | {"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}},
         {},
-        "optimizer.params.betas is [0.9, 0.95] but --adam_beta1 and --adam_beta2 gives [0.9, 0.999]",
+        "optimizer.params.betas is [0.9, 0.95] but --adam_beta1 and --adam_beta2 give [0.9, 0.999]",
     ),
     (zero() | {"bf16": {"enabled": True}}, {}, "bf16.enabled is True but --bf16 gives False"),
     (zero() | {"bf16": {"enabled": False}}, {"bf16": "True"}, "bf16.enabled is False but --bf16 gives True"),
@@ -145,15 +145,33 @@ REFUSED = [
     ),
     (
         zero(offload_optimizer={"device": "cpu"}),
-        {},
-        "zero_optimization.offload_optimizer needs DeepSpeed's own optimizer",
+        {"optim": "adafactor"},
+        "zero_optimization.offload_optimizer uses DeepSpeed's CPU AdamW, but --optim gives adafactor",
     ),
     (zero() | {"bf16": {"enabled": True}, "fp16": {"enabled": True}}, {"bf16": "True"}, "fp16.enabled is True"),
+    (zero() | {"optimizer": {"type": "SGD"}}, {}, 'takes only with "zero_allow_untested_optimizer": true'),
+    (
+        zero() | {"optimizer": {"type": "AdamW", "parms": {}}},
+        {},
+        "unknown key optimizer.parms (similar: optimizer.params)",
+    ),
+    (zero() | {"optimizer": {"type": "AdamW", "params": {"lr": None}}}, {}, "optimizer.params.lr is "),
+    (zero() | {"scheduler": {"type": "OneCycle"}}, {}, "scheduler.params.cycle_min_lr is missing"),
+    (zero() | {"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "cubic"}}}, {}, "choose log or linear"),
+    (zero() | {"tensor_parallel": {"autotp_size": 2}}, {}, "tensor_parallel.autotp_size is 2: training here is"),
+    (zero() | {"sequence_parallel_size": 2}, {}, "sequence_parallel_size is set: training here is data-parallel"),
+    (zero() | {"wandb": {"enabled": True}}, {}, "wandb.enabled is true, but the package wandb is not installed"),
+    (zero() | {"sparse_gradients": False}, {}, "sparse_gradients"),
     # no configuration
-    ({}, {}, "zero_optimization.stage must be 1, 2 or 3, got None"),
+    ({}, {}, "the block zero_optimization is missing"),
     ({"zero_optimization": {"stage": 0}}, {}, "zero_optimization.stage must be 1, 2 or 3, got 0"),
     ({"zero_optimization": []}, {}, "zero_optimization must be an object"),
+    ({"zero_optimization": {"stage": "3"}}, {}, 'stage must be 1, 2 or 3, got "3"'),
     (zero() | {"optimizer": "AdamW"}, {}, "optimizer must be an object"),
+    (zero() | {"fp16": True}, {}, "fp16 must be an object, got true"),
+    (zero() | {"gradient_clipping": "1.0"}, {}, 'gradient_clipping is the text "1.0": write the number without quotes'),
+    ("[" * 3000, {}, "not valid JSON"),
+    (zero() | {"a\nb": 1}, {}, "unknown key a b"),
     ([], {}, "must be a JSON object"),
     ('{"zero_optimization": {"stage": 2},}', {}, "not valid JSON"),
     (
@@ -190,6 +208,24 @@ def test_what_agrees_is_accepted(tmp_path):
     assert plan.config["bf16"]["enabled"] == "auto"  # a worker without bfloat16 trains in float32
 
 
+ACCEPTED = [
+    zero(offload_optimizer={"device": "cpu", "pin_memory": True}),  # accelerate takes DeepSpeed's CPU AdamW
+    zero(stage3_gather_16bit_weights_on_model_save="auto", stage=3),
+    zero() | {"optimizer": ADAM, "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_type": "linear"}}},
+    zero() | {"optimizer": ADAM, "scheduler": {"type": "WarmupCosineLR"}},
+    zero() | {"optimizer": {"type": "Lion"}},
+    zero() | {"zero_allow_untested_optimizer": True, "optimizer": {"type": "SGD", "params": {"momentum": 0.9}}},
+    zero() | {"fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16,
+                       "hysteresis": 2, "min_loss_scale": 1}},
+    zero(reduce_scatter=True, allgather_partitions=True, round_robin_gradients=True) | {"steps_per_print": 10},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ACCEPTED, ids=lambda config: json.dumps(config)[-60:])
+def test_what_works_is_accepted(tmp_path, config):
+    read(tmp_path, config, learning_rate="2e-5", warmup_steps="5", weight_decay="0.1")
+
+
 @pytest.mark.parametrize(
     ("flags", "place"),
     [
@@ -198,10 +234,11 @@ def test_what_agrees_is_accepted(tmp_path):
         ({"weight_decay": "0.1"}, lambda config: config["optimizer"]["params"]["weight_decay"]),
         ({"adam_beta2": "0.95"}, lambda config: config["optimizer"]["params"]["betas"]),
         ({"warmup_steps": "5"}, lambda config: config["scheduler"]["params"]["warmup_num_steps"]),
+        ({}, lambda config: config["scheduler"]["params"]["total_num_steps"]),
     ],
 )
 def test_a_flag_reaches_a_block_that_leaves_its_key_out(tmp_path, flags, place):
-    config = zero() | {"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupLR"}}
+    config = zero() | {"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupDecayLR"}}
     assert place(read(tmp_path, config, **flags).config) == "auto"
     assert "gradient_clipping" not in read(tmp_path, config).config
 

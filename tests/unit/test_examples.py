@@ -250,7 +250,7 @@ def test_the_input_is_optional(given):
 
 def test_examples_without_any_are_named(tmp_path):
     folder = Location.of(str(tmp_path))
-    with pytest.raises(ConfigError, match="no training example in p.json: there are no records"):
+    with pytest.raises(ConfigError, match="no usable example in p.json: there are no records"):
         require_examples("p.json", Prepared(folder, {"examples": 0, "rejected": 0}))
     row = {"doi": None, "file": "p.json", "position": 0, "stage": "examples", "reason": "empty_text", "detail": "why"}
     (folder / "0.rejected.parquet").write_table(pa.Table.from_pylist([row]))

@@ -6,9 +6,11 @@ import pytest
 
 from qaray.config import ConfigError, FineTuneConfig, SubmitConfig
 from qaray.finetune.arguments import check_cpu, checked_arguments, for_cpu, precision_notes, steps_of
-from qaray.finetune.driver import decide
+from qaray.finetune.driver import check_checkpoint, decide
 from qaray.finetune.flags import normal
+from qaray.finetune.loop import TRAINING
 from qaray.observe.submit import submit
+from qaray.run.directory import identity_hash
 from tests.conftest import ROOT
 
 STAGE3 = str(ROOT / "ds_configs" / "stage3.json")
@@ -27,7 +29,7 @@ SETS = [
     ("--peft_model adapter", f"--peft_model {NOT_SUPPORTED}`qaray export CHECKPOINT FOLDER` merges"),
     ("--nproc_per_node 8", f"--nproc_per_node {NOT_SUPPORTED}Ray starts the training processes: --num_workers"),
     ("--master_port 29500", f"--master_port {NOT_SUPPORTED}Ray starts and connects"),
-    ("--local_rank 0", f"--local_rank {NOT_SUPPORTED}Ray Train numbers the processes"),
+    ("--local_rank 1", f"--local_rank {NOT_SUPPORTED}Ray Train numbers the processes"),
     ("--context_size 8192", f"--context_size {NOT_SUPPORTED}use --model_max_length"),
     ("--flash_attn True", f"--flash_attn {NOT_SUPPORTED}use --use_flash_attn"),
     ("--base_model llama", f"--base_model {NOT_SUPPORTED}use --model_name_or_path"),
@@ -62,8 +64,14 @@ SETS = [
     ("--learning_rate nan", "--learning_rate must be a finite number, got nan"),
     ("--learning_rate hot", "learning_rate"),
     ("--weight_decay -1", "--weight_decay must be at least 0, got -1"),
-    ("--warmup_steps -5", "warmup_steps must be"),
-    ("--warmup_ratio 0.03", None),
+    ("--warmup_steps -5", "--warmup_steps must be at least 0, got -5"),
+    ("--warmup_ratio 0.03 --warmup_steps 0", None),
+    ("--warmup_ratio 1.5", "--warmup_ratio must be at least 0 and less than 1, got 1.5"),
+    ("--tf32 maybe", "--tf32 must be True or False, got 'maybe'"),
+    ("--gradient_checkpointing_kwargs {bad", "--gradient_checkpointing_kwargs: not valid JSON"),
+    ("--load_best_model_at_end False --local_rank -1 --label_smoothing_factor 0.0 --packing False", None),
+    ("--num-train-epochs 2", None),
+    ("--flash_attn False", f"--flash_attn {NOT_SUPPORTED}use --use_flash_attn"),
     ("--adam_beta2 1.0", "--adam_beta2 must be less than 1, got 1"),
     ("--seed -1", "--seed must be at least 0, got -1"),
     ("--logging_steps 0", "--logging_steps must be more than 0, got 0"),
@@ -92,7 +100,10 @@ SETS = [
     ("--fp16 True --bf16 True", "At most one of fp16 and bf16 can be True"),
     ("--group_by_length True", None),
     ("--group_by_length maybe", "--group_by_length must be True or False, got 'maybe'"),
-    ("--evaluation_strategy no --eval_strategy steps", "--eval_strategy is given twice under two names"),
+    (
+        "--evaluation_strategy no --eval_strategy steps",
+        "--evaluation_strategy and --eval_strategy are one flag, but differ: no and steps",
+    ),
     ("--dataloader_num_workers -1", "--dataloader_num_workers must be at least 0, got -1"),
     ("--dataloader_prefetch_factor 2", "--dataloader_prefetch_factor can only be set"),
     ("--accelerator_config nowhere.json", "nowhere.json"),
@@ -151,6 +162,21 @@ def test_a_token_is_not_submitted():
 def test_without_group_by_length_the_order_is_random():
     assert normal({"group_by_length": "False"}) == {"train_sampling_strategy": "random"}
     assert normal({"group_by_length": "True"}) == {}
+    with pytest.raises(ConfigError, match="--group_by_length False contradicts --train_sampling_strategy sequential"):
+        normal({"group_by_length": "False", "train_sampling_strategy": "sequential"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "warmup"),
+    [
+        ({"warmup_ratio": "0.03"}, "0.03"),
+        ({"warmup_ratio": "0.03", "warmup_steps": "0"}, "0.03"),
+        ({"warmup_ratio": "0", "warmup_steps": "100"}, "100"),
+        ({"warmup_ratio": "0.1", "warmup_steps": "10"}, "10"),
+    ],
+)
+def test_steps_of_warm_up_come_before_a_ratio(flags, warmup):
+    assert normal(flags) == {"warmup_steps": warmup}
 
 
 def test_a_cpu_drops_what_it_lacks_with_a_line(monkeypatch):
@@ -182,3 +208,22 @@ def test_no_cpu_trains_in_float16():
 )
 def test_steps_are_counted_as_the_trainer_counts_them(flags, examples, workers, steps):
     assert steps_of(checked_arguments(flags, has_eval_data=False), examples, workers) == steps
+
+
+@pytest.mark.parametrize(("deepspeed", "refused"), [(False, False), (True, True)])
+def test_a_resume_with_another_number_of_workers(tmp_path, tiny_model, data, deepspeed, refused):
+    """Without DeepSpeed it goes on, and says that the global batch changed; sharded state cannot."""
+    line = f"--num_workers 2 --per_device_train_batch_size 4 --storage_path {tmp_path}"
+    job = decide(config_of(line, tiny_model, data))
+    note = {"identity": identity_hash(job.identity), "world_size": 4, "deepspeed": deepspeed}
+    (job.checkpoints / TRAINING).write_json(note)
+    said = []
+    if refused:
+        with pytest.raises(ConfigError, match="was written by 4 workers but --num_workers is 2"):
+            check_checkpoint(job, said.append)
+    else:
+        check_checkpoint(job, said.append)
+        assert len(said) == 1
+        assert "a step has 8 examples, not 16" in said[0]
+    (job.checkpoints / TRAINING).write_json({**note, "world_size": 2})
+    check_checkpoint(job, lambda line: pytest.fail(line))

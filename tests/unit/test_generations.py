@@ -26,7 +26,10 @@ def test_many_files_become_one_with_every_key_once(tmp_path):
     assert merged == run.generation_files()["part-000000"]
     assert len(merged) == 1
     rows = read_answers(run.root.fs, merged)
-    assert Location(run.root.fs, merged[0]).read_table(["doi"]).num_rows == 2 * (MAX_FILES + 8)
+    table_of = Location(run.root.fs, merged[0]).read_table()
+    assert (table_of.num_rows, table_of.schema) == (2 * (MAX_FILES + 8), PARSED_SCHEMA)
+    keys = sorted((f"d{i}", 0, attempt) for i in range(MAX_FILES + 8) for attempt in (1, 2))
+    assert merged == [run.generation_file("part-000000", keys).path]
     assert {doi: len(own) for doi, own in rows.items()} == {f"d{i}": 2 for i in range(MAX_FILES + 8)}
     assert merge_answers(run, "part-000000", merged) == merged
 
@@ -45,9 +48,17 @@ def test_a_merge_that_died_while_removing_is_done_again(tmp_path):
 
 def test_few_files_stay(tmp_path):
     run = Run.at(str(tmp_path))
+    for i in range(MAX_FILES):
+        write(run, [answer(i)])
+    paths = run.generation_files()["part-000000"]
+    assert merge_answers(run, "part-000000", paths) == paths
+
+
+def test_only_the_columns_asked_for_are_read(tmp_path):
+    run = Run.at(str(tmp_path))
     write(run, [answer(0)])
-    write(run, [answer(1)])
-    assert len(merge_answers(run, "part-000000", run.generation_files()["part-000000"])) == 2
+    rows = read_answers(run.root.fs, run.generation_files()["part-000000"], ["doi", "window", "attempt"])
+    assert rows == {"d0": [{"doi": "d0", "window": 0, "attempt": 1}]}
 
 
 def completion(doi, output, attempt=1, reason=None):

@@ -121,7 +121,7 @@ def _pairs_of_object(value: Mapping[Any, Any], depth: int) -> Iterator[QA]:
     asked = [key for key in value if str(key).rstrip().endswith(("?", "？")) and not _is_empty(value[key])]
     if asked and len(asked) == len(value):
         for key in asked:
-            yield QA(Q=str(key), A=_text(value[key]))
+            yield QA(Q=_text(str(key)), A=_text(value[key]))
         return
     for part in value.values():
         yield from _pairs(part, depth + 1)

@@ -23,20 +23,18 @@ class MarkedAnswer:
     """The pairs of a text, in order."""
 
     pairs: list[QA]
-    unanswered: bool = False  # whether the text ends with a question without an answer
+    unanswered: bool = False  # whether the pairs are followed by a question without an answer
 
 
 def marked_pairs(text: str) -> MarkedAnswer:
     """The pairs of an answer. Raises nothing; the first format that gives pairs counts."""
     text = without_tags(text)
-    unanswered = False
     for markers in ALTERNATIVES:
         if not markers.common and not markers.hint.search(text):
             continue
         drafts = _marked(lines_of(text, markers))
         if not markers.common and 2 * sum(draft.asks for draft in drafts) <= len(drafts):
             continue  # letters that are variables: "P: 0.05"
-        unanswered = unanswered or bool(drafts and not drafts[-1].answered)
         if pairs := pairs_of(drafts):
             return MarkedAnswer(pairs, not drafts[-1].answered)
     lines = lines_of(text, ALTERNATIVES[0])
@@ -44,7 +42,7 @@ def marked_pairs(text: str) -> MarkedAnswer:
         drafts = read(lines)
         if pairs := pairs_of(drafts, marked=read is not unmarked):
             return MarkedAnswer(pairs, not drafts[-1].answered)
-    return MarkedAnswer([], unanswered)
+    return MarkedAnswer([])
 
 
 def begins_marked(text: str) -> bool:
