@@ -90,7 +90,7 @@ def _install_stages(poison: dict[str, str], holds: dict[str, int | str], folder:
 
 
 def _install_training(step: int, folder: Path) -> None:
-    from qaray.finetune.loop import RunCallback
+    from qaray.finetune.callback import RunCallback
 
     def before(_: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
         if state.global_step == step and state.is_world_process_zero and not (folder / "train-go").exists():
