@@ -9,6 +9,7 @@ import torch
 from tests.unit.test_evaluation import evaluator, examples, plain_loss
 
 
+@pytest.mark.long  # test_fine_tune.py: two ranks under ZeRO-3
 def test_two_processes(tmp_path, tiny_model):
     """accelerate repeats examples so that both ranks run the same number of batches: 4 for 3 examples, 8 for 5."""
     with socket.socket() as free:

@@ -23,6 +23,7 @@ from tests.commands import qaray
 from tests.conftest import ROOT, make_paper, read_jsonl, write_jsonl
 from tests.recording import reads, recorded_reads
 from tests.train.conftest import fine_tune, losses, training_log, write_examples
+from tests.unit.test_evaluation import plain_loss
 
 STAGE3 = ROOT / "ds_configs" / "stage3.json"
 STEPS, TOGETHER, RATE, SEED = 12, 4, 3e-3, 5  # examples of one step: two workers, two accumulated batches of one
@@ -76,13 +77,28 @@ def test_zero3_on_two_workers_is_one_plain_process(finished, tiny_model, tmp_pat
     assert found == pytest.approx(plain_curve(tiny_model, out, tmp_path), rel=1e-3)
 
 
-def plain_curve(model_name, out, tmp_path):
-    """The same arithmetic by hand: AdamW, two steps of warm-up, clipped to norm 1, a mean over the step's tokens."""
+def test_the_held_out_loss_of_two_ranks_is_that_of_one_process(finished, tiny_model, tmp_path):
+    """Three examples on two ranks: one of them is evaluated twice, and counts once."""
+    out, _ = finished
+    held_out = [
+        (e["input_ids"].tolist(), e["prompt_tokens"]) for e in Examples(Location.of(str(out / "eval_examples")))
+    ]
+    assert len(held_out) == 3
+    before = next(entry["eval_loss"] for entry in training_log(out) if "eval_loss" in entry)
+    assert before == pytest.approx(plain_loss(plain_model(tiny_model, tmp_path).eval(), held_out), rel=1e-4)
+
+
+def plain_model(model_name, folder):
     config = FineTuneConfig(
         model_name_or_path=model_name, data_path="-", output_dir="-", model_max_length=768, s2_group_size=256,
-        cache_dir=str(tmp_path),
+        cache_dir=str(folder),
     )  # fmt: skip
-    model = load_model(config, rope_factor=2.0, dtype=torch.float32).train()
+    return load_model(config, rope_factor=2.0, dtype=torch.float32)
+
+
+def plain_curve(model_name, out, tmp_path):
+    """The same arithmetic by hand: AdamW, two steps of warm-up, clipped to norm 1, a mean over the step's tokens."""
+    model = plain_model(model_name, tmp_path).train()
     examples = Examples(Location.of(str(out / "examples")))
     collate = Collator(load_tokenizer(model_name, str(tmp_path), add_special=True).hf.pad_token_id, all_logits=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)

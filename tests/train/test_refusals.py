@@ -1,6 +1,7 @@
 """Fine-tunings that cannot work, or that failed before the first step: what is said, and what is left behind."""
 
 import json
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from tests.commands import command
 from tests.conftest import ROOT, read_jsonl
 from tests.train.conftest import fine_tune, fine_tune_args, write_examples
 
-TOKEN = "hf_QarayTestTokenQarayTestToken"
+TOKEN = f"hf_{secrets.token_hex(16)}"  # not in this file, which Ray may have as part of a job
 ONE_STEP = ("--max_steps", 1, "--warmup_steps", 0, "--save_steps", 100)
 
 
