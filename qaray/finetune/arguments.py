@@ -28,10 +28,8 @@ AT_LEAST: dict[str, float] = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "eval_accumulation_steps": 1,
-    "learning_rate": 0,
     "weight_decay": 0,
     "max_grad_norm": 0,
-    "warmup_steps": 0,
     "eval_delay": 0,
     "dataloader_num_workers": 0,
     "dataloader_prefetch_factor": 1,
@@ -132,13 +130,13 @@ def steps_of(arguments: Any, examples: int, workers: int) -> int:
 def _check_words(flags: dict[str, str]) -> None:
     """Values of which transformers does not name the flag, divides by, or that this machine cannot judge."""
     for name in ("logging_steps", "save_steps", "eval_steps", "warmup_steps"):
-        with contextlib.suppress(KeyError):
-            try:
-                number = float(flags[name])
-            except ValueError:
-                continue  # transformers says what it is
-            if number < 0 or (number == 0 and name != "warmup_steps"):
-                raise _limit(name, "at least 0" if name == "warmup_steps" else "more than 0", flags[name])
+        try:
+            number = float(flags.get(name, 1))
+        except ValueError:
+            continue  # transformers says what it is
+        may_be_zero = name == "warmup_steps"
+        if number < 0 or (number == 0 and not may_be_zero):
+            raise _limit(name, "at least 0" if may_be_zero else "more than 0", flags[name])
     if "tf32" in flags and flags["tf32"].lower() not in (*TRUE, *FALSE):
         raise ConfigError(f"--tf32 must be True or False, got {flags['tf32']!r}")
     for name, value in flags.items():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from qaray.config import ConfigError
-from qaray.finetune.deepspeed_checks import is_adam, offload_problem, parameters, problems
+from qaray.finetune.deepspeed_checks import ADAMW_FLAGS, is_adam, offload_problem, parameters, problems
 from qaray.models.loading import first_line, quiet_transformers
 from qaray.run.storage import Location
 
@@ -29,14 +29,8 @@ KEYS_OF_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
         "warmup_num_steps": ("warmup_steps",),
     },
 }
-# Keys that are always the flags': the file either agrees with them or says "auto".
-AUTO: dict[str, Any] = {
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "train_batch_size": "auto",
-    "fp16": {"enabled": "auto"},
-    "bf16": {"enabled": "auto"},
-}
+# Keys that are always the flags', as is the precision: the file either agrees with them or says "auto".
+AUTO = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
 SCHEDULES = {"WarmupDecayLR": "linear", "WarmupLR": "constant_with_warmup", "WarmupCosineLR": "cosine"}
 STEPS = 10**6  # of a training whose steps are not counted yet
 
@@ -103,10 +97,10 @@ def read_config(path: str, arguments: Any, given: set[str], workers: int, hidden
     by DeepSpeed.
     """
     config = _read(path)
-    for key, value in AUTO.items():
-        if isinstance(value, dict) and isinstance(config.get(key, {}), dict):
-            config[key] = {**value, **config.get(key, {})}
-        config.setdefault(key, value)
+    for key in AUTO:
+        config.setdefault(key, "auto")
+    for block in ("fp16", "bf16"):
+        config[block] = {"enabled": "auto", **config.get(block, {})}
     notes = []
     if note := _scheduler_note(path, config, arguments, given):
         del config["scheduler"]
@@ -192,7 +186,8 @@ def _fill_given(config: dict[str, Any], given: set[str]) -> None:
         if block and block not in config:
             continue
         known = parameters(block, config[block].get("type")) if block else dict.fromkeys(keys, False)
-        known = dict.fromkeys(("lr", "weight_decay"), False) if known is None and block == "optimizer" else known or {}
+        if known is None:  # an optimizer whose other params are not checked, or a scheduler that does not exist
+            known = dict.fromkeys(("lr", "weight_decay"), False) if block == "optimizer" else {}
         target = config[block].setdefault("params", {}) if block else config
         for key, flags in keys.items():
             if key in known and (given.intersection(flags) or (known[key] and block == "scheduler")):
@@ -204,8 +199,8 @@ def _check_optimizer(plan: DeepSpeedPlan, arguments: Any, given: set[str]) -> No
     optimizer = plan.config.get("optimizer")
     if not optimizer or "optim" not in given:
         return
-    wanted = str(getattr(arguments.optim, "value", arguments.optim))
-    same = wanted.startswith(("adamw_torch", "adamw_hf")) if is_adam(plan.config) else False
+    wanted = arguments.optim.value
+    same = is_adam(plan.config) and wanted.startswith(ADAMW_FLAGS)
     if not same and str(optimizer.get("type", "")).lower() != wanted:
         raise plan.error(
             f"optimizer.type is {optimizer.get('type')} but --optim gives {wanted}: remove the optimizer block to use "

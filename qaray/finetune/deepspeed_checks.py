@@ -12,6 +12,7 @@ from typing import Any
 from qaray.models.loading import first_line
 
 ADAM = ("adam", "adamw")
+ADAMW_FLAGS = ("adamw_torch", "adamw_hf")  # how the values of --optim begin that are torch's AdamW
 # Top-level keys that DeepSpeed documents and that are not in its module of constants.
 BLOCKS = {
     "activation_checkpointing", "aio", "autotuning", "checkpoint", "comet", "comms_logger", "compile",
@@ -159,7 +160,7 @@ def offload_problem(config: dict[str, Any], optim: str) -> str:
     block = config["zero_optimization"].get("offload_optimizer")
     offloaded = isinstance(block, dict) and block.get("device", "none") not in ("none", None)
     forced = config.get("zero_force_ds_cpu_optimizer", True)
-    if not offloaded or config.get("optimizer") or not forced or optim.startswith(("adamw_torch", "adamw_hf")):
+    if not offloaded or config.get("optimizer") or not forced or optim.startswith(ADAMW_FLAGS):
         return ""
     return (
         f"zero_optimization.offload_optimizer uses DeepSpeed's CPU AdamW, but --optim gives {optim}: set "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from qaray.config import ConfigError, FineTuneConfig
 from qaray.models.loading import quiet_transformers
@@ -95,9 +95,14 @@ OFF = ("false", "no", "n", "f", "none", "0", "0.0", "-1", "")
 TRUE, FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")  # as transformers reads them
 
 
-def refuse(names: Iterable[str], output_dir: str = "OUT") -> None:
-    """Raises ConfigError for the first flag that is not supported, with what to use instead; never with its value."""
-    for name in names:
+def supported(flags: Mapping[str, str], output_dir: str = "OUT") -> dict[str, str]:
+    """The flags without those that have no effect; dashes in names are underscores, as transformers reads them.
+
+    Raises ConfigError for a flag that is not supported, with what to use instead, and never with its value.
+    """
+    named = {name.replace("-", "_"): value for name, value in flags.items()}
+    kept = {name: value for name, value in named.items() if name not in IGNORED and not _is_off(name, value)}
+    for name in kept:
         if name.startswith(UPLOADING):
             raise ConfigError(
                 f"--{name} is not supported: nothing is uploaded by a run; when it is finished, use "
@@ -105,6 +110,7 @@ def refuse(names: Iterable[str], output_dir: str = "OUT") -> None:
             )
         if reason := MANAGED.get(name) or FOREIGN.get(name):
             raise ConfigError(f"--{name} is not supported: {reason}")
+    return kept
 
 
 def normal(flags: dict[str, str], output_dir: str = "OUT") -> dict[str, str]:
@@ -112,10 +118,7 @@ def normal(flags: dict[str, str], output_dir: str = "OUT") -> dict[str, str]:
 
     Raises ConfigError for unsupported or unknown flags, and for one that is given twice under two names.
     """
-    flags = {name.replace("-", "_"): value for name, value in flags.items()}  # both are transformers' spelling
-    flags = {name: value for name, value in flags.items() if name not in IGNORED and not _is_off(name, value)}
-    refuse(flags, output_dir)
-    flags = _warmup(_sampling(flags))
+    flags = _warmup(_sampling(supported(flags, output_dir)))
     known = _known()
     named: dict[str, str] = {}
     for given, value in flags.items():

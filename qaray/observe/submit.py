@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qaray.config import ConfigError, FineTuneConfig, SubmitConfig
-from qaray.finetune.flags import refuse
+from qaray.finetune.flags import supported
 from qaray.run.directory import RunError
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def submit(config: SubmitConfig) -> int:
     if script is None:
         raise ConfigError(f"{config.command!r} cannot be submitted: choose from {', '.join(JOBS)}")
     if config.command == "fine-tune":
-        refuse(set(config.command_flags) - set(FineTuneConfig.flags()), config.command_flags.get("output_dir", "OUT"))
+        own, given = FineTuneConfig.flags(), config.command_flags
+        supported({name: given[name] for name in given if name not in own}, given.get("output_dir", "OUT"))
     entrypoint = shlex.join(["python", f"jobs/{script}", *flags_of(config)])
     environment = environment_of(config)
     client = connect(config)

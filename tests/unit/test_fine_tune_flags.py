@@ -151,12 +151,22 @@ def test_a_token_is_in_no_message():
         assert "secret" not in str(refused.value)
 
 
-def test_a_token_is_not_submitted():
+@pytest.mark.parametrize("name", ["hub_token", "hub-token"])
+def test_a_token_is_not_submitted(name):
     """A job's command line is kept by Ray: it is refused before a client connects."""
-    flags = {"output_dir": "OUT", "hub_token": "hf_secretsecret", "data_path": "x", "model_name_or_path": "y"}
     with pytest.raises(ConfigError, match=r"--hub_token is not supported: .*hf upload ORG/NAME OUT/model") as refused:
-        submit(SubmitConfig(command="fine-tune", address="http://127.0.0.1:1", command_flags=flags))
+        submit_fine_tune({name: "hf_secretsecret"})
     assert "secret" not in str(refused.value)
+
+
+def test_what_the_command_accepts_is_submitted():
+    with pytest.raises(ConfigError, match="--address"):
+        submit_fine_tune({"push_to_hub": "False", "num-train-epochs": "1"})
+
+
+def submit_fine_tune(flags):
+    required = {"output_dir": "OUT", "data_path": "x", "model_name_or_path": "y"}
+    submit(SubmitConfig(command="fine-tune", address="http://127.0.0.1:1", command_flags={**required, **flags}))
 
 
 def test_without_group_by_length_the_order_is_random():
