@@ -20,10 +20,13 @@ from qaray.finetune.flags import supported
 from qaray.run.directory import RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ray.job_submission import JobInfo, JobSubmissionClient
 
 JOBS = {"generate": "generate.py", "evaluate": "evaluate.py", "fine-tune": "fine_tune.py", "run": "pipeline.py"}
 USER_MISTAKE = 2  # exit code of a command that would fail again if rerun
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"  # read by Ray's client before RAY_ADDRESS and before its own argument
 AGENT_WAIT = 60.0  # seconds to wait for a cluster's agents to start
 SILENCE = 600.0  # seconds without a response of the job server before following ends
 POLL = 2.0  # seconds between two requests for a job's status
@@ -105,10 +108,26 @@ def connect(config: SubmitConfig) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return JobSubmissionClient(config.address)
+        with addressed(config.address):
+            return JobSubmissionClient(config.address)
     except Exception as error:  # Ray raises many unrelated types of errors here
         words = " ".join(str(error).split())
         raise ConfigError(f"--address {config.address or '(default)'}: {words[:300]}") from None
+
+
+@contextlib.contextmanager
+def addressed(address: str | None) -> Iterator[None]:
+    """Makes a typed address win: Ray's client takes its variables before its argument (ray 2.60)."""
+    before = os.environ.get(ADDRESS_VARIABLE)
+    if address:
+        os.environ[ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(ADDRESS_VARIABLE, None)
+        else:
+            os.environ[ADDRESS_VARIABLE] = before
 
 
 def has_token() -> bool:

@@ -159,8 +159,11 @@ def test_a_token_is_not_submitted(name):
     assert "secret" not in str(refused.value)
 
 
-def test_what_the_command_accepts_is_submitted():
-    with pytest.raises(ConfigError, match="--address"):
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_what_the_command_accepts_is_submitted_to_the_typed_address(monkeypatch, variable):
+    """Ray's client lets its variables win over its argument."""
+    monkeypatch.setenv(variable, "http://127.0.0.1:2")
+    with pytest.raises(ConfigError, match=r"--address http://127\.0\.0\.1:1:.*127\.0\.0\.1:1\b"):
         submit_fine_tune({"push_to_hub": "False", "num-train-epochs": "1"})
 
 
