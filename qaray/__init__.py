@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from qaray.evaluate.pairs import read_pairs
     from qaray.pipeline import run_demo, run_evaluate, run_fine_tune, run_generate, run_pipeline
-    from qaray.run.directory import RunError, RunRefused
+    from qaray.run.errors import RunError, RunRefused
     from qaray.run.stopping import Stopped
 
 # Imported when they are used: the command line must answer at once.

@@ -6,7 +6,9 @@ exit code 2.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 import traceback
 import types
@@ -17,8 +19,16 @@ from typing import Any
 import click
 
 import qaray
+from qaray.observe import terminal
 
-USER_ERROR, FAILED, STOPPED = 2, 1, 143  # 143 = 128 + SIGTERM: stopped, to be resumed
+# Of a path that cannot be what a command needs, as opposed to a disk that fails.
+WRONG_PATH = frozenset([
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.ELOOP,
+])  # fmt: skip
+LONGEST_LINE = 900  # characters of an error
+USER_ERROR, FAILED = 2, 1
+STOPPED, INTERRUPTED = 143, 130  # 128 + SIGTERM: stopped, to be resumed; 128 + SIGINT
 
 # Command → its configuration, in the groups of ``qaray --help``. The configuration's docstring is the command's help.
 COMMANDS = {
@@ -52,10 +62,11 @@ HEADINGS = (  # of a command's flags, in this order
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     given = list(sys.argv[1:] if args is None else args)
+    terminal.prepare()
     try:
         return _commands().main(args=given, prog_name="qaray", standalone_mode=False) or 0
     except click.exceptions.Abort:
-        return 130
+        return _fail("interrupted", INTERRUPTED)
     except click.ClickException as error:
         return _fail(error.format_message(), USER_ERROR)
 
@@ -129,11 +140,11 @@ def _command(name: str) -> click.Command:
     def run(_config_file: str | None, _others: Sequence[str] = (), **values: Any) -> int:
         places = {flag: values.pop(f"_{flag}", None) for flag in positional}
         given = {flag: value for flag, value in [*values.items(), *places.items()] if value is not None}
-        settings = {**(_read_yaml(_config_file) if _config_file else {}), **given}
-        if extra:
-            others = {flag: str(settings.pop(flag)) for flag in list(settings) if flag not in flags}
-            settings[extra] = {**others, **_other_flags(_others)}
         try:
+            settings = {**(_file_values(_config_file) if _config_file else {}), **given}
+            if extra:
+                others = {flag: settings.pop(flag) for flag in list(settings) if flag not in flags}
+                settings[extra] = {**others, **_other_flags(_others)}
             config = config_type(**settings)
         except configs.ConfigError as error:
             raise click.UsageError(str(error)) from None
@@ -196,17 +207,10 @@ def _plain_type(annotation: Any) -> Any:
     return annotation
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    import yaml
+def _file_values(path: str) -> dict[str, Any]:
+    from qaray.run.config_file import read_config
 
-    try:
-        with open(path, encoding="utf-8") as stream:
-            values = yaml.safe_load(stream)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise click.UsageError(f"--config {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values or {}, dict) or not all(isinstance(key, str) for key in values or {}):
-        raise click.UsageError(f"--config {path}: must contain keys and values")
-    return values or {}
+    return read_config(path)
 
 
 def _run(command: Callable[[Any], int | None], config: Any) -> int:
@@ -217,10 +221,12 @@ def _run(command: Callable[[Any], int | None], config: Any) -> int:
     from qaray.config import ConfigError
     from qaray.pipeline import Stopped
     from qaray.run.cluster import debugging
-    from qaray.run.directory import RunError, RunRefused
+    from qaray.run.errors import RunError, RunRefused
+    from qaray.run.waiting import bounded_waits
 
     try:
-        return command(config) or 0
+        with bounded_waits():
+            return command(config) or 0
     except Stopped as stopped:
         return _fail(str(stopped), STOPPED)
     except Exception as error:  # Ray wraps what a task raised, a full disk among it
@@ -228,24 +234,25 @@ def _run(command: Callable[[Any], int | None], config: Any) -> int:
             traceback.print_exc()
         cause = _cause(error, (ConfigError, RunError, OSError))
         here = cause is error  # a file that a worker misses is there for the user, who sees another machine
-        if isinstance(cause, (ConfigError, RunRefused)) or (
-            here and isinstance(cause, (FileNotFoundError, PermissionError))
-        ):
+        if isinstance(cause, (ConfigError, RunRefused)) or (here and isinstance(cause, OSError) and _is_wrong(cause)):
             return _fail(_message(cause), USER_ERROR)
         if isinstance(cause, RunError):
             return _fail(_message(cause), FAILED)
         if cause is None and not _lost(error):
             raise
-        message = _message(cause or error).partition("\nFailed to ")[0]  # Ray adds advice on its own retries
+        message = _message(cause or error)
         return _fail(f"{message}; completed work is saved; fix the problem and rerun the command", FAILED)
 
 
-def _lost(error: Exception) -> bool:
-    """Whether the cluster lost a process, a node or an object more often than Ray makes up for."""
-    from ray import exceptions as ray
+def _is_wrong(error: OSError) -> bool:
+    return isinstance(error, (FileNotFoundError, PermissionError)) or error.errno in WRONG_PATH
 
-    kinds = (ray.WorkerCrashedError, ray.RayActorError, ray.NodeDiedError, ray.OutOfMemoryError, ray.ObjectLostError)
-    return isinstance(error, kinds)
+
+def _lost(error: Exception) -> bool:
+    """Whether the cluster failed, rather than a task's code: a process, node or object was lost, a disk is full."""
+    from ray.exceptions import RayError, RayTaskError
+
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
 
 
 def _cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
@@ -263,11 +270,17 @@ def _cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    if isinstance(error, OSError):  # pyarrow's say the number twice
+        return re.sub(r"(?:Detail: )?\[errno \d+\] ", "", str(error), flags=re.IGNORECASE)
+    return str(error).partition("\nFailed to ")[0]  # Ray adds advice on its own retries
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"qaray: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Prints one line; a longer one than LONGEST_LINE keeps its beginning and its end, where the cure is."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE * 2 // 3]} … {line[-LONGEST_LINE // 3 :]}"
+    print(f"qaray: {line}", file=sys.stderr, flush=True)
     return code
 
 
@@ -331,7 +344,7 @@ def _report(config: Any) -> None:
     from qaray.run.directory import Run
 
     run = Run.at(config.output_dir)
-    if "examples" in (run.manifest.read_json() or {}):
+    if "examples" in (run.read_manifest() or {}):
         print(write_training_report(run))
     else:
         print(write_report(run, source_of(run), config.report_papers, Display(False).paged))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from copy import copy
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -18,6 +19,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+MOST_SHOWN = 160  # characters of a user's value in an error message
+# Beyond these a number is a slip of the keyboard: Ray, torch and the clock fail on it in their own ways.
+MOST_TOKENS = 1 << 30  # of a sequence
+MOST_OF_A_NODE = 4096  # CPUs, GPUs or threads of one machine
+MOST_PAPERS = 10**12
+MOST_ACTORS = 10_000  # of a pool
 NO_MODEL_ENGINES = frozenset({"echo"})
 DEFAULT_JUDGE = "bundled:smollm2-135m"
 DEFAULT_EMBEDDER = "bundled:minilm"
@@ -30,7 +37,9 @@ class ConfigError(ValueError):
 class Settings(BaseModel):
     """Base of groups and commands: frozen, without unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
     heading: ClassVar[str] = "Options"  # of the fields in ``--help``
 
 
@@ -49,6 +58,9 @@ class Config(Settings):
     extra_metavar: ClassVar[str] = ""  # how ``--help`` shows these
 
     def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            if isinstance(value, str) and not _is_text(value):
+                raise ConfigError(f"--{name} must be valid Unicode text without NUL, got {shown(value)}")
         try:
             super().__init__(**_grouped(type(self), values))
         except ValidationError as error:
@@ -97,8 +109,13 @@ class Papers(Settings):
     heading: ClassVar[str] = "Input"
 
     file_path: str = Field(description="papers: a JSON list, JSONL or Parquet file, a folder, a glob or a URI")
-    limit: int | None = Field(None, ge=1, description="read only the first N records")
+    limit: int | None = Field(None, ge=1, le=MOST_PAPERS, description="read only the first N records")
     papers_per_shard: int = Field(500, ge=1, le=100_000, description="papers per Parquet shard")
+    changed: Literal["report", "keep", "redo"] = Field(
+        "report",
+        description="papers whose text has changed since they were asked: name them and keep their pairs, only keep "
+        "these, or ask again",
+    )
 
 
 class Pairs(Settings):
@@ -146,11 +163,15 @@ class LanguageModel(Settings):
     context_size: int | None = Field(
         None,
         ge=16,
+        le=MOST_TOKENS,
         description="context length to load the model with, in tokens; beyond the model's own, RoPE is scaled linearly "
         "(default: the model's)",
     )
     seq_len: int | None = Field(
-        None, ge=16, description="maximum length of prompt + output, in tokens (default: --context_size)"
+        None,
+        ge=16,
+        le=MOST_TOKENS,
+        description="maximum length of prompt + output, in tokens (default: --context_size)",
     )
     prompt_template: str | None = Field(
         None,
@@ -178,8 +199,8 @@ class Sampling(Settings):
 
     temperature: float = Field(0.6, ge=0, le=10, description="sampling temperature; 0 = greedy")
     top_p: float = Field(0.9, gt=0, le=1, description="nucleus sampling probability mass")
-    max_gen_len: int = Field(2048, ge=1, description="maximum number of generated tokens")
-    min_gen_len: int = Field(0, ge=0, description="minimum number of generated tokens (for benchmarks)")
+    max_gen_len: int = Field(2048, ge=1, le=MOST_TOKENS, description="maximum number of generated tokens")
+    min_gen_len: int = Field(0, ge=0, le=MOST_TOKENS, description="minimum number of generated tokens (for benchmarks)")
     seed: int = Field(0, ge=0, lt=2**63, description="random seed; each (doi, window, attempt) derives its own")
 
     @model_validator(mode="after")
@@ -197,15 +218,19 @@ class Resources(Settings):
     gpus_per_actor: float | None = Field(
         None,
         ge=0,
+        le=MOST_OF_A_NODE,
         description="GPUs per actor; with vllm, per tensor- or pipeline-parallel worker (default: 1 if the cluster "
         "has GPUs, else 0)",
     )
-    cpus_per_actor: float = Field(1, ge=0, description="logical CPUs per actor")
+    cpus_per_actor: float = Field(1, ge=0, le=MOST_OF_A_NODE, description="logical CPUs per actor")
     threads_per_actor: int | None = Field(
-        None, ge=1, description="CPU threads per actor (default: cores / maximum number of actors)"
+        None, ge=1, le=MOST_OF_A_NODE, description="CPU threads per actor (default: cores / maximum number of actors)"
     )
     batch_tokens: int | None = Field(
-        None, ge=16, description="size of an actor's key-value cache, in tokens (default: from its free memory)"
+        None,
+        ge=16,
+        le=10**10,
+        description="size of an actor's key-value cache, in tokens (default: from its free memory)",
     )
 
 
@@ -214,9 +239,12 @@ class VLLM(Settings):
 
     heading: ClassVar[str] = "vLLM"
 
-    tensor_parallel_size: int = Field(1, ge=1, description="number of tensor-parallel GPUs")
+    tensor_parallel_size: int = Field(1, ge=1, le=MOST_OF_A_NODE, description="number of tensor-parallel GPUs")
     pipeline_parallel_size: int = Field(
-        1, ge=1, description="number of pipeline stages; an actor uses the product of both sizes in GPUs"
+        1,
+        ge=1,
+        le=MOST_OF_A_NODE,
+        description="number of pipeline stages; an actor uses the product of both sizes in GPUs",
     )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="fraction of each GPU's memory to use")
     vllm_args: str | None = Field(
@@ -227,7 +255,7 @@ class VLLM(Settings):
     @classmethod
     def _vllm_args(cls, value: str | None) -> str | None:
         if value is not None and not isinstance(_json(value), dict):
-            raise ValueError(f"must be a JSON object, got {value!r}")
+            raise ValueError(f"must be a JSON object, got {shown(value)}")
         return value
 
     @property
@@ -249,16 +277,18 @@ class Endpoint(Settings):
     served_model: str | None = Field(
         None, description="name of the model at the endpoint (default: the first that it lists)"
     )
-    requests_at_once: int = Field(64, ge=1, description="maximum number of concurrent requests")
-    requests_per_second: float | None = Field(None, gt=0, description="maximum request rate (default: no limit)")
-    http_retries: int = Field(5, ge=0, description="retries of a request after 429, 5xx or no response")
-    request_timeout: float = Field(1800, gt=0, description="timeout of a request, in seconds")
+    requests_at_once: int = Field(64, ge=1, le=10_000, description="maximum number of concurrent requests")
+    requests_per_second: float | None = Field(
+        None, gt=0, le=1e6, description="maximum request rate (default: no limit)"
+    )
+    http_retries: int = Field(5, ge=0, le=1000, description="retries of a request after 429, 5xx or no response")
+    request_timeout: float = Field(1800, gt=0, le=86_400, description="timeout of a request, in seconds")
 
     @field_validator("base_url")
     @classmethod
     def _base_url(cls, value: str | None) -> str | None:
         if value and not re.match(r"https?://[^/]", value):
-            raise ValueError(f"must be http://… or https://…, got {value!r}")
+            raise ValueError(f"must be http://… or https://…, got {shown(value)}")
         return value
 
 
@@ -282,7 +312,9 @@ class Metrics(Settings):
         le=1,
         description="similarity: minimum cosine of two questions for the judge to compare them; -1 = compare all",
     )
-    control_papers: int = Field(100, ge=0, description="approximate number of papers used to check the judge")
+    control_papers: int = Field(
+        100, ge=0, le=MOST_PAPERS, description="approximate number of papers used to check the judge"
+    )
     duplicate_cosine: float = Field(0.9, gt=0, le=1, description="minimum cosine for near-duplicates across papers")
 
     @field_validator("metrics")
@@ -294,7 +326,7 @@ class Metrics(Settings):
     @model_validator(mode="after")
     def _known(self) -> Self:
         if unknown := [name for name in self.names if name not in METRICS]:
-            raise ValueError(f"unknown metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+            raise ValueError(f"unknown metric {shown(unknown[0])}: choose from {', '.join(METRICS)}")
         return self
 
     @property
@@ -314,7 +346,7 @@ class Embedding(Settings):
     )
     embed_actors: str = Field("1:1", description="number of embedding actors: N, or MIN:MAX to autoscale")
     embed_block: int | None = Field(
-        None, ge=1, description="papers per batch of an embedding actor (default: 64 on GPUs, 4 on CPUs)"
+        None, ge=1, le=100_000, description="papers per batch of an embedding actor (default: 64 on GPUs, 4 on CPUs)"
     )
 
     @field_validator("embed_actors")
@@ -329,7 +361,7 @@ class Output(Settings):
 
     heading: ClassVar[str] = "Output"
 
-    report_papers: int = Field(1000, ge=0, description="write report pages for the first N papers")
+    report_papers: int = Field(1000, ge=0, le=MOST_PAPERS, description="write report pages for the first N papers")
     no_progress: bool = Field(False, description="hide progress")
     debug: bool = Field(False, description="show the logs of Ray, vLLM and the workers, and full tracebacks")
 
@@ -343,12 +375,17 @@ class Cluster(Settings):
         None, description="Ray cluster to connect to (default: RAY_ADDRESS, else a local cluster is started)"
     )
     local_cpus: int | None = Field(
-        None, ge=1, description="logical CPUs of the local cluster (default: number of cores, at least 4)"
+        None,
+        ge=1,
+        le=MOST_OF_A_NODE,
+        description="logical CPUs of the local cluster (default: number of cores, at least 4)",
     )
     node_labels: str | None = Field(
         None, description="run models only on nodes that match all of these labels: ray.io/market-type=spot,…"
     )
-    wait_hours: float = Field(12.0, gt=0, description="hours to wait for the first node that can hold a model")
+    wait_hours: float = Field(
+        12.0, gt=0, le=100_000, description="hours to wait for the first node that can hold a model"
+    )
 
     @field_validator("node_labels")
     @classmethod
@@ -417,14 +454,14 @@ class GenerateConfig(EngineConfig):
         ge=1,
         le=4096,
     )
-    echo_seconds: float = option("Engine", 0.0, "echo: seconds per output, to simulate a model's pace", ge=0)
+    echo_seconds: float = option("Engine", 0.0, "echo: seconds per output, to simulate a model's pace", ge=0, le=3600)
     endpoint: Endpoint
     output_dir: str = OUTPUT_DIR
     export_json: Literal["auto", "always", "never"] = option(
         "Output", "auto", "write the JSON exports; auto: up to 50,000 papers"
     )
     gpu_hour_price: float | None = option(
-        "Output", None, "price of a GPU hour, in any currency; adds the cost to the manifest", gt=0
+        "Output", None, "price of a GPU hour, in any currency; adds the cost to the manifest", gt=0, le=1e6
     )
 
     @field_validator("actors")
@@ -550,7 +587,7 @@ class PipelineConfig(Config):
         judge = {f"judge_{name}": name for name in JUDGE_FLAGS}
         own = EvaluateConfig.flags().keys() - set(JUDGE_FLAGS) - set(RUN_WITHOUT)
         if unknown := values.keys() - generate.keys() - judge.keys() - own:
-            raise ConfigError(f"unknown setting {', '.join(sorted(unknown))}")
+            raise ConfigError(f"unknown setting {', '.join(sorted(unknown))[:MOST_SHOWN]}")
         evaluate = {judge.get(name, name): value for name, value in values.items() if name in judge or name in own}
         if evaluate.get("engine") is None:
             evaluate["engine"] = "echo" if generate.get("engine") == "echo" else "auto"
@@ -601,6 +638,7 @@ class FineTuneConfig(Config):
         12288,
         "maximum length of prompt + output, in tokens; beyond the model's own context, RoPE is scaled linearly",
         ge=16,
+        le=MOST_TOKENS,
     )
     overlength: Literal["truncate", "shorten", "reject"] = option(
         "Input",
@@ -623,6 +661,7 @@ class FineTuneConfig(Config):
     s2_group_size: int | None = Field(
         None,
         ge=2,
+        le=MOST_TOKENS,
         description="group size of S²-Attn, in tokens (default: a quarter of the sequence if its length is a multiple "
         "of 4096, else 8192)",
     )
@@ -630,13 +669,15 @@ class FineTuneConfig(Config):
     trainable_params: str = Field(
         "embed,norm", description="parts of parameter names to train in full with --low_rank_training"
     )
-    lora_r: int = Field(8, ge=1, description="rank of LoRA")
-    lora_alpha: int = Field(16, ge=1, description="alpha of LoRA")
+    lora_r: int = Field(8, ge=1, le=65_536, description="rank of LoRA")
+    lora_alpha: int = Field(16, ge=1, le=65_536, description="alpha of LoRA")
     deepspeed: str | None = Field(None, description="DeepSpeed configuration, such as ds_configs/stage3.json")
-    num_workers: int = Field(1, ge=1, description="number of training processes, one per GPU")
+    num_workers: int = Field(1, ge=1, le=MOST_ACTORS, description="number of training processes, one per GPU")
     use_gpu: bool | None = Field(None, description="train on GPUs (default: if the cluster has any)")
-    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs per training process")
-    max_failures: int = Field(3, ge=-1, description="maximum number of restarts after lost workers; -1 = no limit")
+    cpus_per_worker: float = Field(1, gt=0, le=MOST_OF_A_NODE, description="logical CPUs per training process")
+    max_failures: int = Field(
+        3, ge=-1, le=10**6, description="maximum number of restarts after lost workers; -1 = no limit"
+    )
     output_dir: str = option("Output", ..., "run directory: a path that all nodes share")
     storage_path: str | None = option(
         "Output", None, "where checkpoints are written: a folder that all nodes share, or a URI (default: --output_dir)"
@@ -653,7 +694,7 @@ class FineTuneConfig(Config):
     def _local(cls, value: str) -> str:
         if "://" in value:
             raise ValueError(
-                f"must be a path that all nodes share, not a URI, got {value}: "
+                f"must be a path that all nodes share, not a URI, got {shown(value)}: "
                 "only --storage_path, for checkpoints, may be a URI"
             )
         return value
@@ -665,7 +706,7 @@ class MakeSftConfig(Config):
     processed_output: str = option(
         "Input", ..., "file of papers with pairs, in the format of processed_output.json: {doi, txt, Q&A: [{Q, A}]}"
     )
-    min_pairs: int = option("Input", 1, "skip papers with fewer pairs", ge=1)
+    min_pairs: int = option("Input", 1, "skip papers with fewer pairs", ge=1, le=10**6)
     request: str | None = option("Prompts", None, Asking.model_fields["request"].description or "")
     language: str | None = option("Prompts", None, Asking.model_fields["language"].description or "")
     output: str = option("Output", ..., "file to write: .json, .jsonl or .parquet")
@@ -691,7 +732,7 @@ class ParseConfig(Config):
     original_output: str = option("Input", ..., "model outputs: a JSON list or JSONL of records {doi, output}")
     file_path: str = option("Input", ..., "papers that the outputs belong to")
     num_qas: int | None = option(
-        "Input", None, "pairs requested per paper: count the papers with fewer (default: not counted)", ge=1
+        "Input", None, "pairs requested per paper: count the papers with fewer (default: not counted)", ge=1, le=10**6
     )
     output_dir: str = option("Output", ..., "folder for processed_output.json and rejected.jsonl")
 
@@ -700,22 +741,27 @@ class ReportConfig(Config):
     """Rewrite the report of a finished run."""
 
     output_dir: str = option("Input", ..., "run directory")
-    report_papers: int = option("Output", 1000, Output.model_fields["report_papers"].description or "", ge=0)
+    report_papers: int = option(
+        "Output", 1000, Output.model_fields["report_papers"].description or "", ge=0, le=MOST_PAPERS
+    )
 
 
 class PlanConfig(Config):
     """Extrapolate hours, cost and disk space from a finished run to a corpus."""
 
     output_dir: str = option("Input", ..., "run directory of a finished generate")
-    papers: int = option("Input", ..., "number of papers of the corpus", ge=1)
-    paper_tokens: int | None = option("Input", None, "mean length of a paper, in tokens (default: the run's)", ge=1)
+    papers: int = option("Input", ..., "number of papers of the corpus", ge=1, le=10**12)
+    paper_tokens: int | None = option(
+        "Input", None, "mean length of a paper, in tokens (default: the run's)", ge=1, le=MOST_TOKENS
+    )
     gpus: int = option(
         "Cluster",
         1,
         "number of GPUs to plan for; if the run used none, number of actors with the resources of the run's",
         ge=1,
+        le=10**6,
     )
-    gpu_hour_price: float | None = option("Cluster", None, "price of a GPU hour (default: the run's)", gt=0)
+    gpu_hour_price: float | None = option("Cluster", None, "price of a GPU hour (default: the run's)", gt=0, le=1e6)
 
 
 class StatusConfig(Config):
@@ -725,7 +771,8 @@ class StatusConfig(Config):
 
     output_dir: str = option("Input", ..., "run directory")
     json_lines: bool = option("Output", False, "print JSON, one line")
-    watch: float | None = option("Output", None, "refresh every N seconds until the run ends", gt=0)
+    watch: float | None = option("Output", None, "refresh every N seconds until the run ends", gt=0, le=86_400)
+    repair: bool = option("Output", False, "find damaged, missing and doubled files, and set aside what is made again")
 
 
 class SubmitConfig(Config):
@@ -760,7 +807,7 @@ class DemoConfig(Config):
     """Run everything on the sample papers with the bundled models."""
 
     num_qas: int = option("Prompts", 5, "pairs to generate per paper", ge=1, le=100)
-    max_gen_len: int = option("Prompts", 200, "maximum number of generated tokens", ge=1)
+    max_gen_len: int = option("Prompts", 200, "maximum number of generated tokens", ge=1, le=MOST_TOKENS)
     engine: Literal["auto", "echo", "transformers"] = option(
         "Model", "auto", "auto, transformers: the bundled models; echo: no model"
     )
@@ -779,10 +826,10 @@ class DemoConfig(Config):
 
 def parse_pool(text: str) -> tuple[int, int]:
     """``MIN:MAX`` or ``N`` to (min, max). Raises ValueError on anything else."""
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
+    match = re.fullmatch(r"0*(\d{1,9})(?::0*(\d{1,9}))?", text.strip())
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= low <= high:
-        raise ValueError(f"must be MIN:MAX or N, with 1 ≤ MIN ≤ MAX, got {text!r}")
+    if not 1 <= low <= high <= MOST_ACTORS:
+        raise ValueError(f"must be MIN:MAX or N, with 1 ≤ MIN ≤ MAX ≤ {MOST_ACTORS:,}, got {shown(text)}")
     return low, high
 
 
@@ -792,9 +839,29 @@ def parse_labels(text: str | None) -> dict[str, str]:
     for part in filter(None, (text or "").split(",")):
         key, equals, value = (word.strip() for word in part.partition("="))
         if not (key and equals and value):
-            raise ValueError(f"must be KEY=VALUE,…, such as ray.io/market-type=spot, got {text!r}")
+            raise ValueError(f"must be KEY=VALUE,…, such as ray.io/market-type=spot, got {shown(text)}")
         labels[key] = value
     return labels
+
+
+_ABBREVIATED = reprlib.Repr()
+_ABBREVIATED.maxstring = _ABBREVIATED.maxother = 120
+
+
+def shown(value: Any) -> str:
+    """A value as an error message quotes it: in at most MOST_SHOWN characters, however large it is."""
+    if isinstance(value, float):
+        return f"{value}"
+    text = _ABBREVIATED.repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
 
 
 def seq_len_message(seq_len: int, context_size: int) -> str:
@@ -830,7 +897,7 @@ def _grouped(config: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
     groups = {name: group for name, field in config.model_fields.items() if (group := _group(field))}
     owned = {own for group in groups.values() for own in group.model_fields}
     if unknown := [name for name in groups if name in flat and name not in owned and not _is_group(flat[name])]:
-        raise ConfigError(f"unknown setting {unknown[0]}")
+        raise ConfigError(f"unknown setting {unknown[0][:MOST_SHOWN]}")
     made = {name: flat.pop(name) for name in groups if _is_group(flat.get(name))}
     for name, group in groups.items():
         if name not in made:
@@ -841,7 +908,8 @@ def _grouped(config: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
 def _one_line(config: type[Config], error: Any) -> str:
     """One mistake of pydantic's in our words: field, consequence, value."""
     groups = {name for name, field in config.model_fields.items() if _group(field)}
-    name = ".".join(str(part) for part in error["loc"] if part not in groups)
+    name = ".".join(str(part) for part in error["loc"] if part not in {*groups, config.extra_flags})
+    name = name if len(name) <= MOST_SHOWN else f"{name[: MOST_SHOWN - 1]}…"
     value = error.get("input")
     if error["type"] == "missing":
         return f"--{name} is required"
@@ -853,9 +921,9 @@ def _one_line(config: type[Config], error: Any) -> str:
     flag = config.flags().get(name)
     limits = _limits(flag.field) if flag else ""
     if limits and isinstance(value, int | float) and not isinstance(value, bool):
-        return f"--{name} must be {limits}, got {value}"
+        return f"--{name} must be {limits}, got {shown(value)}"
     what = error["msg"].replace("Input should be ", "must be ").replace("Input ", "")
-    return f"--{name} {what}, got {value!r}"
+    return f"--{name} {what}, got {shown(value)}"
 
 
 def _limits(field: FieldInfo) -> str:

@@ -19,7 +19,9 @@ from qaray.config import (
     GenerateConfig,
     PipelineConfig,
 )
-from qaray.corpus.papers import Intake, ingest, input_files
+from qaray.corpus.doi_index import Ingested
+from qaray.corpus.inputs import input_files
+from qaray.corpus.papers import Intake, ingest
 from qaray.engines import WorkerInfo, build_engine
 from qaray.engines.attempts import attempts
 from qaray.engines.worker import inspect_worker, resolve_engine, resume_engine, wait_for_node
@@ -32,6 +34,7 @@ from qaray.evaluate.summary import summarise
 from qaray.finetune import require_extra
 from qaray.generate.manifest import Account, generation_identity, generation_manifest
 from qaray.generate.outputs import write_outputs
+from qaray.generate.redo import forget
 from qaray.generate.rounds import BuilderFactory, generate
 from qaray.models.catalogue import require_bundled, with_absolute_paths
 from qaray.models.planner import plan_model
@@ -42,6 +45,7 @@ from qaray.report.training import write_training_report
 from qaray.run import cluster as runtime
 from qaray.run.directory import Run
 from qaray.run.durations import duration
+from qaray.run.inventory import Inventory
 from qaray.run.lease import Lease, lease
 from qaray.run.stopping import Stopped, StopSignal, end_on_signal, stop_on_signal
 from qaray.run.tries import Tries
@@ -73,10 +77,8 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
 
     quiet, others = config.output.no_progress, [run.evaluation]
     with open_session(config, run, identify, quiet=quiet, others=others, needs_engine=True) as session:
-        config, display, meter = session.config, session.display, session.meter
-        intake = Intake(config.papers.file_path, config.papers.papers_per_shard, config.papers.limit)
-        progress_of_ingest = fan_out(display.ingested, meter.ingested)
-        papers = ingest(intake, run, builder.count_tokens, session.should_stop, progress_of_ingest)
+        config, run, display, meter = session.config, session.run, session.display, session.meter
+        papers = ingest_papers(config, session, builder)
         display.notify(f"{papers.papers} papers, {papers.rejected} rejected records, {papers.tokens:,} tokens")
         for note in papers.notes():
             display.notify(note)
@@ -84,19 +86,40 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         engine = build_engine(config, plan, session.worker, session.should_stop, Tries.of(run))
         display.notify(f"engine: {engine.describe()}")
         report = fan_out(display.generated, meter.generated)
-        progress = generate(run, engine, builder, attempts(config), papers, session.lease, report)
+        progress = generate(run, engine, builder, attempts(config), papers, session.lease, report, display.notify)
         session.end_stage(f"{progress.settled} of {papers.papers} papers are done")
         session.end_stages()
 
-        totals = write_outputs(run, config, builder, papers)
+        totals = write_outputs(run, config, builder, papers, session.lease.check)
         account = Account(config, session.engine_reason, session.worker, papers, progress, totals, session.seconds)
         manifest = generation_manifest(run, account)
-        run.manifest.write_json(manifest)
+        run.write_manifest(manifest)
         Tries.of(run).clear()
         write_report(run, GeneratedPapers.of(run), config.output.report_papers, display.paged)
     out = f"{totals.pairs} pairs from {totals.with_pairs} of {totals.papers} papers"
     display.notify(f"{out}, {sum(totals.rejected.values())} rejected, in {duration(session.seconds)}")
     return manifest
+
+
+def ingest_papers(config: GenerateConfig, session: Session[GenerateConfig], builder: BuilderFactory) -> Ingested:
+    """Ingests the papers, and deals with those whose text has changed as ``--changed`` says."""
+    settings, run = config.papers, session.run
+    redo = settings.changed == "redo"
+    intake = Intake(settings.file_path, settings.papers_per_shard, settings.limit, redo=redo)
+    progress = fan_out(session.display.ingested, session.meter.ingested)
+    arguments = (intake, run, builder.count_tokens, session.should_stop, progress, session.lease.check)
+    papers = ingest(*arguments)
+    if redo and papers.to_redo and not session.should_stop():
+        session.display.notify(f"{len(papers.to_redo)} papers have another text: they are asked again")
+        forget(run, papers.to_redo)
+        papers = ingest(*arguments)
+    elif papers.changed and settings.changed == "report":
+        named = ", ".join(papers.changed_dois[:5]) + (", …" if papers.changed > 5 else "")
+        session.display.notify(
+            f"{papers.changed} papers have another text than when they were asked ({named}): their pairs are kept; "
+            "--changed redo asks them again"
+        )
+    return papers
 
 
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -111,6 +134,8 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         input_files(config.pairs.processed_output, run)
     else:
         generated.finished()
+        for problem in Inventory.of(generated).problems(generated):
+            raise problem
     plan = plan_model(config) if config.judges else None
 
     def identify(config: EvaluateConfig) -> None:
@@ -126,9 +151,9 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         needs_node=config.embeds,
         shown_as=generated,
     ) as session:
-        config, display, meter = session.config, session.display, session.meter
+        config, run, display, meter = session.config, session.run, session.display, session.meter
         progress_of_ingest = fan_out(display.ingested, meter.ingested)
-        source, ingested = open_source(config, generated, session.should_stop, progress_of_ingest)
+        source, ingested = open_source(config, generated, run, session.should_stop, progress_of_ingest)
         context = Context(run, source, session.should_stop)
         papers = count_papers(context)
         metrics = config.metrics.metrics
@@ -145,9 +170,10 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         session.end_stages()
 
         duplicates = find_duplicates(context, config)
+        session.lease.check()
         summary = summarise(context, duplicates)
         manifest = evaluation_manifest(config, session.engine_reason, run, summary, ingested, seconds, session.seconds)
-        run.manifest.write_json(manifest)
+        run.write_manifest(manifest)
         Tries.of(run).clear()
         write_report(generated, source, config.output.report_papers, display.paged)
     display.notify(f"{summary['pairs']} pairs of {papers} papers evaluated in {duration(session.seconds)}")
@@ -181,14 +207,14 @@ def run_fine_tune(config: FineTuneConfig) -> dict[str, Any]:
 
     config = config.replace(local_cpus=config.cluster.local_cpus or driver.local_cpus(config))
     with open_session(config, run, identify, quiet=config.no_progress) as session:
-        display, meter = session.display, session.meter
+        run, display, meter = session.run, session.display, session.meter
         examples = driver.prepare(job, run, display.notify)
         log = driver.train(job, run, examples, display.notify, fan_out(display.trained, meter.trained))
         display.close()
         session.lease.check()
         driver.write_model(job, run, display.notify)
         manifest = driver.training_manifest(job, run, examples, log, session.seconds)
-        run.manifest.write_json(manifest)
+        run.write_manifest(manifest)
         write_training_report(run)
     return manifest
 
@@ -228,7 +254,7 @@ def run_demo(config: DemoConfig) -> str:
 
 @dataclass
 class Session(Generic[AnyConfig]):
-    """One start of a command on a run directory: what every command has while it works."""
+    """One start of a command on a run directory, in the name of its epoch: what every command has while it works."""
 
     config: AnyConfig  # with the engine resolved
     run: Run
@@ -277,9 +303,14 @@ def open_session(
     """
     begun, display = time.monotonic(), Display(quiet)
     worker, reason = WorkerInfo(), ""
-    with lease(run) as held, contextlib.ExitStack() as stack:
+    run.refuse_foreign()
+    if shown_as is not None:
+        shown_as.refuse_foreign_report()
+    with lease(run, display.notify) as held, contextlib.ExitStack() as stack:
+        run = held.run
+        run.restore()
         for other in others:
-            Lease(other).refuse_another()
+            Lease(other).refuse_another(display.notify)
         if isinstance(config, FineTuneConfig):
             identify(config)
             runtime.connect(config.cluster)
@@ -300,7 +331,11 @@ def open_session(
             run.clean()
             stack.enter_context(stop_on_signal(run))  # after Ray, which installs handlers of its own
         meter = stack.enter_context(Meter(shown_as or run))
-        yield Session(config, run, held, display, meter, StopSignal(run.stop_flag), worker, reason, begun)
+        try:
+            yield Session(config, run, held, display, meter, StopSignal(run.stop_flag), worker, reason, begun)
+        except Exception:
+            held.check()  # whatever failed, it may be because another driver has taken over
+            raise
 
 
 def fan_out(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:

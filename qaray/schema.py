@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import types
 import typing
@@ -52,8 +53,47 @@ def columns(row_type: Any) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    """Rows (TypedDicts) as an Arrow table with this schema."""
-    return pa.Table.from_pylist(rows, schema=schema)
+    """Rows (TypedDicts) as an Arrow table with this schema. A matrix is a list of lists or of arrays."""
+    try:
+        return pa.Table.from_pylist(rows, schema=schema)
+    except pa.ArrowCapacityError:  # a chunk of lists holds fewer than 2³¹ values
+        if len(rows) < 2:
+            raise
+        half = len(rows) // 2
+        return pa.concat_tables([table(rows[:half], schema), table(rows[half:], schema)])
+
+
+def rows_of(table: pa.Table) -> list[Any]:
+    """The rows of a table, like ``to_pylist``, with each row of a matrix as an array: a view of the table's memory.
+
+    A Python object for each of a matrix's values would take eight times its memory.
+    """
+    columns = [
+        [row for chunk in column.chunks for row in _matrices(chunk)] if _is_matrix(column.type) else column.to_pylist()
+        for column in table.columns
+    ]
+    names = table.column_names
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _is_matrix(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(kind)
+        and pa.types.is_list(kind.value_type)
+        and pa.types.is_floating(kind.value_type.value_type)
+    )
+
+
+def _matrices(rows: pa.ListArray) -> list[list[Any] | None]:
+    """The matrices of a chunk, each a list of arrays; None for a null."""
+    lines = rows.values
+    ends, values = lines.offsets.to_numpy(), lines.values.to_numpy(zero_copy_only=False)
+    return [
+        None if missing else [values[ends[line] : ends[line + 1]] for line in range(first, last)]
+        for missing, (first, last) in zip(
+            rows.is_null().to_pylist(), itertools.pairwise(rows.offsets.to_pylist()), strict=True
+        )
+    ]
 
 
 class Outcome(str, Enum):
@@ -72,7 +112,7 @@ class RejectReason(Outcome):
     DUPLICATE_DOI = "duplicate_doi"  # an earlier record (file, position) has the same doi
     UNDECODABLE = "undecodable"  # the bytes are not valid text or not a valid Parquet file
     NOT_JSON = "not_json"  # invalid JSON at this position
-    OVER_LENGTH = "over_length"  # too long for its token budget, such as a prompt with --overlength skip
+    OVER_LENGTH = "over_length"  # a prompt too long for its budget (--overlength skip), or a record beyond its limit
     ENGINE_ERROR = "engine_error"  # the engine failed on this prompt
     PROCESS_KILLED = "process_killed"  # every process that ran it was killed: see qaray.run.tries
     NO_PAIRS = "no_pairs"  # no attempt produced a question-answer pair
@@ -112,10 +152,11 @@ class ScoreReason(Outcome):
     """Why a pair or a paper has no score."""
 
     NO_PAIRS = "no_pairs"  # the paper has no pairs
+    EMPTY_PAPER = "empty_paper"  # the paper has no sentences
     FEWER_THAN_TWO_PAIRS = "fewer_than_two_pairs"  # no two questions to compare
     EMPTY_QUESTION = "empty_question"
     EMPTY_ANSWER = "empty_answer"
-    OVER_LENGTH = "over_length"  # longer than the judge's context
+    OVER_LENGTH = "over_length"  # longer than the judge's context, or more cosines than are stored
     NOT_FINITE = "not_finite"  # the model returned NaN or infinite values
     ENGINE_ERROR = "engine_error"  # the engine failed
     PROCESS_KILLED = "process_killed"  # every process that ran it was killed: see qaray.run.tries
@@ -202,6 +243,7 @@ class Paper(TypedDict):
     file: str  # input file of the paper
     position: int  # record number within that file, from 0
     tokens: int  # tokens of txt alone, counted with the run's tokenizer
+    digest: str  # hash of txt, by which a changed paper is recognized; of an evaluation, of what its scores depend on
     source: str | None
     abstract: str | None
     keywords: list[str]
@@ -300,7 +342,6 @@ class IngestedPair(Paper):
     """A paper of a processed output, as stored in the evaluation's folder."""
 
     pairs: list[Pair]
-    digest: str
 
 
 class ScoreRequest(TypedDict):
@@ -333,7 +374,7 @@ class Evidence(TypedDict):
     """A sentence of the paper that supports a pair."""
 
     sentence: Int32  # number of the sentence
-    text: str
+    text: str  # of a long sentence, the beginning
     score: Float32  # cosine similarity
 
 
@@ -384,7 +425,7 @@ class Similarity(ScoreKey):
     """Row of similarity.parquet, one per paper."""
 
     pair_ids: list[str]  # [Q]
-    pairs: list[QuestionPair]
+    pairs: list[QuestionPair]  # all of them, or a sample: metrics.similarity.question_pairs
     control: list[ControlScore]
     reason: str | None  # a ScoreReason
     detail: str | None

@@ -29,6 +29,7 @@ from qaray.schema import QA, FinishReason, NoPairs, ParseStatus
 
 OPENING = "Q1:"  # appended to a chat model's prompt: keeps small models within the grammar
 END = "END"  # a line with which some models end the answer
+MAX_ANSWER = 1 << 20  # characters that are read of an answer; a longer one counts as cut off there
 
 
 # Request
@@ -75,23 +76,23 @@ def answer_end(text: str, num_qas: int) -> int | None:
     The answer ends before a question beyond the requested number, if the last requested question and its answer stand
     before it, or before a line END.
     """
-    end = re.compile(rf"\n[^\S\n]*(?:(?P<next>{_QUESTION}0*{num_qas + 1}{_COLON})|\W{{0,2}}{END}[*_]*[^\S\n]*(?:\n|$))")
-    if not end.search(text):
+    text = text[:MAX_ANSWER]
+    end = rf"\n[^\S\n]*(?:(?P<next>{_QUESTION}0*{num_qas + 1}{_COLON})|\W{{0,2}}{END}[*_]*[^\S\n]*(?:\n|$))"
+    if not re.search(end, text):
         return None  # engines ask again and again while a model writes: reasoning is looked for at a possible end only
     spans = reasoning_spans(text)
-    start = spans[-1][1] if spans else 0
-    for match in end.finditer(text, start):
-        before = text[start : match.start()]
-        if not match["next"] or _has_answer(before, num_qas):
-            return start + len(before.rstrip())
+    answer = text[spans[-1][1] if spans else 0 :]
+    last_question = rf"(?P<asked>(?:\A|\n)[^\S\n]*{_QUESTION}0*{num_qas}{_COLON})"
+    last_answer = rf"(?P<told>\b(?:A|Answer)\s?#?(?:0*{num_qas})?{_COLON})"
+    asked = told = False
+    for match in re.finditer(f"{last_question}|{end}|{last_answer}", answer):
+        if match["asked"]:
+            asked, told = True, False
+        elif match["told"]:
+            told = asked
+        elif not match["next"] or told:
+            return len(text) - len(answer) + len(answer[: match.start()].rstrip())
     return None
-
-
-def _has_answer(text: str, number: int) -> bool:
-    """Whether a text has a question with this number and then its answer."""
-    asked = list(re.finditer(rf"(?:^|\n)[^\S\n]*{_QUESTION}0*{number}{_COLON}", text))
-    told = rf"\b(?:A|Answer)\s?#?(?:0*{number})?{_COLON}"
-    return bool(asked) and re.search(told, text[asked[-1].end() :]) is not None
 
 
 def stop_strings(num_qas: int) -> list[str]:
@@ -117,14 +118,15 @@ _REFUSAL = re.compile(
     r"|申し訳|죄송)",
     re.I,
 )
-_SENTENCE_END = re.compile(r"(?:(?<![\n ]\d)[.!?…。！？]|```|\$\$|\|)[)\]}\"'”’*_`]*\s*$")
-# The beginning of a marker with which a text was cut off.
-_CUT_MARKER = re.compile(r"\n[\W_]*(?:Q(?:u(?:e(?:s(?:t(?:i(?:o(?:n)?)?)?)?)?)?)?\s*\d*)?[*_#]*\Z")
+_SENTENCE_END = re.compile(r"(?:(?<![\n ]\d)[.!?…。！？]|(?<!`)```|\$\$|\|)[)\]}\"'”’*_`]*\s*$")
+# The beginning of a marker with which a text was cut off, behind signs on its line.
+_CUT_MARKER = re.compile(r"Q(?:u(?:e(?:s(?:t(?:i(?:o(?:n)?)?)?)?)?)?)?\s{0,9}\d{0,9}[*_#]{0,9}\Z")
+_LONGEST_CUT_MARKER = 40  # characters
 
 
 @dataclass(frozen=True)
 class ParsedText:
-    """The pairs of one text, in order, and the status of the text."""
+    """The pairs of one text, in order, valid Unicode, and the status of the text."""
 
     pairs: list[QA]
     status: ParseStatus
@@ -141,10 +143,10 @@ def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> P
         finish_reason: A FinishReason, if known. If the text was cut off, a last answer that stops in the middle of a
             sentence is dropped.
     """
-    cut = finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION)
-    answer = answer_text(text)
+    cut = finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION) or len(text) > MAX_ANSWER
+    answer = answer_text(text[:MAX_ANSWER])
     if cut:
-        answer = _CUT_MARKER.sub("", answer)
+        answer = _without_cut_marker(answer)
     objects, begins = json_pairs(answer)
     if objects and not begins_marked(answer[:begins]):
         return _parsed(objects, num_qas, cut)
@@ -155,6 +157,17 @@ def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> P
     elif cut and pairs and not _SENTENCE_END.search(pairs[-1]["A"]):
         pairs.pop()
     return _parsed(pairs, num_qas, cut)
+
+
+def _without_cut_marker(text: str) -> str:
+    """A text without the lines of signs, and perhaps the beginning of a marker, with which it ends."""
+    marker = _CUT_MARKER.search(text, max(0, len(text) - _LONGEST_CUT_MARKER))
+    for end in (marker.start() if marker else len(text), len(text)):
+        start = next((place + 1 for place in range(end - 1, -1, -1) if text[place].isalnum()), 0)
+        newline = text.find("\n", start, end)
+        if newline >= 0:
+            return text[:newline]
+    return text
 
 
 def _parsed(pairs: list[QA], num_qas: int, cut: bool) -> ParsedText:
@@ -169,6 +182,7 @@ def _parsed(pairs: list[QA], num_qas: int, cut: bool) -> ParsedText:
 
 def no_pairs(text: str) -> NoPairs:
     """What an output is of which ``parse_answer`` reads no pair."""
+    text = text[:MAX_ANSWER]
     if not text.strip():
         return NoPairs.EMPTY
     answer = answer_text(text).strip()
@@ -193,5 +207,10 @@ def _distinct(pairs: list[QA]) -> list[QA]:
         key = question_key(pair["Q"])
         if key and key not in seen:
             seen.add(key)
-            kept.append(pair)
+            kept.append(QA(Q=_valid(pair["Q"]), A=_valid(pair["A"])))
     return kept
+
+
+def _valid(text: str) -> str:
+    """A text without lone surrogates, which JSON's escapes may write and no file can hold."""
+    return text.encode("utf-8", "replace").decode()

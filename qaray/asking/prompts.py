@@ -56,9 +56,8 @@ class PromptBuilder:
 
         An over-length paper that cannot be truncated or split gives one row with a failure, so every paper has a row.
         """
-        literal = self.tokenizer.literal
-        keywords = [literal(keyword) for keyword in paper["keywords"]]
-        paper = Paper(**{**paper, "txt": literal(paper["txt"]), "keywords": keywords})
+        keywords = [self._literal(keyword) for keyword in paper["keywords"]]
+        paper = Paper(**{**paper, "txt": self._literal(paper["txt"]), "keywords": keywords})
         whole = self._prompt(paper, shard, 0, self.budget.num_qas, (0, len(paper["txt"])))
         if whole["prompt_tokens"] <= self.budget.longest_prompt:
             return [whole]
@@ -153,6 +152,9 @@ class PromptBuilder:
             detail=None,
         )
 
+    def _literal(self, text: str) -> str:
+        return self.template.literal(text, self.tokenizer)
+
     def _tokens(self, text: str, keywords: Sequence[str], num_qas: int) -> int:
         rendered = self._render(text, keywords, num_qas)
         return len(prompt_ids(rendered, self.tokenizer)) or self.tokenizer.count([rendered])[0]
@@ -162,8 +164,8 @@ class PromptBuilder:
 
     def text(self, paper: Paper, start: int, end: int, num_qas: int) -> str:
         """The rendered prompt for ``txt[start:end]``, as sent to the engine, without the answer's opening."""
-        window = self.tokenizer.literal(paper["txt"][start:end])
-        keywords = [self.tokenizer.literal(keyword) for keyword in paper["keywords"]]
+        window = self._literal(paper["txt"])[start:end]
+        keywords = [self._literal(keyword) for keyword in paper["keywords"]]
         return self._render(window, keywords, num_qas).removesuffix(self.template.opening)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -30,7 +30,7 @@ PAPERS_LANGUAGE = "the language of the paper"
 REQUIRED = ("paper", "format")
 SLOTS = (*REQUIRED, "num_qas", "pairs", "keywords", "language")
 _SLOT = re.compile(r"\{(" + "|".join(SLOTS) + r")\}")
-_SECTION = re.compile(r"\[\[((?:(?!\]\]).)*?\{(" + "|".join(SLOTS[2:]) + r")\}(?:(?!\]\]).)*?)\]\]", re.S)
+_SECTION_SLOT = re.compile(r"\{(" + "|".join(SLOTS[2:]) + r")\}")
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,19 @@ class Request:
 
     def matches(self, text: str) -> bool:
         """Whether ``text`` is this request, rendered for any paper and any number of pairs."""
-        pattern, end = "", 0
-        for part in re.finditer(rf"{_SECTION.pattern}|{_SLOT.pattern}", self.text, re.S):
-            pattern += re.escape(self.text[end : part.start()])
-            pattern += "(?:.*?)"
-            end = part.end()
-        return re.fullmatch(pattern + re.escape(self.text[end:]), text, re.S) is not None
+        literals = [""]  # the text begins with the first, ends with the last, and has the others in order between them
+        for literal, section in _sections(self.text):
+            first, *others = _SLOT.split(literal)[::2]
+            literals[-1] += first
+            literals += [*others, *([""] if section is not None else [])]
+        first, *middle, last = literals
+        at = len(first)
+        for literal in middle:
+            at = text.find(literal, at)
+            if at < 0:
+                return False
+            at += len(literal)
+        return at + len(last) <= len(text) and text.startswith(first) and text.endswith(last)
 
     def _parts(self, keywords: Sequence[str], num_qas: int, structured: bool) -> tuple[str, str, str]:
         """The rendered text before the paper, the paper's slot, and the rendered text after it."""
@@ -84,7 +91,10 @@ class Request:
             "keywords": ", ".join(name for keyword in keywords if (name := keyword.strip("[] "))),
             "language": self.language or "",
         }
-        text = _SECTION.sub(lambda section: section[1] if values[section[2]] else "", self.text)
+        text = ""
+        for literal, section in _sections(self.text):
+            slot = _SECTION_SLOT.search(section or "")
+            text += literal + (section or "" if slot and values[slot[1]] else "")
         values["language"] = self.language or PAPERS_LANGUAGE
         before, paper, after = text.partition("{paper}")
 
@@ -92,6 +102,20 @@ class Request:
             return _SLOT.sub(lambda slot: values[slot[1]], part)
 
         return fill_slots(before), paper, fill_slots(after)
+
+
+def _sections(text: str) -> Iterator[tuple[str, str | None]]:
+    """(literal text, the section behind it without its brackets), in order; None for the section behind the last."""
+    *parts, rest = text.split("]]")
+    literal = ""
+    for part in parts:
+        before, bracket, section = part.partition("[[")
+        if bracket and _SECTION_SLOT.search(section):
+            yield literal + before, section
+            literal = ""
+        else:
+            literal += f"{part}]]"
+    yield literal + rest, None
 
 
 @cache

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from qaray.asking.grammar import OPENING
@@ -24,6 +25,13 @@ not correct. If you don't know the answer to a question, please don't share fals
 {instruction}
 {input} [/INST]"""
 LLAMA2_NO_INPUT = "[INST]{instruction}[/INST]"  # LongLoRA's template for examples without input
+
+
+# What chat formats mark turns with: [INST], <<SYS>>, <|im_start|>, <start_of_turn>, "### Response:", "ASSISTANT:".
+_SLOTS = r"\{instruction\}|\{input\}"
+_MARKER = re.compile(
+    r"<<?/?[\w-]{1,40}>>?|<[|｜][^<>\s]{1,60}[|｜]>|\[/?[A-Z_]{2,30}\]|^#{2,6} ?[A-Z][\w ]{1,40}:|\b[A-Z]{4,20}:", re.M
+)
 
 
 class Tokenizer(Protocol):
@@ -91,10 +99,23 @@ class Template:
         """Hash that identifies the template, in training and inference."""
         return hashlib.sha256(f"{self.source or self.text}\0{self.opening}".encode()).hexdigest()
 
+    @cached_property
+    def _marker(self) -> re.Pattern[str]:
+        """Matches the markers that the template's own text uses."""
+        own = sorted(set(_MARKER.findall(re.sub(_SLOTS, "", self.text))), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, own)) or r"(?!)")
+
+    def literal(self, text: str, tokenizer: Tokenizer) -> str:
+        """``text`` changed so that no part is read as a special token or as a marker of the template.
+
+        Its length in characters stays the same.
+        """
+        return self._marker.sub(lambda marker: "‹" + marker[0][1:], tokenizer.literal(text))
+
     def render(self, instruction: str, input: str = "") -> str:
         """Renders the prompt, including the opening. Slots inside the instruction or the input are not replaced."""
         text = LLAMA2_NO_INPUT + "{input}" if self.name == "llama2" and not input else self.text
-        parts = re.split(r"(\{instruction\}|\{input\})", text)
+        parts = re.split(f"({_SLOTS})", text)
         return "".join({"{instruction}": instruction, "{input}": input}.get(p, p) for p in parts) + self.opening
 
 

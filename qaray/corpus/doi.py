@@ -9,6 +9,7 @@ from urllib.parse import unquote
 _URL = re.compile(r"(?:https?://)?(?:www\.|dx\.|doi-org\.)?doi\.org/", re.IGNORECASE)
 _LABEL = re.compile(r"(?:https?://)?info:doi/|urn:doi:|doi\s*[:=]\s*|doi\s*(?=10\.)", re.IGNORECASE)
 _IS_DOI = re.compile(r"10\.\d{4,}(?:\.\d+)*/")
+MAX_PREFIXES = 8  # resolver addresses and labels before an id
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 
 
@@ -18,7 +19,7 @@ def doi_key(doi: str) -> str:
     Blanks within a DOI (``10.…/…``) do not count either: DOIs have none, text from PDFs has. Any other id is opaque.
     """
     key = unicodedata.normalize("NFC", doi.translate(_INVISIBLE)).strip()
-    while True:
+    for _ in range(MAX_PREFIXES):
         if match := _URL.match(key):
             key = unquote(key[match.end() :]).strip()
         elif match := _LABEL.match(key):

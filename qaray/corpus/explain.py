@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 CONVERT = "docs/input.md shows how to convert other formats"
@@ -38,6 +39,13 @@ _WRAPPERS = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A value of another type system that has no Python value, such as a timestamp of the year 300,000."""
+
+    type: str
+
+
 def type_name(value: Any) -> str:
     """Name of a JSON value's type, for messages."""
     names = {
@@ -49,6 +57,8 @@ def type_name(value: Any) -> str:
 
 def got(value: Any) -> str:
     """Type and beginning of a value: ``got a number: 704.0001``."""
+    if isinstance(value, Unreadable):
+        return f"got a value that cannot be read, of type {value.type[:SHOWN_CHARS]}"
     return f"got {type_name(value)}: {beginning(value)}"
 
 

@@ -3,7 +3,7 @@
     files → records (one task per file) → token counts (parallel) → duplicates removed, in order → shards
 
 The driver handles ids only. Later stages read the shards. A resumed run reads the files that were not read to their end
-or have changed, and adds new papers.
+or have changed, and adds new papers. What changes while it is read is read again.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qaray.corpus.doi_index import AGAIN, DoiIndex, Ingested
-from qaray.corpus.readers.dispatch import data_files, read_records
+from qaray.corpus.doi import doi_key
+from qaray.corpus.doi_index import NOT_STORED, DoiIndex, Ingested
+from qaray.corpus.inputs import fingerprints, input_files, read_entry, unchanged, unread
+from qaray.corpus.readers.dispatch import read_records
 from qaray.corpus.records import Problem, doi_of, paper_fields
-from qaray.run.cluster import LIGHT
-from qaray.run.directory import SHARD, Run, RunError
+from qaray.run.cluster import LIGHT, in_order
+from qaray.run.directory import SHARD, Run
+from qaray.run.errors import RunError
 from qaray.run.events import log_event
+from qaray.run.inventory import Inventory
 from qaray.run.rejects import rejection_summary, write_rejected_records
-from qaray.run.storage import Location, in_threads, patient
+from qaray.run.storage import Location
 from qaray.run.tries import GIVEN_UP, Guard, Tries
 from qaray.schema import (
     LEFT_OUT_SCHEMA,
@@ -39,6 +43,7 @@ from qaray.schema import (
 
 BLOCK_BYTES = 32 << 20  # maximum text of a block before it is written to a shard
 TEXTS_COUNTED = 16  # texts per tokenizer call: the tokenizer needs many times their memory
+READS = 3  # of a file that changes while it is read, in one start
 WRITES_AHEAD = 8  # shards that are written while the next blocks are processed
 
 CountTokens = Callable[[Sequence[str]], list[int]]
@@ -53,6 +58,7 @@ class Intake:
     limit: int | None = None  # maximum number of records to read
     fields: Callable[[Any], dict[str, Any]] = paper_fields  # extracts the fields of a record; raises Problem
     schema: pa.Schema = PAPER_SCHEMA  # schema of the shards
+    redo: bool = False  # files with changed papers are left to be read again
 
     @property
     def staged_schema(self) -> pa.Schema:
@@ -67,43 +73,83 @@ def ingest(
     count_tokens: CountTokens,
     should_stop: Callable[[], bool],
     report: Callable[[Ingested], None],
+    check: Callable[[], None] = lambda: None,
 ) -> Ingested:
     """Reads the intake into ``run.papers`` and returns its counts; ``report`` is called as shards are written.
 
-    If ``should_stop`` returns True, it returns early, and the files count as unread. Raises FileNotFoundError if the
-    pattern matches no file, RunError if no record is a valid paper, after writing rejected.jsonl.
+    If ``should_stop`` returns True, it returns early, and the files count as unread. ``check`` raises Superseded once
+    another driver has taken over. Raises FileNotFoundError if the pattern matches no file, Damaged if a shard is not
+    what was written, RunError if no record is a valid paper, after writing rejected.jsonl.
     """
     files = input_files(intake.pattern, run)
-    known = (run.sources.read_json() or {"files": []})["files"]
-    fresh = unread(files, known)
+    inventory = Inventory.of(run)
+    for problem in inventory.problems(run):
+        raise problem
+    found = fingerprints(files)
+    redone = {entry["file"] for entry in inventory.files if intake.redo and entry.get("changed")}
+    known = [entry for entry in inventory.files if entry["file"] not in redone]
+    fresh = unread(files, known, found)
     if fresh:
-        run.manifest.remove()  # outdated once papers are added
+        run.unfinish()  # outdated once papers are added
+        inventory.begin(run, {file.path for file in fresh})
+    before = {file.path: entry for file, entry in zip(files, found, strict=True)}
+    counts = Ingested()
+    for attempt in range(1, READS + 1):
         _forget_rejects(run, {file.path for file in fresh})
-    with DoiIndex.of(run, {file.path for file in files}, counts_alone=not fresh) as index:
-        done = index.counts
-        if fresh and _read(intake, run, fresh, index, count_tokens, should_stop, report):
-            fresh_paths = {file.path for file in fresh}
-            read = [{**_fingerprint(file), "complete": intake.limit is None} for file in fresh]
-            known = [entry for entry in known if entry["file"] not in fresh_paths] + read
-            run.sources.write_json({"files": known})
-    done.sources = known
-    if done.papers == 0 and not should_stop():
+        with DoiIndex.of(run, {file.path for file in files}, counts_alone=not fresh) as index:
+            counts = index.counts
+            if fresh and not _read(intake, run, fresh, index, count_tokens, should_stop, report):
+                break  # stopped: nothing counts as read
+            changed = index.changed
+            counts.to_redo = {doi_key(doi) for dois in changed.values() for doi in dois}
+        if not fresh:
+            break
+        check()
+        fresh = _note_read(intake, run, inventory, fresh, before, changed)
+        if not fresh:
+            break
+        counts.unsettled = [file.path for file in fresh]
+        present = [file for file in fresh if file.exists()]
+        before.update({file.path: entry for file, entry in zip(present, fingerprints(present), strict=True)})
+        fresh = present if attempt < READS else []
+    counts.sources, counts.damaged = inventory.files, inventory.damaged
+    counts.changed, counts.changed_dois = inventory.changed, inventory.changed_dois
+    if counts.papers == 0 and not should_stop():
         write_rejected_records(run)
         first = next((row["detail"] for row in run.rejected_records()), "")
-        raise RunError(f"no paper could be read from {intake.pattern}: {rejection_summary(done.rejected, first)}")
-    return done
+        raise RunError(f"no paper could be read from {intake.pattern}: {rejection_summary(counts.rejected, first)}")
+    return counts
 
 
-def input_files(pattern: str, run: Run) -> list[Location]:
-    """The files to read, without those of the run itself, whose folder may be within the input folder.
+def _note_read(
+    intake: Intake,
+    run: Run,
+    inventory: Inventory,
+    files: list[Location],
+    before: dict[str, dict[str, Any]],
+    changed: dict[str, list[str]],
+) -> list[Location]:
+    """Writes into the inventory what was read; returns the files that changed meanwhile.
 
-    Raises FileNotFoundError if there is none, ConfigError if the only one is of another format.
+    ``changed``: dois of papers whose text is another than in the run, by file.
     """
-    own = run.root.path.rstrip("/") + "/"
-    files = [file for file in data_files(pattern) if not file.path.startswith(own)]
-    if not files:
-        raise FileNotFoundError(f"no input file: {pattern} contains only files of the run itself")
-    return files
+    entries = list(in_order(_read_entry, None, ((file,) for file in files), ahead=64))
+    same = unchanged([before[file.path] for file in files], entries)
+    read = []
+    for file, entry, whole in zip(files, entries, same, strict=True):
+        dois = changed.get(file.path, [])
+        complete = whole and intake.limit is None and not (intake.redo and dois)
+        read.append({**before[file.path], **(entry or {}), "complete": complete, "changed": len(dois)})
+        inventory.note_changed(dois)
+    paths = {file.path for file in files}
+    inventory.files = [entry for entry in inventory.files if entry["file"] not in paths] + read
+    inventory.add_shards(run)
+    inventory.write(run)
+    return [file for file, whole in zip(files, same, strict=True) if not whole]
+
+
+def _read_entry(_: None, file: Location) -> dict[str, Any] | None:
+    return read_entry(file)
 
 
 def _read(
@@ -131,7 +177,7 @@ def _read(
         verdicts = index.judge(ray.get(ids), room)
         seen += len(verdicts)
         kept = sum(v == "" for v in verdicts)
-        rejected = sum(v not in ("", AGAIN) for v in verdicts)
+        rejected = sum(v not in NOT_STORED and v != "" for v in verdicts)
         if kept or rejected:
             name = SHARD.format(done.shards)
             writing.append(write.remote(block, verdicts, run, name, done.next_row, intake.schema))
@@ -225,6 +271,8 @@ class _FileReader:
                 problem = found
         row: dict[str, Any] = dict.fromkeys(self.intake.staged_schema.names)
         row.update(fields, row=-1, file=path, position=position, tokens=0)
+        if problem is None:
+            row["digest"] = fields.get("digest") or text_digest(fields["txt"])
         if problem is not None:
             row.update(doi=doi_of(value), reason=str(problem.reason), detail=problem.detail)
         return row
@@ -256,9 +304,9 @@ def _rejected(staged: pa.Table) -> pa.Table:
     return staged
 
 
-def _identify(staged: pa.Table) -> list[tuple[str | None, str, int, str | None]]:
-    """(doi, file, position, reason) of each staged row."""
-    columns = [staged[name].to_pylist() for name in ("doi", "file", "position", "reason")]
+def _identify(staged: pa.Table) -> list[tuple[str | None, str, int, str | None, str | None]]:
+    """(doi, file, position, digest, reason) of each staged row."""
+    columns = [staged[name].to_pylist() for name in ("doi", "file", "position", "digest", "reason")]
     return list(zip(*columns, strict=True))
 
 
@@ -272,11 +320,11 @@ def _write(
     for field in left_out:
         log_event("left_out", run, "ingest", field["doi"], detail=field["detail"], file=field["file"])
     if left_out:
-        (run.left_out / f"{name}.parquet").write_table(table(left_out, LEFT_OUT_SCHEMA))
+        run.write_shard(run.left_out, name, table(left_out, LEFT_OUT_SCHEMA))
     if papers.num_rows:
         rows = pa.array(range(first_row, first_row + papers.num_rows), pa.int64())
         papers = papers.set_column(0, "row", rows).select(schema.names).cast(schema)
-        (run.papers / f"{name}.parquet").write_table(papers)
+        run.write_shard(run.papers, name, papers)
     rejected = [
         {
             "doi": row["doi"],
@@ -289,13 +337,13 @@ def _write(
         for row, verdict in zip(
             staged.select(["doi", "file", "position", "reason", "detail"]).to_pylist(), verdicts, strict=True
         )
-        if verdict not in ("", AGAIN)
+        if verdict != "" and verdict not in NOT_STORED
     ]
     for record in rejected:
         place = {"file": record["file"], "position": record["position"]}
         log_event("rejected", run, "ingest", record["doi"], reason=record["reason"], detail=record["detail"], **place)
     if rejected:
-        (run.rejected_papers / f"{name}.parquet").write_table(table(rejected, REJECTED_SCHEMA))
+        run.write_shard(run.rejected_papers, name, table(rejected, REJECTED_SCHEMA))
     return int(pc.sum(papers["tokens"]).as_py() or 0), [field["what"] for field in left_out]
 
 
@@ -309,43 +357,27 @@ def _left_out(papers: pa.Table) -> list[LeftOut]:
     ]
 
 
-def unread(files: list[Location], known: list[dict[str, Any]]) -> list[Location]:
-    """The files that have not been read to their end, or have changed since.
-
-    ``known`` are the entries of ``run.sources``. A moved file is recognized by its name, size and digest.
-    """
-    complete = [entry for entry in known if entry["complete"]]
-    in_place = {entry["file"]: entry for entry in complete}
-    moved = {(entry["file"].rsplit("/", 1)[-1], entry["size"], entry["digest"]) for entry in complete}
-    fresh = []
-    for file, found in zip(files, in_threads(_fingerprint, files), strict=True):
-        entry = {**found, "complete": True}
-        same = entry == in_place[file.path] if file.path in in_place else (
-            (file.name, entry["size"], entry["digest"]) in moved
-        )  # fmt: skip
-        if not same:
-            fresh.append(file)
-    return fresh
-
-
-@patient
-def _fingerprint(file: Location) -> dict[str, Any]:
-    """Identifies a file: path, size, modification time, and a hash of its first and last 64 KiB."""
-    info = file.info()
-    size, part = info.size or 0, 1 << 16
-    with file.fs.open_input_file(file.path) as stream:
-        head = stream.read(part)
-        stream.seek(max(0, size - part))
-        digest = hashlib.sha256(head + stream.read(part)).hexdigest()[:16]
-    return {"file": file.path, "size": size, "modified_ns": info.mtime_ns, "digest": digest}
-
-
 def _forget_rejects(run: Run, files: set[str]) -> None:
     """Removes the rejected records of these files from the shards, before the files are read again."""
-    for shard in run.rejected_papers.files(".parquet"):
+    for shard in run.rejected_shards() if files else []:
         rows = shard.read_table()
         kept = rows.filter(pa.array([file not in files for file in rows["file"].to_pylist()], pa.bool_()))
-        if kept.num_rows == 0:
-            shard.remove()
-        elif kept.num_rows < rows.num_rows:
-            shard.write_table(kept)
+        if kept.num_rows < rows.num_rows:
+            run.replace_shard(shard, kept)
+
+
+def text_digest(txt: str) -> str:
+    """Hash of a paper's text: 16 hexadecimal digits."""
+    return hashlib.sha256(txt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def forget_papers(run: Run, keys: set[str]) -> None:
+    """Removes papers from their shards, so that they are read again. ``keys``: of doi_key."""
+    inventory = Inventory.of(run)
+    inventory.shards, inventory.changed, inventory.changed_dois = {}, 0, []
+    inventory.write(run)
+    for shard in run.paper_shards():
+        rows = shard.read_table()
+        kept = rows.filter(pa.array([doi_key(doi) not in keys for doi in rows["doi"].to_pylist()], pa.bool_()))
+        if kept.num_rows < rows.num_rows:
+            run.replace_shard(shard, kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qaray.corpus.doi import doi_key
-from qaray.corpus.explain import CONVERT, container, got, is_null, listed_keys, missing, same_but_for_case
+from qaray.corpus.explain import CONVERT, SHOWN_CHARS, container, got, is_null, listed_keys, missing, same_but_for_case
 from qaray.schema import ANSWER_KEYS, QUESTION_KEYS, Flaw, Pair, RejectReason, pair_id
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -19,7 +20,7 @@ _UNDECODED = re.compile("[\udc80-\udcff]+")  # bytes that were not UTF-8
 _UNMARKED = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-_SEMICOLONS = re.compile(r"(?:&#?\w{1,8};|[^;；])+")  # texts between semicolons, those of HTML entities apart
+_SEMICOLONS = re.compile(r"(?:[^;；&]++|&#?\w{1,8};|&)++")  # texts between semicolons, those of HTML entities apart
 _COMMAS = re.compile(r"[，、]|(?<!\d),|,(?!\d)")  # not in numbers, such as the locants of 1,2-dichloroethane
 
 
@@ -51,6 +52,7 @@ class Record:
 
 
 PAIRS_KEY = "Q&A"
+MAX_OPTIONAL = 1 << 20  # characters of an optional field: it is shown, and keywords are part of prompts
 REQUIRED = ("doi", "txt")
 OPTIONAL = ("abstract", "title", "source")
 FIELDS = (*REQUIRED, "keywords", *OPTIONAL, PAIRS_KEY)
@@ -65,14 +67,17 @@ def paper_fields(value: Any) -> dict[str, Any]:
     value = with_keys(value, REQUIRED, FIELDS)
     doi, txt = required_text(value, "doi"), required_text(value, "txt")
     if not doi_key(doi):
-        raise Problem(RejectReason.MISSING_KEY, f"doi is empty: {doi!r}" if doi else "doi is empty")
+        raise Problem(RejectReason.MISSING_KEY, f"doi is empty: {doi[:SHOWN_CHARS]!r}" if doi else "doi is empty")
     if not has_visible(txt):
         raise Problem(RejectReason.EMPTY_TEXT, f"txt has no visible characters ({len(txt)} characters in total)")
     fields: dict[str, Any] = {"doi": doi, "txt": txt, "left_out": []}
     for key in OPTIONAL:
-        text = None if is_null(value.get(key)) else value[key]
+        text = value.get(key)
         if text is not None and not isinstance(text, str):
             fields["left_out"].append(Flaw(what=f"{key} was not a string", detail=f"{key}: {got(text)}"))
+            text = None
+        elif text is not None and len(text) > MAX_OPTIONAL:
+            fields["left_out"].append(_too_long(key))
             text = None
         fields[key] = text and checked(key, text)
     fields["keywords"], flaw = _keywords(value.get("keywords"))
@@ -129,7 +134,7 @@ def checked(key: str, text: str) -> str:
 
 def likely_encoding(text: str) -> str:
     """Name of the likely encoding of a text whose bytes that were not UTF-8 are lone surrogates."""
-    runs = _UNDECODED.findall(text)
+    runs = [run[0] for run in itertools.islice(_UNDECODED.finditer(text), 1000)]
     return "GBK or another encoding of two bytes" if all(len(run) % 2 == 0 for run in runs) else "Latin-1"
 
 
@@ -189,21 +194,32 @@ def doi_of(value: Any) -> str | None:
 
 
 def _keywords(value: Any) -> tuple[list[str], list[Flaw]]:
-    """(keywords, why there are none if they have a wrong type).
+    """(keywords, what was left out of them).
 
     A string is split at its semicolons or, if it has none, at its commas.
     """
-    if is_null(value):
+    if value is None:
         return [], []
     if isinstance(value, str):
+        if len(value) > MAX_OPTIONAL:
+            return [], [_too_long("keywords")]
         parts = _SEMICOLONS.findall(value)
         value = parts if parts != [value] else _COMMAS.split(value)
-    items = value if isinstance(value, list) else [value]
-    wrong = next((each for each in items if not isinstance(each, str) and not is_null(each)), None)
-    if wrong is not None:
-        return [], [Flaw(what="keywords was not a string or a list of strings", detail=f"keywords: {got(wrong)}")]
-    found = [checked("keywords", each).strip() for each in items if isinstance(each, str)]
-    return [each for each in found if each], []
+    if not isinstance(value, list):
+        return [], [Flaw(what="keywords was not a string or a list of strings", detail=f"keywords: {got(value)}")]
+    texts = [each for each in value if isinstance(each, str)]
+    if sum(map(len, texts)) > MAX_OPTIONAL:
+        return [], [_too_long("keywords")]
+    found = [text for each in texts if (text := checked("keywords", each).strip())]
+    if len(texts) == len(value):
+        return found, []
+    wrong = next(each for each in value if not isinstance(each, str))
+    detail = f"keywords: {len(value) - len(texts)} of {len(value)} items, {got(wrong)}"
+    return found, [Flaw(what="keywords had items that were no strings", detail=detail)]
+
+
+def _too_long(key: str) -> Flaw:
+    return Flaw(what=f"{key} was too long", detail=f"{key}: longer than {MAX_OPTIONAL:,} characters")
 
 
 def has_visible(text: str) -> bool:

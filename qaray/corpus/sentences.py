@@ -79,6 +79,7 @@ _LINE_START = re.compile(r"""["“‘'«(\[]{0,2}[A-ZÀ-ÖØ-Þ\d]""")
 
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 _BLANKS = re.compile(r"\s*")
+_LONG_WORD = re.compile(r"\S{1000}")
 _VISIBLE = re.compile(r"\w")
 
 
@@ -108,9 +109,7 @@ def split_sentences(text: str) -> list[str]:
 
 def _ends(paragraph: str) -> list[int]:
     """The ends of the sentences, including trailing whitespace, in order."""
-    import nupunkt
-
-    ends = {_BLANKS.match(paragraph, end).end() for _, end in nupunkt.sent_spans(paragraph)}  # type: ignore[union-attr]
+    ends = {_BLANKS.match(paragraph, end).end() for end in _punkt_ends(paragraph)}  # type: ignore[union-attr]
     for stop in _FULL_STOP.finditer(paragraph):
         bare = stop.end("blank")
         is_end = _ends_sentence(paragraph, stop)
@@ -122,6 +121,20 @@ def _ends(paragraph: str) -> list[int]:
             ends.add(stop.end() if cited else bare)
     ends.update(_heading_ends(paragraph))
     return sorted(ends)
+
+
+def _punkt_ends(paragraph: str) -> Iterator[int]:
+    """The ends of nupunkt's sentences. It takes the square of a word's length: a long word is given to it in parts."""
+    import nupunkt
+
+    cuts = [match.end() for match in _LONG_WORD.finditer(paragraph)]
+    start = 0
+    for part in _cut(paragraph, cuts):
+        for _, end in nupunkt.sent_spans(part):
+            if not cuts or (end < len(part) and (part[end].isspace() or part[end - 1].isspace())):  # not within a word
+                yield start + end
+        start += len(part)
+    yield len(paragraph)
 
 
 def _ends_sentence(text: str, stop: re.Match[str]) -> bool | None:

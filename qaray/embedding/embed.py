@@ -15,7 +15,7 @@ import pyarrow as pa
 from qaray.config import EvaluateConfig
 from qaray.embedding.embedders import EmbedderSettings, load_embedder
 from qaray.engines.guarded import TOO_MANY_DEATHS
-from qaray.engines.pool import actor_name, actor_resources, pool
+from qaray.engines.pool import Startup, actor_resources, pool
 from qaray.run.cluster import actor_gpus
 from qaray.run.stopping import StopCheck
 from qaray.run.tries import Guard, Tries
@@ -80,11 +80,12 @@ class _Embedding:
     def __init__(self, settings: EmbedderSettings, should_stop: StopCheck, tries: Tries) -> None:
         self.instruction = settings.query_instruction
         self.should_stop = should_stop
-        with tries.starting(actor_name(), "loading the model"):
+        self.guard, self.startup = Guard(tries), Startup(tries)
+        with self.startup():
             self.embedder = load_embedder(settings)
-        self.guard = Guard(tries)
 
     def __call__(self, papers: pa.Table) -> pa.Table:
+        self.startup.check()
         keys = [f"embed\0{row['doi']}\0{row['digest']}" for row in papers.select(["doi", "digest"]).to_pylist()]
         return self.guard.run(keys, papers, self._embedded, _without_vectors)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from qaray.config import ConfigError
 from qaray.metrics.similarity import unit_vectors
 from qaray.models.catalogue import resolve
-from qaray.models.loading import first_line, quiet_transformers
+from qaray.models.loading import loading
 
+PROBE = "At what temperature does iron melt?"  # encoded once to check the model
 ECHO = "echo"  # name of the placeholder embedder
 ECHO_DIMENSIONS = 256
 # Tokens per batch, with padding. On a CPU the activations between two layers stay in its caches.
@@ -64,18 +64,19 @@ class Embedder:
         device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         batch_per_thread = device.type == "cpu" and not settings.trust_remote_code
         self.at_once = (settings.threads or default_threads(settings.actors)) if batch_per_thread else 1
-        try:
-            set_up(1 if batch_per_thread else settings.threads, settings.actors)
-            with quiet_transformers():
-                self.model = Model(
-                    resolve(settings.name, settings.cache_dir),
-                    device=str(device),
-                    cache_folder=settings.cache_dir,
-                    trust_remote_code=settings.trust_remote_code,
-                    model_kwargs={"dtype": pick_dtype(settings.dtype, device), "use_safetensors": True},
+        set_up(1 if batch_per_thread else settings.threads, settings.actors)
+        with loading(f"embedding_model {settings.name}"):
+            self.model = Model(
+                resolve(settings.name, settings.cache_dir),
+                device=str(device),
+                cache_folder=settings.cache_dir,
+                trust_remote_code=settings.trust_remote_code,
+                model_kwargs={"dtype": pick_dtype(settings.dtype, device), "use_safetensors": True},
+            )
+            if not np.isfinite(self.model.encode(PROBE, show_progress_bar=False, convert_to_numpy=True)).all():
+                raise ValueError(
+                    "its vectors are not finite: its weights are damaged, or exceed the range of its dtype"
                 )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ConfigError(f"embedding_model {settings.name}: {first_line(error)}") from None
         self.batch_tokens, self.limit = BATCH_TOKENS[device.type], self.model.max_seq_length
         self.threads = ThreadPoolExecutor(self.at_once)
 

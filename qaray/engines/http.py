@@ -23,7 +23,7 @@ from qaray.engines.attempts import as_completed, attempts, attempts_of, select, 
 from qaray.engines.endings import ending
 from qaray.engines.pool import Share
 from qaray.run.cluster import LIGHT, quiet_llm
-from qaray.run.directory import RunError
+from qaray.run.errors import RunError
 from qaray.run.stopping import StopCheck
 from qaray.schema import PROMPT_COLUMNS, Completion, Failure, Prompt, RejectReason, complete
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from qaray.config import ConfigError
+from qaray.run.errors import RunError
+from qaray.run.tries import Tries
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -79,6 +84,31 @@ def describe_pool(sizes: tuple[int, int]) -> str:
     """The pool size as text, e.g. ``2 to 4 actors``."""
     low, high = sizes
     return f"{low} to {high} actors" if high > low else f"{low} actor" + "s" * (low > 1)
+
+
+class Startup:
+    """The start of an actor with a model, whose failure the actor's first call raises.
+
+    Ray reports what a call raises as that exception, but what a constructor raises as the text of its traceback.
+    """
+
+    def __init__(self, tries: Tries) -> None:
+        self.tries = tries
+        self.problem: ConfigError | RunError | None = None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Wraps the constructor's work. Keeps a ConfigError or RunError."""
+        try:
+            with self.tries.starting(actor_name(), "loading the model"):
+                yield
+        except (ConfigError, RunError) as error:
+            self.problem = error
+
+    def check(self) -> None:
+        """Raises the error of the start."""
+        if self.problem:
+            raise self.problem
 
 
 def actor_name() -> str:

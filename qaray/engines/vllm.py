@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,16 @@ from qaray.engines.attempts import as_completed, attempts, attempts_of, select, 
 from qaray.engines.choices import TokenizedSuffix, tokenised
 from qaray.engines.endings import LONGEST_PERIOD, LOOP_TOKENS, ending
 from qaray.engines.guarded import TOO_MANY_DEATHS, given_up, prompt_key, request_key
-from qaray.engines.pool import Share, actor_name, describe_pool, worker_name
+from qaray.engines.pool import Share, Startup, describe_pool, worker_name
 from qaray.engines.worker import WorkerInfo
 from qaray.models.catalogue import resolve
-from qaray.models.loading import load_config
+from qaray.models.loading import load_config, one_line
 from qaray.models.planner import ModelPlan
 from qaray.models.rope import scale_rope
 from qaray.models.shape import model_shape
 from qaray.models.tokenizer import eos_ids, load_tokenizer
-from qaray.run.cluster import LIGHT, debugging, quiet_llm
+from qaray.run.cluster import DEBUG, LIGHT, debugging, quiet_llm
+from qaray.run.errors import RunError
 from qaray.run.stopping import StopCheck
 from qaray.run.tries import Guard, Tries
 from qaray.schema import (
@@ -55,6 +57,7 @@ MAX_SEQUENCES = {"cpu": 16, "cuda": 256}  # sequences that an engine decodes con
 AHEAD = 1.5  # prompts held per sequence: the next one is ready when one finishes
 ROWS_SCORED = 8  # prefixes (usually papers) per block, lost together if an actor dies
 CPU_CACHE_SHARE = 0.25  # share of the free memory for keys and values
+PROBE = (7, 44, 81, 118)  # token ids that check a model's logits
 STAGE = "vLLMEngineStage"
 PARAMETERS = "sampling_params"
 
@@ -207,11 +210,13 @@ def _stage_with(stage: type, work: _Generation | _Scoring, tries: Tries) -> type
 
     class GuardedStage(stage):
         def __init__(self, *args: Any, **options: Any) -> None:
-            with tries.starting(actor_name(), "loading the model"):
+            self._guard, self._startup = Guard(tries), Startup(tries)
+            with self._startup(), starting_vllm(work.config.model_name or ""):
                 super().__init__(*args, **options)
-            self._guard = Guard(tries)
+            self._probed: asyncio.Task[None] | None = None
 
         async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+            self._startup.check()
             index_column = self.IDX_IN_BATCH_COLUMN
 
             async def engine(token_ids: Sequence[int], parameters: dict[str, Any]) -> dict[str, Any]:
@@ -223,6 +228,9 @@ def _stage_with(stage: type, work: _Generation | _Scoring, tries: Tries) -> type
             async def answer(row: dict[str, Any]) -> dict[str, Any]:
                 return {**await work(row, engine), index_column: row[index_column]}
 
+            if self._probed is None:
+                self._probed = asyncio.create_task(check_logits(engine, work.config.model_name or ""))
+            await self._probed
             with contextlib.closing(self._guard.parts([work.key(row) for row in batch])) as parts:
                 while part := await asyncio.to_thread(next, parts, None):  # the notes may be on remote storage
                     rows = [batch[index] for index in part.rows]
@@ -238,6 +246,25 @@ def _stage_with(stage: type, work: _Generation | _Scoring, tries: Tries) -> type
                         self._guard.leave(part)
 
     return GuardedStage
+
+
+@contextlib.contextmanager
+def starting_vllm(name: str) -> Iterator[None]:
+    """Turns an error of vLLM's start into one line. Raises ConfigError if its arguments are refused, else RunError."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"model {name}: vLLM: {one_line(error)}") from None
+    except Exception as error:  # its engine runs in processes of its own, of whose errors only the log tells
+        raise RunError(f"model {name}: vLLM did not start: {one_line(error)} ({DEBUG}=1 shows its log)") from None
+
+
+async def check_logits(engine: Any, name: str) -> None:
+    """Raises ConfigError if the model's log-probabilities are not finite: vLLM generates text all the same."""
+    output = await engine(PROBE, {"temperature": 0.0, "max_tokens": 1, "logprobs": 1, "detokenize": False})
+    logprobs = output["logprobs"] if not output["__inference_error__"] else None
+    if logprobs and any(math.isnan(each["logprob"]) for each in logprobs[0].values()):
+        raise ConfigError(f"model {name}: its logits are not finite: its weights are damaged")
 
 
 @dataclass(frozen=True)

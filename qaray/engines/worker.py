@@ -16,8 +16,8 @@ from qaray.config import ConfigError, EngineConfig
 from qaray.engines.pool import actor_resources
 from qaray.models.shape import ModelShape, model_shape
 from qaray.run.cluster import LIGHT, actor_gpus
-from qaray.run.directory import RunError
 from qaray.run.durations import duration
+from qaray.run.errors import RunError
 
 FIRST_NOTICE, EVERY_NOTICE = 30.0, 300.0  # seconds until the first notice of a wait, and between notices
 AnyEngineConfig = TypeVar("AnyEngineConfig", bound=EngineConfig)

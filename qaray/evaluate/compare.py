@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from qaray.corpus.doi import doi_key
 from qaray.evaluate.summary import BOUNDS, PAPER_SCORES, figure, mean
 from qaray.metrics.statistics import interval_of_mean
-from qaray.run.directory import Run, RunRefused
+from qaray.run.directory import Run
+from qaray.run.errors import Damaged, RunRefused
 
 
 def compare(first: Run, second: Run) -> dict[str, Any]:
     """Paired differences second − first, by doi, with 95 % confidence intervals.
 
-    Raises RunRefused if a run is not evaluated, or if the runs have no papers in common.
+    Raises RunRefused if a run is not evaluated, or if the runs have no papers in common, Damaged if a file of theirs
+    cannot be used.
     """
     before, after = _scores_by_doi(first), _scores_by_doi(second)
     shared = sorted(before.keys() & after.keys())
@@ -22,7 +25,7 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
     metrics = {}
     for name in BOUNDS:
         pairs = [(before[doi][name], after[doi][name]) for doi in shared]
-        both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        both = [(a, b) for a, b in pairs if a is not None and b is not None and math.isfinite(a) and math.isfinite(b)]
         if not both:
             continue
         differences = [b - a for a, b in both]
@@ -45,9 +48,20 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
 def _scores_by_doi(run: Run) -> dict[str, dict[str, Any]]:
     if not run.root.exists():
         raise RunRefused(f"{run.root} is not an evaluated run: pass the --output_dir of evaluate")
-    if not run.evaluation.manifest.exists():
-        raise RunRefused(f"{run.root} has no finished evaluation: run `qaray evaluate --output_dir {run.root}` first")
-    return {doi_key(row["doi"]): row for row in PAPER_SCORES.rows(run.evaluation)}
+    again = f"run `qaray evaluate --output_dir {run.root}`"
+    if run.evaluation.read_manifest() is None:
+        raise RunRefused(f"{run.root} has no finished evaluation: {again} first")
+    scores, folder = {}, PAPER_SCORES.folder(run.evaluation)
+    for row in PAPER_SCORES.rows(run.evaluation):
+        lacking = [name for name in ("doi", *BOUNDS) if name not in row]
+        if lacking:
+            raise Damaged(folder, f"has a file without the column {lacking[0]}", again)
+        if not isinstance(row["doi"], str) or any(isinstance(row[name], str | list | dict) for name in BOUNDS):
+            raise Damaged(folder, "has a file whose scores are not numbers", again)
+        scores[doi_key(row["doi"])] = row
+    if not scores:
+        raise Damaged(folder, "is missing or empty", again)
+    return scores
 
 
 def comparison_lines(found: dict[str, Any]) -> list[str]:

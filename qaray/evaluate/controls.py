@@ -6,13 +6,16 @@ answer must score above the same question with an answer of another paper.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Literal
 
+from qaray.corpus.records import has_visible
 from qaray.schema import Pair
 
 CONTROL_PAIRS = 2  # pairs per control paper whose answers are swapped
+CONTROL_QUESTIONS = 100  # questions per control paper, at most
 CONTROL_KINDS = ("duplicate", "paraphrase", "unrelated")
 
 
@@ -29,8 +32,8 @@ def other_answers(papers: Sequence[Sequence[Pair]], place: int, most: int = CONT
 def _others(papers: Sequence[Sequence[Pair]], place: int, most: int, key: Literal["Q", "A"]) -> list[str]:
     found: list[str] = []
     for step in range(1, len(papers)):
-        other = [pair[key] for pair in papers[(place + step) % len(papers)] if pair[key].strip()]
-        found.extend(other[: most - len(found)])
+        other = (pair[key] for pair in papers[(place + step) % len(papers)] if has_visible(pair[key]))
+        found.extend(itertools.islice(other, most - len(found)))
         if len(found) >= most:
             break
     return found

@@ -19,7 +19,7 @@ from qaray.evaluate.tables import COVERAGE, QUESTIONS, Table
 from qaray.metrics.coverage import coverage, evidence
 from qaray.run.directory import Run
 from qaray.run.tries import Tries
-from qaray.schema import Failure, Paired, Questions, ScoreReason, columns, failed, failure_of
+from qaray.schema import Failure, Paired, Questions, ScoreReason, columns, failed, failure_of, rows_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -38,6 +38,10 @@ def embedding(context: Context, config: EvaluateConfig) -> Stage:
     return Stage("embedding", tables, flow)
 
 
+# Maximum of pairs × sentences of a paper whose coverage is measured: 120 MB. A block of 64 such papers is within what a
+# list of Arrow holds.
+MAX_COSINES = 30_000_000
+MAX_EVIDENCE = 10_000  # characters of a sentence that each pair's evidence repeats
 TEXT_SCHEMA = pa.schema(
     [
         *ROW_KEY,
@@ -61,22 +65,20 @@ class _ReadTexts:
             papers = context.papers(shard)
             keys = keys_of(papers)
             owed = {each.name: each.owed(context.run, shard, keys) for each in self.tables}
-            rows = [
-                row
-                for paper in papers
-                if (row := _texts(paper, [name for name, dois in owed.items() if paper["doi"] in dois]))["wanted"]
-            ]
-            yield from tables_of(rows, TEXT_SCHEMA)
+            wanted = ((paper, [name for name, dois in owed.items() if paper["doi"] in dois]) for paper in papers)
+            yield from tables_of((_texts(paper, names) for paper, names in wanted if names), TEXT_SCHEMA)
 
 
 def _texts(paper: Paired, wanted: list[str]) -> dict[str, Any]:
     for_coverage, for_questions = COVERAGE.name in wanted, QUESTIONS.name in wanted
+    documents = split_sentences(paper["txt"]) if for_coverage else []
+    fits = len(paper["pairs"]) * len(documents) <= MAX_COSINES
     return {
         **score_key(paper),
         "shard": paper["shard"],
         "wanted": wanted,
-        "queries": [f"{pair['Q']}\n{pair['A']}" for pair in paper["pairs"]] if for_coverage else [],
-        "documents": split_sentences(paper["txt"]) if for_coverage else [],
+        "queries": [f"{pair['Q']}\n{pair['A']}" for pair in paper["pairs"]] if for_coverage and fits else [],
+        "documents": documents,
         "questions": [pair["Q"] for pair in paper["pairs"]] if for_questions else [],
         "pair_ids": [pair["pair_id"] for pair in paper["pairs"]],
     }
@@ -87,7 +89,7 @@ class _WriteCoverage:
     run: Run
 
     def __call__(self, embedded: pa.Table) -> pa.Table:
-        papers = embedded.to_pylist()
+        papers = rows_of(embedded)
         write_scores(self.run, COVERAGE, papers, _coverage_rows)
         write_scores(self.run, QUESTIONS, papers, _question_rows)
         return pa.table({"papers": [len(papers)]})
@@ -115,8 +117,13 @@ def _coverage_row(row: dict[str, Any]) -> dict[str, Any]:
         "evidence": [],
     }
     failure = failure_of(row)
-    if failure is None and not row["queries"]:
+    if failure is None and not row["pair_ids"]:
         failure = Failure(ScoreReason.NO_PAIRS)
+    if failure is None and not sentences:
+        failure = Failure(ScoreReason.EMPTY_PAPER)
+    if failure is None and not row["queries"]:
+        size = f"{len(row['pair_ids']):,} pairs × {len(sentences):,} sentences"
+        failure = Failure.of(ScoreReason.OVER_LENGTH, f"{size} exceed the {MAX_COSINES:,} cosines kept per paper")
     if failure is None and not np.isfinite(matrix).all():
         failure = NOT_FINITE
     if failure is not None:
@@ -130,7 +137,7 @@ def _coverage_row(row: dict[str, Any]) -> dict[str, Any]:
         "lift": found.lift,
         "sentence_std": found.sentence_std,
         "evidence": [
-            [{"sentence": j, "text": sentences[j].strip(), "score": float(matrix[i, j])} for j in best]
+            [{"sentence": j, "text": sentences[j].strip()[:MAX_EVIDENCE], "score": float(matrix[i, j])} for j in best]
             for i, best in enumerate(evidence(matrix))
         ],
         **failed(None),

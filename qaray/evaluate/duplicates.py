@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from qaray.config import EvaluateConfig
+from qaray.corpus.records import has_visible
 from qaray.evaluate.measure import Context
 from qaray.evaluate.tables import QUESTIONS
 
@@ -18,6 +19,7 @@ SCHEMA = pa.schema(
     ]
 )  # fmt: skip
 NEIGHBOURS = 8  # neighbours per question, itself included
+MAX_CHARACTERS = 1_000  # of a question in the table, which repeats it for each of its neighbours
 MAX_QUESTIONS = 1_000_000  # maximum number of questions: about 5 GB of memory at 384 dimensions
 EXACT_UP_TO = 20_000  # questions up to which the search is exact
 LINKS = 32  # links per question in the HNSW graph
@@ -50,10 +52,10 @@ def near_duplicates(context: Context, threshold: float) -> dict[str, Any]:
             for qa, (question, vector) in enumerate(
                 zip(rows[doi][0]["questions"], rows[doi][0]["vectors"], strict=True)
             ):
-                if question.strip() and np.isfinite(vector).all() and len(dois) < MAX_QUESTIONS:
+                if has_visible(question) and np.isfinite(vector).all() and len(dois) < MAX_QUESTIONS:
                     dois.append(doi)
                     numbers.append(qa)
-                    questions.append(question)
+                    questions.append(question[:MAX_CHARACTERS])
                     vectors.append(np.asarray(vector, dtype=np.float32))
     pairs = _near(np.stack(vectors), dois, threshold) if vectors else []
     columns = [

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qaray.corpus.records import has_visible
 from qaray.evaluate.rubrics import RacarTargets, SimilarityTargets
 from qaray.metrics import racar, similarity
 from qaray.metrics.self_contained import paper_reference
@@ -18,7 +19,7 @@ NOT_FINITE = Failure(str(ScoreReason.NOT_FINITE), "the model returned values tha
 def similarity_row(
     key: dict[str, Any], targets: SimilarityTargets, logprobs: list[list[float]] | None, failure: Failure | None
 ) -> Any:
-    """The row of similarity.parquet: one record per question pair, judged or not."""
+    """The row of similarity.parquet: one record per compared question pair, judged or not."""
     questions = len(targets["pair_ids"])
     answers = dict(zip(targets["places"], logprobs or [], strict=False))
     scores = {
@@ -28,7 +29,7 @@ def similarity_row(
     }
     judged = {(pair["i"], pair["j"]): n for n, pair in enumerate(targets["asked"])}
     pairs = []
-    for (i, j), cosine in zip(similarity.question_pairs(questions), targets["cosines"], strict=True):
+    for (i, j), cosine in zip(similarity.question_pairs(questions, key["doi"]), targets["cosines"], strict=True):
         n = judged.get((i, j))
         one, other = (None, None) if n is None else (scores.get(2 * n), scores.get(2 * n + 1))
         pairs.append({"i": i, "j": j, "cosine": cosine, "judge": one, "judge_swapped": other})
@@ -63,7 +64,7 @@ def racar_rows(
     for qa, (question, pair_id) in enumerate(zip(targets["questions"], targets["pair_ids"], strict=True)):
         own_failure = failure
         if qa in targets["empty"]:
-            own_failure = Failure(ScoreReason.EMPTY_ANSWER if question.strip() else ScoreReason.EMPTY_QUESTION)
+            own_failure = Failure(ScoreReason.EMPTY_ANSWER if has_visible(question) else ScoreReason.EMPTY_QUESTION)
         elif qa in targets["too_long"]:
             own_failure = Failure.of(ScoreReason.OVER_LENGTH, "the pair exceeds a quarter of the judge's context")
         elif qa in not_finite:

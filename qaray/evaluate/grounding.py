@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,10 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from qaray.corpus.records import has_visible
 from qaray.evaluate.measure import Context, Stage, map_light, score_key
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import COVERAGE, GROUNDING
-from qaray.metrics.grounding import Mention, is_in_paper, mentions, overlap, quantities
+from qaray.metrics.grounding import Mention, content_words, is_in_paper, mentions, overlap, quantities
 from qaray.metrics.self_contained import paper_reference
 from qaray.schema import Failure, Paired, ScoreReason, failed
 
@@ -38,7 +40,7 @@ class _Ground:
             papers = context.papers(shard)
             keys = keys_of(papers)
             owed = GROUNDING.owed(context.run, shard, keys)
-            found = COVERAGE.read(context.run, shard, keys, ["evidence"])
+            found = COVERAGE.read(context.run, shard, keys, ["evidence", "sentences"])
             numbers = _Numbers(papers)
             rows = [
                 row
@@ -48,7 +50,7 @@ class _Ground:
                     paper,
                     numbers.of(position),
                     numbers.of_others(position),
-                    found[paper["doi"]][0]["evidence"] if paper["doi"] in found else None,
+                    found[paper["doi"]][0] if paper["doi"] in found else None,
                 )
             ]
             GROUNDING.write(context.run, shard, rows)
@@ -60,18 +62,29 @@ class _Numbers:
 
     def __init__(self, papers: Sequence[Paired]) -> None:
         self.papers = papers
-        self.of = cache(self._of)
+        self.of, self.with_unit = cache(self._of), cache(self._with_unit)
 
     def _of(self, position: int) -> list[list[Mention]]:
         """One list per pair of a paper."""
         return [mentions(pair["A"]) for pair in self.papers[position]["pairs"]]
 
+    def _with_unit(self, position: int) -> list[Mention]:
+        """The first numbers of a paper that have a unit: as many as ``of_others`` may look at."""
+        kept: list[Mention] = []
+        times: Counter[Any] = Counter()  # by quantity
+        for number in (n for answer in self.of(position) for n in answer if n.has_unit):
+            times[number.readings] += 1
+            if times[number.readings] <= FROM_EACH:
+                kept.append(number)
+            if len(times) > SWAPPED + FROM_EACH:
+                break
+        return kept
+
     def of_others(self, position: int) -> list[Mention]:
         """Up to SWAPPED different numbers with a unit, from answers of the papers that follow in the shard's circle."""
         found: dict[Any, Mention] = {}  # by quantity
         for other in range(position + 1, position + min(len(self.papers), NEIGHBOURS + 1)):
-            answers = self.of(other % len(self.papers))
-            new = (n for answer in answers for n in answer if n.has_unit and n.readings not in found)
+            new = (n for n in self.with_unit(other % len(self.papers)) if n.readings not in found)
             found.update({number.readings: number for number in islice(new, FROM_EACH)})
             if len(found) >= SWAPPED:
                 break
@@ -79,17 +92,20 @@ class _Numbers:
 
 
 def _grounding_rows(
-    paper: Paired, numbers_of: list[list[Mention]], swapped: list[Mention], best: list[Any] | None
+    paper: Paired, numbers_of: list[list[Mention]], swapped: list[Mention], coverage: dict[str, Any] | None
 ) -> Iterator[dict[str, Any]]:
+    """The rows of a paper's pairs. ``coverage``: its row, None if it was not measured."""
     paper_numbers = quantities(paper["txt"])
     swapped_found = sum(is_in_paper(number, paper_numbers) for number in swapped)
+    evidence = coverage["evidence"] if coverage else []
+    sentence_words = cache(lambda number: content_words(coverage["sentences"][number] if coverage else ""))
     for qa, (pair, numbers) in enumerate(zip(paper["pairs"], numbers_of, strict=True)):
         missing = [number.text for number in numbers if not is_in_paper(number, paper_numbers)]
-        asked, answered = bool(pair["Q"].strip()), bool(pair["A"].strip())
+        asked, answered = has_visible(pair["Q"]), has_visible(pair["A"])
         phrase = paper_reference(pair["Q"])
         word_overlap = None
-        if best:
-            word_overlap = overlap(pair["A"], " ".join(one["text"] for one in best[qa]))
+        if evidence:
+            word_overlap = overlap(pair["A"], [sentence_words(one["sentence"]) for one in evidence[qa]])
         yield {
             **score_key(paper),
             "qa": qa,

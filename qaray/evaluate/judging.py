@@ -12,16 +12,17 @@ import pyarrow as pa
 
 from qaray.config import EvaluateConfig
 from qaray.engines import Engine, WorkerInfo
-from qaray.evaluate.controls import CONTROL_PAIRS, other_answers, other_questions
+from qaray.evaluate.controls import CONTROL_PAIRS, CONTROL_QUESTIONS, other_answers, other_questions
 from qaray.evaluate.grades import racar_rows, similarity_row
-from qaray.evaluate.measure import ROW_KEY, ROWS_AT_ONCE, Context, Stage, map_light, score_key, tables_of, write_scores
+from qaray.evaluate.measure import ROW_KEY, Context, Stage, map_light, score_key, tables_of, write_scores
 from qaray.evaluate.rubrics import JudgePrompts, RacarTargets, SimilarityTargets
 from qaray.evaluate.sources import keys_of
 from qaray.evaluate.tables import QUESTIONS, RACAR, SIMILARITY, Table
+from qaray.metrics import similarity
 from qaray.models.planner import ModelPlan
 from qaray.models.tokenizer import tokenizer_of
 from qaray.run.directory import Run
-from qaray.schema import Paired, ScoreRequest, arrow_schema, arrow_type, failure_of
+from qaray.schema import Paired, ScoreRequest, arrow_schema, arrow_type, failure_of, rows_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -83,31 +84,29 @@ class _ReadRequests:
     control_share: float  # share of the papers that check the judge
 
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
-        context = self.context
         prompts = self.make_prompts()
         for shard in work["shard"].to_pylist():
-            papers = context.papers(shard)
-            keys = keys_of(papers)
-            owed = {each.name: each.owed(context.run, shard, keys) for each in self.tables}
-            vectors = {}
-            if owed.get(SIMILARITY.name):
-                vectors = {doi: rows[0] for doi, rows in QUESTIONS.read(context.run, shard, keys, ["vectors"]).items()}
-            pairs = [paper["pairs"] for paper in papers]
-            rows: list[dict[str, Any]] = []
-            for place, paper in enumerate(papers):
-                control = _is_chosen(paper["doi"], self.control_share)
-                if paper["doi"] in owed.get(SIMILARITY.name, ()):
-                    own = np.asarray(vectors[paper["doi"]]["vectors"], dtype=np.float32)
-                    others = other_questions(pairs, place, len(paper["pairs"])) if control else []
-                    cosines = own @ own.T if len(own) else np.zeros((0, 0))
-                    rows.append(self._row(paper, SIMILARITY, *prompts.similarity(paper, cosines, others)))
-                if paper["doi"] in owed.get(RACAR.name, ()):
-                    answers = other_answers(pairs, place, CONTROL_PAIRS) if control else []
-                    rows.append(self._row(paper, RACAR, *prompts.racar(paper, answers)))
-                if len(rows) >= ROWS_AT_ONCE:
-                    yield from tables_of(rows, REQUEST_SCHEMA)
-                    rows = []
-            yield from tables_of(rows, REQUEST_SCHEMA)
+            yield from tables_of(self._rows(shard, prompts), REQUEST_SCHEMA)
+
+    def _rows(self, shard: str, prompts: JudgePrompts) -> Iterator[dict[str, Any]]:
+        context = self.context
+        papers = context.papers(shard)
+        keys = keys_of(papers)
+        owed = {each.name: each.owed(context.run, shard, keys) for each in self.tables}
+        vectors = {}
+        if owed.get(SIMILARITY.name):
+            vectors = {doi: rows[0] for doi, rows in QUESTIONS.read(context.run, shard, keys, ["vectors"]).items()}
+        pairs = [paper["pairs"] for paper in papers]
+        for place, paper in enumerate(papers):
+            control = _is_chosen(paper["doi"], self.control_share)
+            if paper["doi"] in owed.get(SIMILARITY.name, ()):
+                own = np.asarray(vectors[paper["doi"]]["vectors"], dtype=np.float32)
+                others = other_questions(pairs, place, min(len(own), CONTROL_QUESTIONS)) if control else []
+                cosines = similarity.pair_cosines(own, similarity.question_pairs(len(own), paper["doi"]))
+                yield self._row(paper, SIMILARITY, *prompts.similarity(paper, cosines, others))
+            if paper["doi"] in owed.get(RACAR.name, ()):
+                answers = other_answers(pairs, place, CONTROL_PAIRS) if control else []
+                yield self._row(paper, RACAR, *prompts.racar(paper, answers))
 
     def _row(self, paper: Paired, scores: Table, request: ScoreRequest, targets: Any) -> dict[str, Any]:
         return {**score_key(paper), "shard": paper["shard"], "table": scores.name, scores.name: targets, **request}
@@ -124,7 +123,7 @@ class _WriteJudged:
     counted: str  # the table whose rows count as progress
 
     def __call__(self, judged: pa.Table) -> pa.Table:
-        rows = judged.to_pylist()
+        rows = rows_of(judged)
         write_scores(self.run, SIMILARITY, rows, _similarity_rows)
         write_scores(self.run, RACAR, rows, _racar_rows)
         return pa.table({"papers": [sum(row["table"] == self.counted for row in rows)]})

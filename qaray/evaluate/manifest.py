@@ -57,7 +57,7 @@ def evaluation_manifest(
 ) -> dict[str, Any]:
     """The manifest of a finished evaluation."""
     return {
-        "run": run.identity.read_json(),
+        "run": run.stored_identity(),
         "versions": versions(),
         "git_commit": git_commit(),
         "judge": {"engine": config.engine, "why": engine_reason} if config.judges else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from logging import DEBUG, WARNING
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
-ROWS_AT_ONCE = 64  # maximum papers per Arrow table between tasks
+ROWS_AT_ONCE = 64  # maximum papers per Arrow table between tasks,
+CHARACTERS_AT_ONCE = 100_000_000  # and, unless it is one paper, of their texts: Arrow's lists of strings hold 2 GiB
 
 
 @dataclass
@@ -68,7 +69,7 @@ def measure(context: Context, stage: Stage, lease: Lease, report: Callable[[Meas
     papers, owed = _owed(context, stage.tables)
     progress = Measured(stage.name, papers, papers - owed.papers, papers - owed.papers)
     if owed.papers:
-        context.run.manifest.remove()  # the evaluation is not finished
+        context.run.unfinish()
 
     def score(owed: Owed) -> Iterator[None]:
         progress.done = papers - owed.papers
@@ -126,10 +127,28 @@ def score_key(row: Any) -> dict[str, Any]:
 ROW_KEY = [*arrow_schema(ScoreKey), ("shard", pa.string())]
 
 
-def tables_of(rows: list[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yields Arrow tables of at most ROWS_AT_ONCE rows; one empty table if there are no rows."""
-    for first in range(0, max(1, len(rows)), ROWS_AT_ONCE):
-        yield pa.Table.from_pylist(rows[first : first + ROWS_AT_ONCE], schema=schema)
+def tables_of(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yields Arrow tables of at most ROWS_AT_ONCE rows and CHARACTERS_AT_ONCE; an empty one if there are no rows."""
+    block: list[dict[str, Any]] = []
+    characters, empty = 0, True
+    for row in rows:
+        own = _characters(row)
+        if block and (len(block) == ROWS_AT_ONCE or characters + own > CHARACTERS_AT_ONCE):
+            yield pa.Table.from_pylist(block, schema=schema)
+            block, characters = [], 0
+        block.append(row)
+        characters, empty = characters + own, False
+    if block or empty:
+        yield pa.Table.from_pylist(block, schema=schema)
+
+
+def _characters(value: Any) -> int:
+    """Characters of all texts within a value."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return len(value) if isinstance(value, str) else 0
+    return sum(map(_characters, value))
 
 
 def write_scores(run: Run, scores: Table, rows: list[Any], make: Callable[[Any], list[Any]]) -> None:

@@ -32,14 +32,14 @@ def read_pairs(output_dir: str) -> pa.Table:
     RunRefused unless the run is finished.
     """
     run = Run.at(output_dir)
-    source, measured = source_of(run), run.measured()
+    source, measured, evaluation = source_of(run), run.measured(), run.evaluation.pinned()
     batches = [SCHEMA.empty_table()]
     for shard in source.shards():
         papers = source.read(shard)
         keys = keys_of(papers)
         scores: dict[str, dict[str, Any]] = {}
         for table, names in SCORES.items() if measured else ():
-            for rows in table.read(run.evaluation, shard, keys, ["pair_id", *names]).values():
+            for rows in table.read(evaluation, shard, keys, ["pair_id", *names]).values():
                 for row in rows:
                     scores.setdefault(row["pair_id"], {}).update({name: row[name] for name in names})
         found = [

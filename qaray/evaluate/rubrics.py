@@ -10,13 +10,15 @@ The rubrics are shared by the whole corpus, a paper by 50 judgements, and a pair
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 
 from qaray.asking.templates import Template, Tokenizer
+from qaray.corpus.records import has_visible
 from qaray.evaluate.controls import CONTROL_KINDS, paraphrase
 from qaray.metrics import racar, similarity
 from qaray.schema import DIMENSIONS, Int32, Paired, ScoreRequest
@@ -45,6 +47,7 @@ The paper:
 BEFORE_PAIR = "\n\nThe pair:\n"
 ONE_PAIR = "Question: {question}\nAnswer: {answer}"
 SHARE_FOR_PAIRS = 0.25  # maximum share of the judge's context; the paper has the rest
+SUFFIXES_AT_ONCE = 1_000  # suffixes whose tokens are counted together
 
 
 class AskedQuestions(TypedDict):
@@ -59,7 +62,7 @@ class SimilarityTargets(TypedDict):
 
     places: list[Int32]  # indices of the suffixes that fit the judge's context
     asked: list[AskedQuestions]
-    cosines: list[float | None]  # of all question pairs
+    cosines: list[float | None]  # of the question pairs that are compared
     control: list[str]  # kinds of the controls
     pair_ids: list[str]  # [Q]
 
@@ -92,38 +95,36 @@ class JudgePrompts:
     judge_above: float = -1.0  # minimum cosine of the questions that are judged
 
     def similarity(
-        self, paper: Paired, cosines: np.ndarray, others: Sequence[str]
+        self, paper: Paired, cosines: Mapping[tuple[int, int], float], others: Sequence[str]
     ) -> tuple[ScoreRequest, SimilarityTargets]:
-        """The request for both orders of all question pairs, except those below ``judge_above``, and for the control.
+        """The request for both orders of the ``question_pairs`` not below ``judge_above``, and for the control.
 
-        ``cosines`` [Q, Q]. ``others``: questions of other papers for the control; without any there is none.
+        ``cosines`` of all ``question_pairs``. ``others``: questions of other papers for the control; without any there
+        is none.
         """
         questions = [self._literal(pair["Q"]) for pair in paper["pairs"]]
-        judged = [
-            (i, j)
-            for i, j in similarity.question_pairs(len(questions))
-            if questions[i].strip() and questions[j].strip() and not cosines[i, j] < self.judge_above
-        ]
+        visible = [has_visible(question) for question in questions]
+        compared = similarity.question_pairs(len(questions), paper["doi"])
+        judged = [(i, j) for i, j in compared if visible[i] and visible[j] and not cosines[i, j] < self.judge_above]
         texts = [(questions[a], questions[b]) for i, j in judged for a, b in ((i, j), (j, i))]
         control = [
             (kind, question, second)
-            for question, other in zip([q for q in questions if q.strip()], others, strict=False)
+            for question, other in zip(itertools.compress(questions, visible), others, strict=False)
             for kind, second in zip(CONTROL_KINDS, (question, paraphrase(question), self._literal(other)), strict=True)
         ]
         texts += [(first, second) for _, first, second in control]
         prefix, tail = self._frame(SIMILARITY_RUBRIC)
-        suffixes = [TWO_QUESTIONS.format(first=a, second=b) + tail + "Score: " for a, b in texts]
-        fits = self._that_fit(prefix, suffixes)
+        suffixes = self._that_fit(prefix, texts, tail + "Score: ")
         return (
             ScoreRequest(
                 prefix=prefix,
-                suffixes=[suffixes[place] for place in fits],
+                suffixes=list(suffixes.values()),
                 choices=[f"{level}\n" for level in similarity.LEVELS],  # the newline distinguishes 10 from 100
             ),
             SimilarityTargets(
-                places=fits,
+                places=list(suffixes),
                 asked=[AskedQuestions(i=i, j=j) for i, j in judged],
-                cosines=[_finite(cosines[i, j]) for i, j in similarity.question_pairs(len(questions))],
+                cosines=[_finite(cosines[i, j]) for i, j in compared],
                 control=[kind for kind, _, _ in control],
                 pair_ids=[pair["pair_id"] for pair in paper["pairs"]],
             ),
@@ -135,12 +136,13 @@ class JudgePrompts:
         ``others``: answers of other papers; the control grades the first pairs with them.
         """
         pairs, literal = paper["pairs"], self._literal
-        places = [i for i, pair in enumerate(pairs) if pair["Q"].strip() and pair["A"].strip()]
+        graded_pairs = {i for i, pair in enumerate(pairs) if has_visible(pair["Q"]) and has_visible(pair["A"])}
+        places = sorted(graded_pairs)
         graded = [(i, literal(pairs[i]["Q"]), literal(pairs[i]["A"]), False) for i in places]
         graded += [(i, literal(pairs[i]["Q"]), literal(other), True) for i, other in zip(places, others, strict=False)]
         head, tail = self._frame(RACAR_RUBRIC)
         heads = [BEFORE_PAIR + ONE_PAIR.format(question=q, answer=a) + tail for _, q, a, _ in graded]
-        lengths = self.tokenizer.count(heads) if heads else []
+        lengths = self._lengths(heads)
         max_tokens = int(self.seq_len * SHARE_FOR_PAIRS)
         kept = [n for n, length in enumerate(lengths) if length <= max_tokens]
         room = self.seq_len - max((lengths[n] for n in kept), default=0) - self.tokenizer.count([head])[0] - 32
@@ -151,7 +153,7 @@ class JudgePrompts:
             RacarTargets(
                 asked=[AskedPair(qa=graded[n][0], swapped=graded[n][3]) for n in kept],
                 too_long=sorted({graded[n][0] for n in set(range(len(graded))) - set(kept) if not graded[n][3]}),
-                empty=[i for i in range(len(pairs)) if i not in set(places)],
+                empty=[i for i in range(len(pairs)) if i not in graded_pairs],
                 lost=lost,
                 questions=[pair["Q"] for pair in pairs],
                 pair_ids=[pair["pair_id"] for pair in pairs],
@@ -164,11 +166,27 @@ class JudgePrompts:
         head, tail = self.template.render(INSTRUCTION, rubric + border).split(border)
         return head, tail if tail[-1:].isspace() else tail + "\n"
 
-    def _that_fit(self, prefix: str, suffixes: list[str]) -> list[int]:
-        if not suffixes:
-            return []
+    def _that_fit(self, prefix: str, texts: Sequence[tuple[str, str]], tail: str) -> dict[int, str]:
+        """The suffixes of two questions that fit the judge's context, by their index in ``texts``.
+
+        No suffix is made with a question that alone exceeds it: a question is part of a hundred suffixes.
+        """
         room = self.seq_len - self.tokenizer.count([prefix])[0] - 16
-        return [n for n, length in enumerate(self.tokenizer.count(suffixes)) if length <= room]
+        single = list(dict.fromkeys(itertools.chain.from_iterable(texts)))
+        short = {text for text, length in zip(single, self._lengths(single), strict=True) if length <= room}
+        made = (
+            (n, TWO_QUESTIONS.format(first=first, second=second) + tail)
+            for n, (first, second) in enumerate(texts)
+            if first in short and second in short
+        )
+        fits: dict[int, str] = {}
+        while block := list(itertools.islice(made, SUFFIXES_AT_ONCE)):
+            lengths = self._lengths([suffix for _, suffix in block])
+            fits.update(one for one, length in zip(block, lengths, strict=True) if length <= room)
+        return fits
+
+    def _lengths(self, texts: list[str]) -> list[int]:
+        return self.tokenizer.count(texts) if texts else []
 
     def _cut(self, text: str, room: int) -> tuple[str, int]:
         """The first ``room`` tokens of the text, at least one, and the number of tokens cut."""
@@ -179,7 +197,7 @@ class JudgePrompts:
         return text[: spans[kept - 1][1]], len(spans) - kept
 
     def _literal(self, text: str) -> str:
-        return self.tokenizer.literal(text.replace("\0", " "))
+        return self.template.literal(text.replace("\0", " "), self.tokenizer)
 
 
 def _finite(value: float) -> float | None:

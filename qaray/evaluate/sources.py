@@ -12,11 +12,14 @@ from typing import Any, NamedTuple, Protocol
 from qaray.asking.templates import WordTokenizer
 from qaray.config import EvaluateConfig
 from qaray.corpus.doi_index import Ingested
-from qaray.corpus.papers import Intake, ingest, input_files, unread
+from qaray.corpus.inputs import fingerprints, input_files, unread
+from qaray.corpus.papers import Intake, ingest
 from qaray.corpus.records import digest, paired_fields
 from qaray.generate.answers import read_answers
 from qaray.generate.merge import paper_pairs
 from qaray.run.directory import Run
+from qaray.run.epochs import stem_of
+from qaray.run.inventory import Inventory, inventory_files, shards_of
 from qaray.run.rejects import write_rejected_records
 from qaray.run.stopping import StopCheck
 from qaray.schema import PAIRED_SCHEMA, Paired, Parsed
@@ -95,20 +98,21 @@ class GeneratedPapers:
 
     @classmethod
     def of(cls, run: Run) -> GeneratedPapers:
-        return cls(run, run.generation_files())
+        pinned = run.pinned()
+        return cls(pinned, pinned.generation_files())
 
     def shards(self) -> list[str]:
         return self.run.shard_names()
 
     def keys(self, shard: str) -> list[Key]:
-        return keys_of(self._read(shard, ["doi"]))
+        return keys_of(self._read(shard, ["doi", "digest"]))
 
     def read(self, shard: str) -> list[Paired]:
-        return self._read(shard, ["doi", "title", "txt"])
+        return self._read(shard, ["doi", "digest", "title", "txt"])
 
     def answers(self, shard: str, columns: list[str] | None = None) -> dict[str, list[Parsed]]:
         """Answers of a shard's papers by doi, including papers without pairs."""
-        return read_answers(self.run.root.fs, self.files.get(shard, []), columns)
+        return read_answers(self.run.root.fs, self.files.get(stem_of(shard), []), columns)
 
     def _read(self, shard: str, columns: list[str]) -> list[Paired]:
         answers = self.answers(shard, ANSWER_COLUMNS)
@@ -120,7 +124,7 @@ class GeneratedPapers:
                     Paired(
                         doi=paper["doi"],
                         shard=shard,
-                        digest=digest(pairs),
+                        digest=digest(pairs, paper["digest"]),
                         title=paper.get("title"),
                         txt=paper.get("txt") or "",
                         pairs=pairs,
@@ -130,9 +134,13 @@ class GeneratedPapers:
 
 
 def open_source(
-    config: EvaluateConfig, generated: Run, should_stop: StopCheck, report: Callable[[Ingested], None]
+    config: EvaluateConfig,
+    generated: Run,
+    run: Run,
+    should_stop: StopCheck,
+    report: Callable[[Ingested], None],
 ) -> tuple[Source, Ingested]:
-    """(papers to measure, counts of the ingest of a processed output).
+    """(papers to measure, counts of the ingest of a processed output). ``run``: the evaluation's folder.
 
     A processed output is ingested first. If one of its files has changed, or was not read completely, all of them are
     ingested again; unchanged papers keep their scores. Raises FileNotFoundError if there is no such file, RunError if
@@ -140,13 +148,12 @@ def open_source(
     """
     if not config.pairs.processed_output:
         return GeneratedPapers.of(generated), Ingested()
-    run = generated.evaluation
     files = input_files(config.pairs.processed_output, run)
-    recorded = (run.sources.read_json() or {"files": []})["files"]
-    if unread(files, recorded) or len(files) != len(recorded):
-        shards = (run.paper_shards(), run.rejected_papers.files(".parquet"), run.left_out.files(".parquet"))
-        for old in (*(shard for each in shards for shard in each), run.sources):
-            old.remove()
+    recorded = Inventory.of(run).files
+    if unread(files, recorded, fingerprints(files)) or len(files) != len(recorded):
+        run.unfinish()
+        for old in (*inventory_files(run), *shards_of(run)):
+            run.view.remove(old)
     intake = Intake(
         config.pairs.processed_output, config.pairs.papers_per_shard, fields=paired_fields, schema=PAIRED_SCHEMA
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ class Tally:
 
     problems: Counter[str] = field(default_factory=Counter)  # "table: reason" → rows
     question_pairs: int = 0
+    sampled_papers: int = 0  # papers with more question pairs than are compared
+    question_pairs_left_out: int = 0  # of these papers
     judged: int = 0  # question pairs judged in both orders
     flagged: int = 0
     pairs: int = 0
@@ -91,7 +94,7 @@ def _extend(kept: list[Any], more: list[Any]) -> None:
 
 def measured_tables(context: Context) -> tuple[Table, ...]:
     """The tables with rows for every paper, including those measured by earlier starts."""
-    identity = context.run.identity.read_json() or {}
+    identity = context.run.stored_identity() or {}
     candidates = [each for each in (COVERAGE, SIMILARITY, RACAR, GROUNDING) if each.name in identity]
     return tuple(each for each in candidates if not papers_owed(context, (each,)))
 
@@ -116,7 +119,7 @@ def summarise(context: Context, duplicates: dict[str, Any] | None) -> dict[str, 
         "problems": dict(tally.problems),
     }
     if SIMILARITY in tables:
-        judge_above = context.run.identity.read_json()["similarity"]["judge_above"]
+        judge_above = (context.run.stored_identity() or {})["similarity"]["judge_above"]
         summary["similarity"] = _similarity(tally, judge_above)
     if RACAR in tables:
         summary["racar"] = _racar(tally)
@@ -174,6 +177,10 @@ def _add_similarity(rows: list[Any], tally: Tally) -> dict[str, Any]:
             _extend(tally.order_gaps, [abs(pair["judge"] - pair["judge_swapped"])])
     flagged = sum(score > similarity.FLAGGED for score in scores)
     tally.question_pairs += len(row["pairs"])
+    left_out = math.comb(len(row["pair_ids"]), 2) - len(row["pairs"])
+    if left_out:
+        tally.sampled_papers += 1
+        tally.question_pairs_left_out += left_out
     tally.judged += len(scores)
     tally.flagged += flagged
     for each in row["control"]:
@@ -243,10 +250,12 @@ class Sample:
 
 def _similarity(tally: Tally, judge_above: float) -> dict[str, Any]:
     control = tally.control
+    sampled = {"papers": tally.sampled_papers, "question_pairs_left_out": tally.question_pairs_left_out}
     unrelated = control.get("unrelated", [])
     same = [*control.get("duplicate", []), *control.get("paraphrase", [])]
     return {
         "question_pairs": tally.question_pairs,
+        **({"sampled": sampled} if tally.sampled_papers else {}),
         "judged": tally.judged,
         "judge_above": judge_above,
         "flagged_share": tally.flagged / tally.judged if tally.judged else None,
@@ -308,12 +317,22 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             f"{name:24}{figure(found['mean'])}   {figure(found['low'])} …{figure(found['high'])}"
             f"{found['papers']:>9}{found['missing']:>9}"
         )
+    if sampled := summary.get("similarity", {}).get("sampled"):
+        lines.append(sample_note(sampled))
     for name in ("similarity", "racar"):
         control = summary.get(name, {}).get("control", {})
         if control.get("auc") is not None:
             verdict = "near chance: do not rely on its scores" if control["near_chance"] else "better than chance"
             lines.append(f"judge of {name}: AUC {control['auc']:.3f} on {control['what']} ({verdict})")
     return lines
+
+
+def sample_note(sampled: dict[str, int]) -> str:
+    """One line on the papers whose questions are not all compared."""
+    return (
+        f"similarity: {sampled['papers']:,} papers have more than {similarity.MAX_QUESTION_PAIRS:,} question pairs; so "
+        f"many, drawn at random, are compared of each, and {sampled['question_pairs_left_out']:,} are not"
+    )
 
 
 def figure(value: float | None) -> str:

@@ -22,7 +22,7 @@ from ray.train import Checkpoint, Result, UserCallback
 from qaray.config import ConfigError
 from qaray.finetune.loop import TRAINING
 from qaray.run.cluster import debugging
-from qaray.run.directory import RunError
+from qaray.run.errors import RunError
 from qaray.run.storage import Location
 
 

@@ -35,7 +35,8 @@ from qaray.finetune.loop import TRAINING, LoopSettings, train_loop
 from qaray.finetune.model import contract_of, hidden_size, plan_training
 from qaray.models.planner import ModelPlan
 from qaray.run import cluster as runtime
-from qaray.run.directory import Run, RunError, identity_hash, logged_steps, utc_now
+from qaray.run.directory import Run, identity_hash, logged_steps, utc_now
+from qaray.run.errors import RunError
 from qaray.run.manifests import versions
 from qaray.run.rejects import rejected_file
 from qaray.run.storage import Location
@@ -114,7 +115,7 @@ def decide(config: FineTuneConfig) -> Job:
 
 def finished(job: Job, run: Run) -> dict[str, Any] | None:
     """The manifest if this fine-tuning is already finished, else None."""
-    manifest: dict[str, Any] | None = run.manifest.read_json()
+    manifest: dict[str, Any] | None = run.read_manifest()
     return manifest if manifest and run.has_identity(job.identity) else None
 
 
@@ -138,11 +139,11 @@ def identify(job: Job, run: Run, notify: Callable[[str], None]) -> None:
 
     Raises RunRefused if something was trained with other settings, ConfigError if its checkpoint cannot be resumed.
     """
-    stored = run.identity.read_json() if not run.has_identity(job.identity) else None
+    stored = run.stored_identity() if not run.has_identity(job.identity) else None
     if stored and "training" in stored and not _has_trained(job, run):
         notify(f"nothing was trained in {run.root} with its earlier settings: starting with these")
-        run.identity.remove()
         run.training_log.remove()
+        run.replace_identity(job.identity)
     run.identify(job.identity)
     check_checkpoint(job, notify)
 
@@ -426,7 +427,7 @@ def training_manifest(
             "perplexity_after": math.exp(last),
         }
     return {
-        "run": run.identity.read_json(),
+        "run": run.stored_identity(),
         "versions": versions(),
         "finished": utc_now(),
         "seconds": round(seconds, 1),

@@ -28,7 +28,7 @@ class Encoder:
 
     def __call__(self, fields: dict[str, str], name: str) -> Example:
         """Tokenizes an example. Raises Problem (over_length) if no answer token fits, or the policy rejects it."""
-        instruction, text, answer = (self.tokenizer.literal(fields[field]) for field in FIELDS)
+        instruction, text, answer = (self.template.literal(fields[field], self.tokenizer) for field in FIELDS)
         ids, prompt_tokens = self._encode(instruction, text, answer)
         total = len(ids)
         if total > self.max_length and self.overlength == "reject":

@@ -13,11 +13,12 @@ from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune import attention
 from qaray.models.catalogue import resolve
 from qaray.models.contract import Contract
-from qaray.models.loading import first_line, load_config, quiet_transformers
+from qaray.models.loading import first_line, load_config, loading, quiet_transformers
 from qaray.models.planner import ModelPlan
 from qaray.models.rope import check_rope, model_context, rope_factor, scale_rope
 from qaray.models.templates import named_template
 from qaray.models.tokenizer import load_tokenizer
+from qaray.models.weights import check_weights
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -29,6 +30,7 @@ def plan_training(config: FineTuneConfig) -> ModelPlan:
     name, length = config.model_name_or_path, config.model_max_length
     tokenizer = load_tokenizer(name, config.cache_dir, config.trust_remote_code, add_special=True)
     folder = resolve(name, config.cache_dir)
+    check_weights(folder, name)
     own, factor, rope_type = model_context(name, folder, config.cache_dir, config.trust_remote_code)
     wanted = rope_factor(length, own, factor)
     check_rope(wanted, own, factor, rope_type, name, f"model_max_length {length}", "--model_max_length")
@@ -99,19 +101,17 @@ def load_model(
     hf_config.use_cache = not training
     device = torch.device("cpu") if device is None else device
     kernel = attention.implementation(config, device, compute_dtype or dtype) if training else "sdpa"
+    with loading(f"model {config.model_name_or_path}"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=hf_config,
+            dtype=dtype,
+            cache_dir=config.cache_dir,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            attn_implementation=kernel,
+        )
     with quiet_transformers():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=hf_config,
-                dtype=dtype,
-                cache_dir=config.cache_dir,
-                trust_remote_code=config.trust_remote_code,
-                use_safetensors=True,
-                attn_implementation=kernel,
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model {config.model_name_or_path}: {first_line(error)}") from None
         tokenizer = load_tokenizer(
             config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True
         )

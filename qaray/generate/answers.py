@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+import pyarrow as pa
 
 from qaray.engines.attempts import falls_short
 from qaray.run.directory import Run
+from qaray.run.epochs import stem_of
+from qaray.run.errors import Damaged
 from qaray.run.storage import Location
 from qaray.schema import PARSED_SCHEMA, Parsed, table
 
 Key = tuple[str, int, int]  # (doi, window, attempt)
+OnDamage = Callable[[Location, Damaged], None]
 MAX_FILES = 32  # answer files per paper shard before they are merged; engines write a few answers per file
 
 
@@ -30,12 +37,25 @@ def best_answers(answers: list[Parsed]) -> list[Parsed]:
     return list(best.values())
 
 
-def read_answers(fs: Any, paths: list[str], columns: list[str] | None = None) -> dict[str, list[Parsed]]:
-    """Rows of generation shards by doi, without duplicates of the key (doi, window, attempt)."""
+def read_answers(
+    fs: Any, paths: list[str], columns: list[str] | None = None, damaged: OnDamage | None = None
+) -> dict[str, list[Parsed]]:
+    """Rows of generation shards by doi, without duplicates of the key (doi, window, attempt).
+
+    ``damaged`` gets the files that cannot be read; without it, raises Damaged.
+    """
     rows: dict[str, list[Parsed]] = defaultdict(list)
     seen: set[Key] = set()
     for path in paths:
-        for row in Location(fs, path).read_table(columns).to_pylist():
+        file = Location(fs, path)
+        try:
+            found = file.read_table(columns or PARSED_SCHEMA.names)
+        except Damaged as damage:
+            if damaged is None:
+                raise Damaged(file, damage.what, "rerun `qaray generate`, which makes its answers again") from None
+            damaged(file, damage)
+            continue
+        for row in found.to_pylist():
             key = (row["doi"], row["window"], row["attempt"])
             if key not in seen:
                 seen.add(key)
@@ -55,11 +75,26 @@ def merge_answers(run: Run, shard: str, paths: list[str]) -> list[str]:
     paths = [path for path in paths if Location(run.root.fs, path).exists()]
     rows = [row for own in read_answers(run.root.fs, paths).values() for row in own]
     merged = run.generation_file(shard, sorted((row["doi"], row["window"], row["attempt"]) for row in rows))
-    merged.write_table(table(rows, PARSED_SCHEMA))
+    run.view.commit(merged, partial(merged.write_table, table(rows, PARSED_SCHEMA)))
     for path in paths:
         if path != merged.path:
-            Location(run.root.fs, path).remove()
+            run.view.remove(Location(run.root.fs, path))
     return [merged.path]
+
+
+def drop_answers(run: Run, paths: list[str], dois: set[str]) -> None:
+    """Removes the answers of these papers."""
+    for path in paths:
+        file = Location(run.root.fs, path)
+        rows = file.read_table()
+        kept = rows.filter(pa.array([doi not in dois for doi in rows["doi"].to_pylist()], pa.bool_()))
+        if kept.num_rows == rows.num_rows:
+            continue
+        if kept.num_rows:
+            keys = zip(*(kept[name].to_pylist() for name in ("doi", "window", "attempt")), strict=True)
+            rest = run.generation_file(stem_of(file.name), sorted(keys))
+            run.view.commit(rest, partial(rest.write_table, kept))
+        run.view.remove(file)
 
 
 def by_doi(rows: list[Parsed]) -> dict[str, list[Parsed]]:

@@ -61,14 +61,14 @@ class Account:
 def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
     """The manifest of a run. A start that generated nothing keeps the figures of the last one that did."""
     config, totals, papers = account.config, account.totals, account.papers
-    previous = run.manifest.read_json() or {}
+    previous = run.read_manifest() or {}
     work, loading = _last_start(account)
-    if account.progress.prompts == 0 and previous:
+    if account.progress.prompts == 0 and {"last_start", "ledger"} <= previous.keys():
         work, loading = previous["last_start"], previous["ledger"]["loading_seconds_per_worker"]
     worker, devices = account.worker, account.devices
     used = totals.ledger.utilisation(worker.shape, worker.peaks, devices)
     return {
-        "run": run.identity.read_json(),
+        "run": run.stored_identity(),
         "versions": versions(),
         "git_commit": git_commit(),
         "engine": {
@@ -92,6 +92,7 @@ def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
             "by_reject_reason": dict(totals.rejected),
             "truncated_papers": totals.truncated_papers,
         },
+        "changed": {"papers": papers.changed, "dois": papers.changed_dois},  # another text in the input than in the run
         "left_out": dict(papers.left_out),  # papers by what was wrong with an optional field
         "tokens": {
             "papers": papers.tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -18,7 +18,10 @@ from qaray.generate.ledger import Ledger
 from qaray.generate.merge import paper_outcome, processed_record
 from qaray.generate.rounds import MakeBuilder
 from qaray.run.cluster import in_order
-from qaray.run.directory import Run, RunError
+from qaray.run.damage import set_aside
+from qaray.run.directory import Run
+from qaray.run.epochs import stem_of
+from qaray.run.errors import RunError, RunRefused
 from qaray.run.rejects import rejected_file
 from qaray.run.storage import Location
 from qaray.schema import Pair, Paper, Parsed, ParseStatus, Rejected
@@ -68,11 +71,19 @@ class Settled:
 def settle_shard(run: Run, shard: str, files: list[str], make_builder: MakeBuilder | None, split: bool) -> Settled:
     """Accounts for one shard. ``make_builder``: None to skip the JSON exports. ``split``: papers are in windows.
 
-    Raises RunError if a paper has no answer.
+    Raises RunError if a paper has no answer, if an answer has no paper, or if answers are damaged, which are set aside.
     """
     columns = None if make_builder else ["doi", "file", "position"]
     papers = (run.papers / f"{shard}.parquet").read_table(columns).to_pylist()
-    answers = read_answers(run.root.fs, files)
+    damaged: list[str] = []
+    answers = read_answers(run.root.fs, files, None, lambda file, why: damaged.append(set_aside(run, file, why)))
+    if damaged:
+        raise RunError(f"{damaged[0]}; rerun the command to make its answers again")
+    if strays := sorted(answers.keys() - {paper["doi"] for paper in papers}):
+        raise RunRefused(
+            f"{len(strays)} papers of {run.generations}/{stem_of(shard)} have answers and are not in {run.papers} "
+            f"({', '.join(strays[:5])}): `qaray status {run.root} --repair` reads them again"
+        )
     ledger = Ledger.of(row for own in answers.values() for row in own)
     settled = Settled(Totals(papers=len(papers), ledger=ledger), [])
     builder = make_builder() if make_builder else None
@@ -133,10 +144,17 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
 
-def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, ingested: Ingested) -> Totals:
+def write_outputs(
+    run: Run,
+    config: GenerateConfig,
+    make_builder: MakeBuilder,
+    ingested: Ingested,
+    check: Callable[[], None] = lambda: None,
+) -> Totals:
     """Writes the JSON exports and rejected.jsonl; returns the totals.
 
-    Raises RunError unless papers in = papers with pairs + rejected papers.
+    ``check`` raises Superseded once another driver has taken over: it is called before the files appear. Raises
+    RunError unless papers in = papers with pairs + rejected papers.
     """
     export = config.export_json == "always" or (config.export_json == "auto" and ingested.papers <= EXPORT_LIMIT)
     files = run.generation_files()
@@ -153,7 +171,7 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
             totals.rejected[row["reason"]] += 1
             count += 1
         builder = make_builder if export else None
-        shards = ((name, files.get(name, []), builder, split) for name in run.shard_names())
+        shards = ((name, files.get(stem_of(name), []), builder, split) for name in run.shard_names())
         for settled in in_order(settle_shard, run, shards, ahead=5):
             totals.add(settled.totals)
             for row in settled.rejected:
@@ -162,6 +180,7 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
                 processed.add(settled.processed)
                 original.add(settled.original)
         rejected_papers = sum(totals.rejected.values()) - count
+        _refuse_strays(run, files)
         if (count, totals.papers, totals.with_pairs + rejected_papers) != (
             ingested.rejected,
             ingested.papers,
@@ -169,15 +188,27 @@ def write_outputs(run: Run, config: GenerateConfig, make_builder: MakeBuilder, i
         ):
             raise RunError(
                 f"the counts do not add up: {ingested.papers} papers and {ingested.rejected} rejected records in, "
-                f"{totals.with_pairs} papers with pairs, {rejected_papers} without and {count} rejected records out"
+                f"{totals.with_pairs} papers with pairs, {rejected_papers} without and {count} rejected records out: "
+                f"`qaray status {run.root} --repair` names and mends what is wrong"
             )
         for each in (processed, original):
             if each:
                 each.end()
+        check()
+    check()
     if not export:
         for name in ("processed_output.json", "original_output.json"):
             (run.root / name).remove()
     return totals
+
+
+def _refuse_strays(run: Run, files: dict[str, list[str]]) -> None:
+    """Raises RunRefused if there are answers to a shard of papers that is not there."""
+    if strays := sorted(files.keys() - {stem_of(name) for name in run.shard_names()}):
+        raise RunRefused(
+            f"{run.generations}/{strays[0]} has answers, and {run.papers}/{strays[0]} is not there: `qaray status "
+            f"{run.root} --repair` removes them"
+        )
 
 
 class JsonList:

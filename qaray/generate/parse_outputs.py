@@ -16,11 +16,12 @@ from qaray.corpus.readers.dispatch import data_files, read_records
 from qaray.corpus.records import Problem, doi_of, paper_fields, required_text, with_keys
 from qaray.generate.merge import merged_pairs, no_pairs_detail, processed_record
 from qaray.generate.outputs import JsonList
-from qaray.run.directory import RunError
+from qaray.run.errors import RunError, RunRefused
 from qaray.run.rejects import rejected_file, rejection_summary
 from qaray.run.storage import Location
 from qaray.schema import Rejected, RejectReason, identified
 
+MARK = "parse.json"  # what was parsed: by it a folder is known to hold the results of `qaray parse`
 OUTPUT_KEYS = ("doi", "output")
 
 
@@ -43,6 +44,7 @@ def parse_outputs(config: ParseConfig) -> dict[str, Any]:
     output_files, paper_files = data_files(config.original_output), data_files(config.file_path)
     rejected: list[Rejected] = []
     folder = Location.of(config.output_dir)
+    _refuse_foreign(folder)
     try:
         outputs = _read_outputs(output_files, rejected)
         if not outputs:
@@ -55,9 +57,19 @@ def parse_outputs(config: ParseConfig) -> dict[str, Any]:
             rejected.append(_rejected(left.doi, where, "parse", RejectReason.NO_PAPER, "no paper has this doi"))
         return {**counts, "rejected": len(rejected)}
     finally:
+        (folder / MARK).write_json({"original_output": config.original_output, "file_path": config.file_path})
         with rejected_file(folder) as reject:
             for row in rejected:
                 reject(row)
+
+
+def _refuse_foreign(folder: Location) -> None:
+    """Raises RunRefused if the folder is a run's, or has files of these names that no `qaray parse` has written."""
+    if (folder / "run.json").exists() or (folder / "epochs").exists():
+        raise RunRefused(f"{folder} is a run, whose results these would replace: use another --output_dir")
+    there = [name for name in ("processed_output.json", "rejected.jsonl") if (folder / name).exists()]
+    if there and not (folder / MARK).exists():
+        raise RunRefused(f"{folder} has a {there[0]} that qaray parse has not written: use another --output_dir")
 
 
 def _parse(

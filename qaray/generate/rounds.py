@@ -10,6 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from logging import DEBUG
 from typing import Any
 
@@ -24,7 +25,9 @@ from qaray.generate.answers import best_answers, by_doi, by_window, merge_answer
 from qaray.models.planner import ModelPlan
 from qaray.models.tokenizer import tokenizer_of
 from qaray.run.cluster import LIGHT, in_order
+from qaray.run.damage import set_aside
 from qaray.run.directory import Run
+from qaray.run.epochs import stem_of
 from qaray.run.events import log_event
 from qaray.run.lease import Lease
 from qaray.run.rounds import Owed, run_rounds
@@ -78,19 +81,20 @@ def generate(
     ingested: Ingested,
     lease: Lease,
     report: Callable[[Progress], None],
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Progress:
     """Generates until every paper has its pairs or no attempts left, or a stop is requested; returns the counts.
 
-    ``report`` is called after each saved block. Raises RunError if a round makes no progress, or if another driver has
-    taken over the run.
+    ``report`` is called after each saved block, ``notify`` with lines about damaged answers. Raises RunError if a round
+    makes no progress, Superseded if another driver has taken over the run.
     """
     progress = Progress(papers=ingested.papers, rejected=ingested.rejected)
-    owed = owed_prompts(run, ingested.papers, max_attempts)
+    owed = owed_prompts(run, ingested.papers, max_attempts, notify)
     progress.settled = progress.settled_before = ingested.papers - owed.papers
     if owed.papers:
-        run.manifest.remove()  # the run is unfinished
+        run.unfinish()
         if run.measured():
-            run.evaluation.manifest.remove()  # and its evaluation is outdated
+            run.evaluation.unfinish()  # its evaluation is outdated
 
     def ask(owed: Owed) -> Iterator[None]:
         for summary in _round(run, engine, make_builder, max_attempts, owed):
@@ -109,7 +113,7 @@ def _round(
     import ray
 
     files = run.generation_files()
-    work = [{"shard": name, "answers": files.get(name, [])} for name in owed.shards]
+    work = [{"shard": name, "answers": files.get(stem_of(name), [])} for name in owed.shards]
     todo = ray.data.from_items(work, override_num_blocks=len(work))
     prompts = todo.map_batches(
         _Prompter(run, make_builder, max_attempts, StopSignal(run.stop_flag)),
@@ -195,7 +199,8 @@ class _Writer:
             by_shard[row["shard"]].append(row)
         for shard, members in by_shard.items():
             keys = sorted((row["doi"], row["window"], row["attempt"]) for row in members)
-            self.run.generation_file(shard, keys).write_table(table(members, PARSED_SCHEMA))
+            file = self.run.generation_file(shard, keys)
+            self.run.view.commit(file, partial(file.write_table, table(members, PARSED_SCHEMA)))
         papers = by_doi(rows)
         firsts = {row["doi"] for row in rows if row["window"] == 0}
         rejected = {doi: reason for doi, reason in self._log_outcomes(papers) if doi in firsts}
@@ -228,24 +233,37 @@ class _Writer:
                 yield doi, reason
 
 
-def owed_prompts(run: Run, papers: int, max_attempts: int) -> Owed:
-    """Scans the shards in parallel for papers with pending prompts. ``papers``: number of papers in the run."""
+def owed_prompts(run: Run, papers: int, max_attempts: int, notify: Callable[[str], None] = lambda line: None) -> Owed:
+    """Scans the shards in parallel for papers with pending prompts. Damaged answers are set aside, and told.
+
+    ``papers``: number of papers in the run.
+    """
     files = run.generation_files()
     names = run.shard_names()
-    begun = [name for name in names if name in files]
-    fresh = [name for name in names if name not in files]
-    counts = list(in_order(_owed_papers, run, ((name, files[name], max_attempts) for name in begun), ahead=64))
-    owing = [name for name, (owed, _) in zip(begun, counts, strict=True) if owed]
-    looked_at = sum(members for _, members in counts)
-    return Owed(sorted([*owing, *fresh]), sum(owed for owed, _ in counts) + papers - looked_at)
+    begun = [name for name in names if stem_of(name) in files]
+    fresh = [name for name in names if stem_of(name) not in files]
+    work = ((name, files[stem_of(name)], max_attempts) for name in begun)
+    counts = list(in_order(_owed_papers, run, work, ahead=64))
+    owing = [name for name, (owed, _, _) in zip(begun, counts, strict=True) if owed]
+    looked_at = sum(members for _, members, _ in counts)
+    for _, _, damaged in counts:
+        for line in damaged:
+            notify(line)
+    return Owed(sorted([*owing, *fresh]), sum(owed for owed, _, _ in counts) + papers - looked_at)
 
 
-def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> tuple[int, int]:
-    """(papers with a pending prompt, papers) of a shard. Nothing else may write to the shard meanwhile."""
+def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> tuple[int, int, list[str]]:
+    """(papers with a pending prompt, papers, lines about damaged files) of a shard.
+
+    Nothing else may write to the shard meanwhile.
+    """
     papers = (run.papers / f"{shard}.parquet").read_table(["doi"])["doi"].to_pylist()
+    lines: list[str] = []
     answers = merge_answers(run, shard, answers)
-    rows = read_answers(run.root.fs, answers, OWED_COLUMNS)
-    return sum(_paper_is_owed(rows.get(doi, []), max_attempts) for doi in papers), len(papers)
+    rows = read_answers(
+        run.root.fs, answers, OWED_COLUMNS, lambda file, damage: lines.append(set_aside(run, file, damage))
+    )
+    return sum(_paper_is_owed(rows.get(doi, []), max_attempts) for doi in papers), len(papers), lines
 
 
 def _paper_is_owed(answers: list[Parsed], max_attempts: int) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 CHUNKS = 10  # equal parts of a paper
 SHARE = 0.15  # share of a paper's sentences that are selected
 EVIDENCE = 10  # best sentences kept per pair
+BLOCK = 1_000_000  # scores that are sorted at once
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def coverage(scores: np.ndarray) -> Coverage:
     k = sample_size(sentences)
     return Coverage(
         overall=chunk_rate(best_together(scores, k), sentences),
-        individual=float(np.mean([chunk_rate(ids, sentences) for ids in evidence(scores, k)])),
+        individual=float(np.mean(_chunk_rates(scores, k))),
         null=expected_chunk_rate(sentences, k),
-        sentence_std=[float(value) for value in scores.astype(np.float64).std(axis=0)],
+        sentence_std=_stds(scores).tolist(),
     )
 
 
@@ -84,8 +85,33 @@ def _log_binomial(n: int, k: int) -> float:
 
 def evidence(scores: np.ndarray, most: int = EVIDENCE) -> list[list[int]]:
     """Ids of each pair's best sentences, best first: [Q][min(most, S)]."""
-    order = np.argsort(-scores, kind="stable")[:, :most]
-    return [[int(j) for j in row] for row in order]
+    return [ids for rows in _blocks(scores) for ids in _best(rows, most).tolist()]
+
+
+def _best(scores: np.ndarray, most: int) -> np.ndarray:
+    return np.argsort(-scores, kind="stable")[:, :most]
+
+
+def _chunk_rates(scores: np.ndarray, k: int) -> np.ndarray:
+    """The chunk rate of each pair's own k best sentences, [Q]."""
+    sentences = scores.shape[1]
+    chunk = CHUNKS * np.arange(sentences) // sentences  # [S]
+    rates = []
+    for rows in _blocks(scores):
+        hit = np.zeros((len(rows), CHUNKS), dtype=bool)
+        np.put_along_axis(hit, chunk[_best(rows, k)], True, axis=1)
+        rates.append(hit.sum(axis=1) / CHUNKS)
+    return np.concatenate(rates)
+
+
+def _stds(scores: np.ndarray) -> np.ndarray:
+    """Population standard deviation of each column, in double precision, [S]."""
+    return np.concatenate([columns.T.astype(np.float64).std(axis=0) for columns in _blocks(scores.T)])
+
+
+def _blocks(scores: np.ndarray) -> list[np.ndarray]:
+    """The rows in equal parts of about BLOCK values, for what needs several times the memory of its rows."""
+    return np.array_split(scores, max(1, min(len(scores) // 2, -(-scores.size // BLOCK))))
 
 
 def _checked(scores: np.ndarray) -> np.ndarray:

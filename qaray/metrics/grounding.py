@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from math import isfinite
@@ -24,36 +24,41 @@ MAX_ROUNDING = 0.03  # relative; the written precision allows at most this
 
 @dataclass
 class PaperNumbers:
-    """The numbers of a paper: those without a unit, and those with one by dimension, in base units."""
+    """The numbers of a paper: those without a unit, and those with one by dimension, in base units.
+
+    Values of one unit and one last written place are sorted. Whether a number agrees with any of them is decided by the
+    two next to it: the difference that is allowed is the same for all of them, or a share of the larger one.
+    """
 
     bare: set[Decimal] = field(default_factory=set)
-    measured: dict[str, list[tuple[float, float, Unit]]] = field(default_factory=dict)  # sorted: (value, place, unit)
+    measured: dict[str, dict[tuple[Unit, float], list[float]]] = field(default_factory=dict)  # by (unit, place)
 
     @classmethod
     def of(cls, quantities: Iterable[Quantity]) -> PaperNumbers:
         numbers = cls()
-        found: dict[str, set[tuple[float, float, Unit]]] = {}
+        found: dict[str, dict[tuple[Unit, float], set[float]]] = {}
         for value, unit in quantities:
             if unit is None:
                 numbers.bare.add(value)
             elif (measured := _in_base_units(value, unit)) is not None:
-                found.setdefault(unit.dimension, set()).add((*measured, unit))
-        numbers.measured = {name: sorted(values, key=lambda each: each[:2]) for name, values in found.items()}
+                base, place = measured
+                found.setdefault(unit.dimension, {}).setdefault((unit, place), set()).add(base)
+        numbers.measured = {
+            dimension: {key: sorted(values) for key, values in by_place.items()}
+            for dimension, by_place in found.items()
+        }
         return numbers
 
     def __contains__(self, quantity: Quantity) -> bool:
         value, unit = quantity
         if unit is None:
             return value in self.bare
-        measured, found = _in_base_units(value, unit), self.measured.get(unit.dimension, [])
+        measured = _in_base_units(value, unit)
         if measured is None:
             return False
-        margin = abs(measured[0]) * MAX_ROUNDING * 1.1
-        for position in range(bisect_left(found, (measured[0] - margin,)), len(found)):
-            other = found[position]
-            if other[0] > measured[0] + margin:
-                return False
-            if _agree(measured, unit, other):
+        for (other_unit, place), values in self.measured.get(unit.dimension, {}).items():
+            at = bisect_left(values, measured[0])
+            if any(_agree(measured, unit, (other, place, other_unit)) for other in values[max(0, at - 1) : at + 1]):
                 return True
         return False
 
@@ -113,7 +118,10 @@ def content_words(text: str) -> set[str]:
     return {word for word in words if len(word) > 1 and word not in ENGLISH_STOP_WORDS}
 
 
-def overlap(answer: str, evidence: str) -> float | None:
-    """Share of the answer's content words that occur in the evidence, in [0, 1]; None if the answer has none."""
+def overlap(answer: str, evidence: Sequence[set[str]]) -> float | None:
+    """Share of the answer's content words that occur in the evidence, in [0, 1]; None if the answer has none.
+
+    ``evidence``: the ``content_words`` of each of its sentences.
+    """
     words = content_words(answer)
-    return len(words & content_words(evidence)) / len(words) if words else None
+    return sum(any(word in own for own in evidence) for word in words) / len(words) if words else None

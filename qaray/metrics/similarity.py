@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import itertools
+import math
+import random
 from collections.abc import Sequence
 
 import numpy as np
 
 FLAGGED = 0.5  # question pairs above it count as similar
 LEVELS = tuple(range(0, 101, 10))  # the judge's choices, 0…100
+MAX_QUESTION_PAIRS = 5_000  # compared per paper: all of them up to 100 questions, else a sample
 
 
-def question_pairs(num_questions: int) -> list[tuple[int, int]]:
-    """All (i, j) with i < j: Q(Q − 1)/2 of them."""
-    return list(itertools.combinations(range(num_questions), 2))
+def question_pairs(num_questions: int, seed: str = "") -> list[tuple[int, int]]:
+    """The (i, j) with i < j that are compared, in order: all Q(Q − 1)/2, or a sample of MAX_QUESTION_PAIRS of them.
+
+    The sample is uniform and without replacement; ``seed``, the paper's doi, determines it.
+    """
+    count = math.comb(num_questions, 2)
+    if count <= MAX_QUESTION_PAIRS:
+        return list(itertools.combinations(range(num_questions), 2))
+    return sorted(map(_pair, random.Random(seed).sample(range(count), MAX_QUESTION_PAIRS)))
+
+
+def _pair(place: int) -> tuple[int, int]:
+    """The pair at a place of (0, 1), (0, 2), (1, 2), (0, 3) …"""
+    j = (1 + math.isqrt(1 + 8 * place)) // 2
+    return place - math.comb(j, 2), j
+
+
+def pair_cosines(vectors: np.ndarray, pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], float]:
+    """The cosine of each pair of questions. ``vectors`` [Q, D] have unit length."""
+    if not pairs:
+        return {}
+    i, j = np.array(pairs).T
+    sampled = len(pairs) < math.comb(len(vectors), 2)
+    cosines = np.einsum("pd,pd->p", vectors[i], vectors[j]) if sampled else (vectors @ vectors.T)[i, j]
+    return dict(zip(pairs, cosines, strict=True))
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:

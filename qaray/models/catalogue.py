@@ -37,13 +37,18 @@ AnyConfig = TypeVar("AnyConfig", EvaluateConfig, FineTuneConfig, GenerateConfig)
 
 
 def with_absolute_paths(config: AnyConfig) -> AnyConfig:
-    """The configuration with absolute paths of local models and the cache: workers run in other directories."""
+    """The configuration with absolute paths of local models and the cache: workers run in other directories.
+
+    Raises ConfigError for a model whose path does not exist.
+    """
     values = config.values()
     changes = {"cache_dir": os.path.abspath(os.path.expanduser(values["cache_dir"]))}
     for name in ("base_model", "judge_model", "embedding_model", "model_name_or_path"):
         model = values.get(name)
         if model and os.path.isdir(os.path.expanduser(model)):
             changes[name] = os.path.abspath(os.path.expanduser(model))
+        elif model and not model.startswith(BUNDLED):
+            _refuse_path(model)
     return config.replace(**changes)
 
 
@@ -57,10 +62,15 @@ def resolve(name: str, cache_dir: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path.absolute())
-    looks_like_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix in (".bin", ".gguf")
-    if looks_like_path:
-        raise ConfigError(f"model {name}: no such folder")
+    _refuse_path(name)
     return name
+
+
+def _refuse_path(name: str) -> None:
+    """Raises ConfigError if the name of a model that is no folder is a path, rather than a hub id."""
+    ending = Path(name).suffix in (".bin", ".gguf", ".safetensors")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or ending or os.path.exists(name):
+        raise ConfigError(f"model {name}: no such folder")
 
 
 def require_bundled() -> None:

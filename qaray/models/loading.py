@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+from collections.abc import Iterator
 from typing import Any
 
 from qaray.config import ConfigError
+from qaray.run.errors import RunError
+
+# Error numbers of the machine, rather than of the model's files.
+OF_THE_MACHINE = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.EROFS])
+MESSAGE = 300  # characters of a library's error
 
 
 @contextlib.contextmanager
@@ -36,11 +43,39 @@ def load_config(folder: str, cache_dir: str, trust_remote_code: bool, name: str 
     """The model's transformers config. Raises ConfigError if it cannot be loaded."""
     from transformers import AutoConfig
 
+    with loading(f"model {name or folder}"):
+        return AutoConfig.from_pretrained(folder, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turns any error of the libraries that read a model's files into one line: the files may make them raise anything.
+
+    Raises RunError if the machine lacks memory or its disk fails, else ConfigError.
+    """
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model {name or folder}: {first_line(error)}") from None
+            yield
+    except (ConfigError, RunError):
+        raise
+    except Exception as error:
+        machine = isinstance(error, OSError) and error.errno in OF_THE_MACHINE
+        kind = RunError if machine or is_out_of_memory(error) else ConfigError
+        raise kind(f"{what}: {one_line(error)}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host ran out of memory. PyTorch's CPU allocator raises a plain RuntimeError."""
+    by_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
+    return by_type or any(words in str(error) for words in ("allocate memory", "out of memory"))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message in one line, with the type's name where the message is only a value."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError | AttributeError | ArithmeticError | TypeError) or not text:
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= MESSAGE else f"{text[:MESSAGE]}…"
 
 
 def first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from qaray.models.contract import Contract
 from qaray.models.rope import check_rope, model_context, rope_factor
 from qaray.models.templates import default_template, named_request, named_template
 from qaray.models.tokenizer import load_tokenizer
+from qaray.models.weights import check_weights
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ def plan_model(config: EngineConfig) -> ModelPlan:
         return ModelPlan(template, size, _seq_len(config, size), 1.0, _request(config, None))
     tokenizer = load_tokenizer(name, config.model.cache_dir, config.model.trust_remote_code)
     folder = resolve(name, config.model.cache_dir)
+    if config.engine != "http":  # which needs the tokenizer only
+        check_weights(folder, name)
     contract = Contract.load(folder)
     max_positions, factor, rope_type = model_context(
         name, folder, config.model.cache_dir, config.model.trust_remote_code

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from qaray.config import ConfigError
-from qaray.models.loading import load_config
+from qaray.config import ConfigError, shown
+from qaray.models.loading import load_config, loading
+
+HIGHEST_FACTOR = 256  # LongLoRA trained with 25; beyond, the positions of a model are no longer told apart
 
 
 def rope_factor(length: int, max_position_embeddings: int, factor: float = 1.0) -> float:
@@ -19,7 +21,15 @@ def rope_factor(length: int, max_position_embeddings: int, factor: float = 1.0) 
 
 
 def check_rope(wanted: float, own: int, factor: float, rope_type: str, name: str, what: str, flag: str) -> None:
-    """Raises ConfigError if ``wanted`` differs from ``factor`` and the model's RoPE type cannot be scaled linearly."""
+    """Raises ConfigError if ``wanted`` differs from ``factor`` and the model's RoPE type cannot be scaled linearly.
+
+    Or if it is beyond HIGHEST_FACTOR.
+    """
+    if wanted != factor and wanted > HIGHEST_FACTOR:
+        raise ConfigError(
+            f"{what} is {wanted:g} times the {int(own)} positions of {name}, the maximum is {HIGHEST_FACTOR}: "
+            f"lower {flag}"
+        )
     if wanted != factor and rope_type not in ("default", "linear"):
         raise ConfigError(
             f"{what} needs linear RoPE scaling beyond the {int(own * factor)} tokens of {name}, "
@@ -48,9 +58,24 @@ def model_context(name: str, folder: str, cache_dir: str, trust_remote_code: boo
     Raises ConfigError if its config cannot be loaded or has no max_position_embeddings.
     """
     hf = load_config(folder, cache_dir, trust_remote_code, name)
+    with loading(f"model {name}: config.json"):
+        check_sizes(hf)
+        return _context(hf)
+
+
+def check_sizes(config: Any) -> None:
+    """Raises ValueError unless the sizes of a causal LM in a transformers config are positive."""
+    text = config.get_text_config()
+    for size in ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size"):
+        value = getattr(text, size, 1)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{size} must be at least 1, got {shown(value)}")
+
+
+def _context(hf: Any) -> tuple[int, float, str]:
     own = getattr(hf, "max_position_embeddings", None)
     if not own:
-        raise ConfigError(f"model {name}: its config has no max_position_embeddings: not a causal LM with RoPE")
+        raise ValueError("no max_position_embeddings: not a causal LM with RoPE")
     rope = getattr(hf, "rope_parameters", None) or {}
     rope_type = str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "unknown"
     if rope and "rope_type" not in rope and any(isinstance(v, dict) for v in rope.values()):

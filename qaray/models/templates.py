@@ -5,7 +5,7 @@ from __future__ import annotations
 from qaray.asking.request import Request, default_text
 from qaray.asking.templates import LLAMA2, Template, chat_template
 from qaray.config import ConfigError
-from qaray.models.loading import first_line
+from qaray.models.loading import first_line, loading
 from qaray.models.tokenizer import HFTokenizer
 from qaray.run.storage import Location
 
@@ -45,5 +45,6 @@ def default_template(tokenizer: HFTokenizer) -> Template:
 
 def _chat(tokenizer: HFTokenizer) -> Template:
     turn = [{"role": "user", "content": "{instruction}\n{input}"}]
-    rendered = tokenizer.hf.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    with loading("--prompt_template chat: the tokenizer's chat template"):
+        rendered = tokenizer.hf.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     return chat_template(rendered, source=str(tokenizer.hf.chat_template))

@@ -11,7 +11,7 @@ from typing import Any
 from qaray.asking.templates import Tokenizer, WordTokenizer
 from qaray.config import ConfigError, EngineConfig
 from qaray.models.catalogue import resolve
-from qaray.models.loading import first_line, load_config, quiet_transformers
+from qaray.models.loading import load_config, loading
 
 # Special tokens that a tokenizer for training must have (LongLoRA's names).
 SPECIAL = {"pad_token": "[PAD]", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
@@ -59,18 +59,15 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     folder = resolve(name, cache_dir)
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"model {name}: no tokenizer could be loaded: {first_line(error)}") from None
-    if not tokenizer.is_fast:
-        raise ConfigError(f"model {name}: requires a fast tokenizer (tokenizer.json)")
-    if add_special:
-        tokenizer.add_special_tokens(
-            {role: token for role, token in SPECIAL.items() if getattr(tokenizer, role) is None}
-        )
-    return HFTokenizer(tokenizer)
+    with loading(f"model {name}: no tokenizer could be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+        if not tokenizer.is_fast:
+            raise ValueError("requires a fast tokenizer (tokenizer.json)")
+        if add_special:
+            tokenizer.add_special_tokens(
+                {role: token for role, token in SPECIAL.items() if getattr(tokenizer, role) is None}
+            )
+        return HFTokenizer(tokenizer)
 
 
 def eos_ids(name: str, cache_dir: str, trust_remote_code: bool = False) -> frozenset[int]:
@@ -80,10 +77,10 @@ def eos_ids(name: str, cache_dir: str, trust_remote_code: bool = False) -> froze
     ids: list[int | None] = [load_tokenizer(name, cache_dir, trust_remote_code).hf.eos_token_id]
     folder = resolve(name, cache_dir)
     settings: Any = load_config(folder, cache_dir, trust_remote_code, name)
-    with contextlib.suppress(OSError), quiet_transformers():
+    with contextlib.suppress(ConfigError), loading(name):
         settings = GenerationConfig.from_pretrained(folder, cache_dir=cache_dir)
     named = settings.eos_token_id
-    return frozenset(i for i in [*ids, *(named if isinstance(named, list) else [named])] if i is not None)
+    return frozenset(i for i in [*ids, *(named if isinstance(named, list) else [named])] if isinstance(i, int))
 
 
 def tokenizer_of(config: EngineConfig) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -13,12 +14,17 @@ import pyarrow.fs as pafs
 
 from qaray.config import StatusConfig
 from qaray.evaluate.tables import COVERAGE, GROUNDING, QUESTIONS, RACAR, SIMILARITY
-from qaray.run.directory import Run, RunRefused, logged_steps
+from qaray.observe.repair import repair
+from qaray.observe.terminal import reader_gone
+from qaray.run.directory import Run, logged_steps
 from qaray.run.durations import time_left
-from qaray.run.lease import Lease
+from qaray.run.epochs import Epoch
+from qaray.run.errors import RunRefused
+from qaray.run.lease import HEARTBEAT, Lease
 from qaray.run.storage import Location, in_threads
 from qaray.schema import ParseStatus
 
+LOOK = 1.5 * HEARTBEAT  # seconds to watch the lease of a driver elsewhere
 RECENT = 600.0  # seconds; files written within them determine the rate
 TABLES = (COVERAGE, QUESTIONS, SIMILARITY, RACAR, GROUNDING)
 
@@ -53,39 +59,50 @@ class StageStatus:
 
 
 def show(config: StatusConfig) -> int:
-    """Prints the status; with ``watch``, repeatedly while a stage is running. Returns 0.
+    """Prints the status; with ``watch``, repeatedly while a stage is running; with ``repair``, mends it before.
+
+    Returns 0.
 
     Raises RunRefused if there is no run.
     """
+    if config.repair:
+        run = Run.at(config.output_dir)
+        _refuse_no_run(run)
+        faults = repair(run, lambda line: print(line, file=sys.stderr, flush=True))
+        print(f"{faults} faults mended" if faults else "no fault found", flush=True)
     while True:
         stages = status(Run.at(config.output_dir))
         if config.json_lines:
             print(json.dumps({stage.name: asdict(stage) for stage in stages}), flush=True)
         else:
             print("\n".join(stage.line for stage in stages), flush=True)
-        if config.watch is None or not any(stage.state in ("working", "stopping") for stage in stages):
+        if config.watch is None or reader_gone() or not any(stage.state in ("working", "stopping") for stage in stages):
             return 0
         time.sleep(config.watch)
 
 
 def status(run: Run) -> list[StageStatus]:
     """The stages of a run that have begun. Raises RunRefused if there is no run."""
-    identity = run.identity.read_json()
-    if identity is None and run.evaluation.identity.read_json() is None:
-        raise RunRefused(f"{run.root} is not a run directory (run.json is missing): pass the --output_dir of a run")
+    _refuse_no_run(run)
+    identity = run.stored_identity()
     stages = []
     if identity is not None:
         stages.append(_training(run) if "training" in identity else _generation(run))
-    if run.evaluation.identity.exists():
+    if run.evaluation.stored_identity() is not None:
         stages.append(_evaluation(run))
     return stages
 
 
+def _refuse_no_run(run: Run) -> None:
+    if run.stored_identity() is None and run.evaluation.stored_identity() is None:
+        raise RunRefused(f"{run.root} is not a run directory (run.json is missing): pass the --output_dir of a run")
+
+
 def _state(run: Run) -> tuple[str, str]:
     """(state, description of the driver) of a run directory."""
-    if driver := Lease(run).live_driver():
+    if driver := Lease(run).live_driver(LOOK):
         return ("stopping" if run.stop_flag.exists() else "working"), driver
-    return ("finished" if run.manifest.exists() else "interrupted"), ""
+    return ("finished" if run.read_manifest() is not None else "interrupted"), ""
 
 
 def _generation(run: Run) -> StageStatus:
@@ -109,11 +126,11 @@ def _generation(run: Run) -> StageStatus:
                 fresh.update(row["doi"] for row in rows)
         return len(dois), len(dois - paired), len(fresh), first
 
-    for each in in_threads(counts, _by_shard(run.generations)):
+    for each in in_threads(counts, _by_shard(run.view, run.generations)):
         answered, failed, recent = answered + each[0], failed + each[1], recent + each[2]
         oldest = min(oldest, each[3])
     papers = sum(in_threads(Location.count_rows, run.paper_shards()))
-    records = sum(in_threads(Location.count_rows, run.rejected_papers.files(".parquet")))
+    records = sum(in_threads(Location.count_rows, run.rejected_shards()))
     seconds = time.time() - oldest
     rate = 3600 * recent / seconds if recent and seconds > 1 else None
     return StageStatus("generate", state, answered, papers, rejected=records + failed, per_hour=rate, driver=driver)
@@ -127,14 +144,14 @@ def _evaluation(run: Run) -> StageStatus:
     for table in TABLES:
         if table.folder(own).exists():
             done[table.name] = 0
-            for files in _by_shard(table.folder(own)):
+            for files in _by_shard(own.view, table.folder(own)):
                 done[table.name] += len(
                     {row["doi"] for info in files for row in _rows(own.root.fs, info.path, ["doi"])}
                 )
-    finished = own.manifest.read_json()
+    finished = own.read_manifest()
     total = finished["counts"]["papers"] if finished else sum(in_threads(Location.count_rows, shards))
     done_in_all = total if finished else min(done.values(), default=0)
-    rejected = sum(in_threads(Location.count_rows, own.rejected_papers.files(".parquet")))
+    rejected = sum(in_threads(Location.count_rows, own.rejected_shards()))
     return StageStatus("evaluate", state, done_in_all, total, rejected=rejected, driver=driver, more=done)
 
 
@@ -157,11 +174,12 @@ def _rows(fs: pafs.FileSystem, path: str, columns: list[str]) -> list[dict[str, 
         return []
 
 
-def _by_shard(folder: Location) -> Iterator[list[pafs.FileInfo]]:
-    """Files grouped by paper shard, so that the ids of the whole corpus need not be in memory at once."""
+def _by_shard(view: Epoch, folder: Location) -> Iterator[list[pafs.FileInfo]]:
+    """Files that count, grouped by paper shard, so that the ids of the whole corpus need not be in memory at once."""
 
     def shard(info: pafs.FileInfo) -> str:
         return str(info.path[len(folder.path) :]).lstrip("/").split("/")[0].partition(".")[0]
 
-    for _, files in groupby(folder.infos(".parquet", recursive=True), shard):
+    infos = [info for info in folder.infos(".parquet", recursive=True) if view.counts(Location(folder.fs, info.path))]
+    for _, files in groupby(infos, shard):
         yield list(files)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shlex
 import sys
 import time
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from qaray.config import ConfigError, FineTuneConfig, SubmitConfig
 from qaray.finetune.flags import supported
-from qaray.run.directory import RunError
+from qaray.run.addresses import check_address, check_job_server
+from qaray.run.errors import RunError
+from qaray.run.waiting import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +91,8 @@ def environment_of(config: SubmitConfig) -> dict[str, Any]:
     if is_folder:
         environment["excludes"] = EXCLUDES
     if config.pip:
+        if not Path(config.pip).is_file():
+            raise ConfigError(f"--pip {config.pip}: no such file")
         environment["pip"] = config.pip
     names = [name.strip() for name in (config.env or "").split(",") if name.strip()]
     if missing := [name for name in names if name not in os.environ]:
@@ -107,12 +112,28 @@ def connect(config: SubmitConfig) -> JobSubmissionClient:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobSubmissionClient
 
+    address, source = address_of(config)
+    if re.match(r"https?://", address):
+        check_job_server(address, source)
+    elif address and re.match(r"ray://|(?!.*://)", address):
+        try:
+            check_address(address, source, or_else=", the job server's URL (http://HOST:8265)")
+        except RunError as error:
+            raise ConfigError(str(error)) from None
     try:
-        with addressed(config.address):
+        with waiting(f"the job server at {address or 'http://localhost:8265'}"), addressed(config.address):
             return JobSubmissionClient(config.address)
     except Exception as error:  # Ray raises many unrelated types of errors here
         words = " ".join(str(error).split())
-        raise ConfigError(f"--address {config.address or '(default)'}: {words[:300]}") from None
+        raise ConfigError(f"{source or '--address'} {address or '(default)'}: {words[:300]}") from None
+
+
+def address_of(config: SubmitConfig) -> tuple[str, str]:
+    """(address of the job server, the flag or variable that it is from); ("", "") if it is Ray's default."""
+    if config.address:
+        return config.address, "--address"
+    named = next((name for name in (ADDRESS_VARIABLE, "RAY_ADDRESS") if os.environ.get(name)), "")
+    return os.environ.get(named, ""), named
 
 
 @contextlib.contextmanager

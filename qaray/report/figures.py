@@ -16,6 +16,10 @@ from matplotlib.ticker import MaxNLocator
 from qaray.metrics.similarity import FLAGGED
 
 LABELLED = 20  # maximum number of row labels in a figure
+# What a figure shows of a paper with more pairs or sentences than ordinary papers have.
+MAX_QUESTIONS, QUESTION_BLOCKS = 100, 50  # questions that have a row and column each; blocks of more questions
+MAX_ROWS, MAX_COLUMNS = 100, 1_000  # of the coverage's heatmap
+MAX_SCATTERED = 200  # pairs whose evidence is shown
 INK, SOFT, ACCENT, WARM = "#1c2430", "#5c6878", "#0b5cad", "#c2410c"
 mpl.rcParams.update(
     {
@@ -27,26 +31,35 @@ mpl.rcParams.update(
 
 
 def question_similarity(pairs: Sequence[dict[str, Any]], questions: int, by_judge: bool) -> Markup:
-    """Lower-triangular heatmap of question similarity, in [0, 1]; pairs above 0.5 are marked."""
-    matrix = np.full((questions, questions), np.nan)
+    """Lower-triangular heatmap of question similarity, in [0, 1]; cells above 0.5 are marked.
+
+    With more than MAX_QUESTIONS questions, a cell is the mean over the compared pairs of two blocks of questions.
+    """
+    block = 1 if questions <= MAX_QUESTIONS else -(-questions // QUESTION_BLOCKS)
+    size = -(-questions // block)
+    total, count = np.zeros((size, size)), np.zeros((size, size), dtype=int)
     for pair in pairs:
         judged = [score for score in (pair["judge"], pair["judge_swapped"]) if score is not None]
         score = (float(np.mean(judged)) if judged else None) if by_judge else pair["cosine"]
         if score is not None:
-            matrix[pair["j"], pair["i"]] = score
+            cell = pair["j"] // block, pair["i"] // block
+            total[cell] += score
+            count[cell] += 1
+    matrix = np.divide(total, count, out=np.full((size, size), np.nan), where=count > 0)
     figure, axes, bar = _page_figure(4.6, 3.8, bar=True)
     image = axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     flagged = list(zip(*np.where(matrix > FLAGGED), strict=True))
     cells = [mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in flagged]
     axes.add_collection(mpl.collections.PatchCollection(cells, facecolor="none", edgecolor=WARM))
-    for row, column in flagged if questions <= LABELLED else []:
+    for row, column in flagged if size <= LABELLED else []:
         axes.text(
             column, row, f"{matrix[row, column]:.2f}".lstrip("0"), ha="center", va="center", color=WARM, fontsize=7
         )
-    places, across = _ticks(questions, LABELLED), _ticks(questions, LABELLED // 2)
-    axes.set_xticks(across, [f"Q{i + 1}" for i in across])
-    axes.set_yticks(places, [f"Q{i + 1}" for i in places])
-    axes.set_title("Question similarity, " + ("by the judge" if by_judge else "cosine"))
+    places, across = _ticks(size, LABELLED), _ticks(size, LABELLED // 2)
+    axes.set_xticks(across, [f"Q{i * block + 1}" for i in across])
+    axes.set_yticks(places, [f"Q{i * block + 1}" for i in places])
+    blocks = f", means of {block} × {block}" if block > 1 else ""
+    axes.set_title("Question similarity, " + ("by the judge" if by_judge else "cosine") + blocks)
     figure.colorbar(image, cax=bar)
     return _svg(figure, f"Heatmap of the similarity of {questions} questions; values above {FLAGGED} are marked")
 
@@ -54,6 +67,7 @@ def question_similarity(pairs: Sequence[dict[str, Any]], questions: int, by_judg
 def evidence_scatter(evidence: Sequence[Sequence[dict[str, Any]]], sentences: int) -> Markup:
     """Positions of each pair's best sentences in the paper; darker points have a higher cosine."""
     figure, axes, _ = _page_figure(4.6, 3.8)
+    pairs, evidence = len(evidence), evidence[:MAX_SCATTERED]
     spots = [(one["sentence"], row, one["score"]) for row, best in enumerate(evidence, 1) for one in best]
     places, rows, scores = (list(values) for values in zip(*spots, strict=True)) if spots else ([], [], [])
     axes.scatter(places, rows, s=22, color=ACCENT, alpha=np.clip(scores, 0.15, 1.0).astype(float), linewidths=0)
@@ -61,23 +75,42 @@ def evidence_scatter(evidence: Sequence[Sequence[dict[str, Any]]], sentences: in
     axes.vlines(tenths, 0, len(evidence) + 1, color="#dde3ea", linewidth=0.7, zorder=0)
     axes.set(xlim=(-1, sentences), ylim=(len(evidence) + 0.5, 0.5), xlabel="sentence of the paper", ylabel="pair")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title("Each pair's ten best sentences, and tenths of the paper")
+    limited = f" (first {len(evidence)} of {pairs:,} pairs)" if pairs > len(evidence) else ""
+    axes.set_title("Each pair's ten best sentences, and tenths of the paper" + limited)
     return _svg(figure, f"The places of the best sentences of {len(evidence)} pairs among {sentences} sentences")
 
 
 def coverage_heatmap(matrix: Sequence[Sequence[float]]) -> Markup:
-    """Heatmap of the cosine of every pair and sentence. ``matrix``: [Q, S]."""
-    scores = np.asarray(matrix, dtype=np.float32)
+    """Heatmap of the cosine of every pair and sentence, ``matrix`` [Q, S], or its means in MAX_ROWS × MAX_COLUMNS."""
+    full = np.asarray(matrix, dtype=np.float32)
+    scores, (down, across) = _means(full), _blocks(full.shape)
     figure, axes, bar = _page_figure(9.4, 0.9 + 0.2 * max(4, len(scores)), bar=True)
     image = axes.imshow(
-        scores, aspect="auto", cmap="viridis", interpolation="nearest", vmin=min(0, float(scores.min()))
-    )
+        scores, aspect="auto", cmap="viridis", interpolation="nearest", vmin=min(0, float(scores.min())),
+        extent=None if across == 1 else (-0.5, full.shape[1] - 0.5, len(scores) - 0.5, -0.5),
+    )  # fmt: skip
     axes.set(xlabel="sentence of the paper", ylabel="pair")
     places = _ticks(len(scores), LABELLED)
-    axes.set_yticks(places, [str(i + 1) for i in places])
-    axes.set_title("Cosine of pairs and sentences")
+    axes.set_yticks(places, [str(i * down + 1) for i in places])
+    blocks = f", means of {down} × {across}" if down * across > 1 else ""
+    axes.set_title("Cosine of pairs and sentences" + blocks)
     figure.colorbar(image, cax=bar)
-    return _png(figure, f"Heatmap of {scores.shape[0]} pairs and {scores.shape[1]} sentences")
+    return _png(figure, f"Heatmap of {full.shape[0]} pairs and {full.shape[1]} sentences")
+
+
+def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a matrix that are one cell of the heatmap."""
+    return max(1, -(-shape[0] // MAX_ROWS)), max(1, -(-shape[1] // MAX_COLUMNS))
+
+
+def _means(matrix: np.ndarray) -> np.ndarray:
+    for axis, block in enumerate(_blocks(matrix.shape)):
+        if block > 1:
+            starts = np.arange(0, matrix.shape[axis], block)
+            sizes = np.diff(starts, append=matrix.shape[axis])
+            sums = np.add.reduceat(matrix, starts, axis=axis)
+            matrix = sums / (sizes[:, None] if axis == 0 else sizes)
+    return matrix
 
 
 def distribution(found: dict[str, Any], title: str, null: float | None = None) -> Markup:

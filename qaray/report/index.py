@@ -14,10 +14,19 @@ from typing import Any
 from markupsafe import Markup
 
 from qaray.evaluate.sources import GeneratedPapers, Source
-from qaray.evaluate.summary import BOUNDS
-from qaray.metrics.similarity import FLAGGED
+from qaray.evaluate.summary import BOUNDS, sample_note
+from qaray.metrics.similarity import FLAGGED, MAX_QUESTION_PAIRS
+from qaray.report.limits import cut_rejected
 from qaray.report.pages import Pages, figure
 from qaray.report.papers import COLUMNS, Span, papers_of, spans
+from qaray.report.records import (
+    MEASURE_AGAIN,
+    EvaluationManifest,
+    GenerationManifest,
+    Summary,
+    checked,
+    read_checked,
+)
 from qaray.run.cluster import in_order
 from qaray.run.directory import Run
 
@@ -41,7 +50,10 @@ MEANINGS = {
     "coverage_null": "expected value for as many random sentences",
     "coverage_lift": "overall − random; negative if the pairs cluster more than by chance",
     "sentence_std": "standard deviation of a sentence's cosine over the pairs, averaged over sentences",
-    "similarity_judge": "do two questions of a paper ask the same? judge's score from both orders, 0 to 1",
+    "similarity_judge": (
+        "do two questions of a paper ask the same? judge's score from both orders, 0 to 1; of a paper with more than "
+        f"{MAX_QUESTION_PAIRS:,} question pairs, so many drawn at random"
+    ),
     "similarity_cosine": "the same, by the cosine of the questions' embeddings",
     "similarity_flagged": f"share of a paper's question pairs above {FLAGGED}",
     "racar_relevance": "1 to 5: concerns the paper's science",
@@ -71,15 +83,19 @@ def write_report(
 
     Figures take a third of a second per paper, so pages are written in Ray tasks if Ray is connected. ``report`` is
     called with (pages written, pages in all). Raises RunRefused unless the run that generated the pairs, or the
-    evaluation that ingested them, is finished.
+    evaluation that ingested them, is finished, Damaged if one of its files cannot be used.
     """
     manifest: Any = None
     evaluation: Any
     if isinstance(source, GeneratedPapers):
         pairs_run, manifest, evaluation = run, run.finished(), run.measured()
+        checked(run.manifest, manifest, GenerationManifest, "rerun `qaray generate`")
     else:
         pairs_run, evaluation = run.evaluation, run.evaluation.finished()
-    summary = run.evaluation.summary.read_json() if evaluation else None
+    summary: Any = None
+    if evaluation:
+        checked(run.evaluation.manifest, evaluation, EvaluationManifest, MEASURE_AGAIN)
+        summary = read_checked(run.evaluation.summary, Summary, MEASURE_AGAIN)
     folder, pages = run.root / "report", Pages()
     papers: list[dict[str, Any]] = []
     work = list(spans(source, most, PAGES_AT_ONCE))
@@ -92,7 +108,7 @@ def write_report(
         page.remove()  # left by an earlier report with more papers
     total = (manifest or evaluation)["counts"]["papers"]
     records = pairs_run.rejected_records()
-    rejected = list(islice(records, REJECTED_SHOWN))
+    rejected = [cut_rejected(row) for row in islice(records, REJECTED_SHOWN)]
     reject_reasons = (
         manifest["counts"]["by_reject_reason"]
         if manifest
@@ -144,7 +160,7 @@ def _metrics(summary: Any) -> list[dict[str, Any]]:
             "interval": f"{figure(found['low'])} … {figure(found['high'])}" if found["low"] is not None else "–",
             "papers": found["papers"],
             "missing": found["missing"],
-            "meaning": MEANINGS[name],
+            "meaning": MEANINGS.get(name, ""),
         }
         for name, found in (summary["metrics"] if summary else {}).items()
     ]
@@ -169,6 +185,8 @@ def _facts(summary: Any) -> Iterator[str]:
         if control.get("auc") is not None:
             yield f"control of {name}: AUC {control['auc']:.3f} ({control['positives']} against {control['negatives']})"
     found = summary.get("similarity", {})
+    if found.get("sampled"):
+        yield sample_note(found["sampled"])
     if found.get("flagged_share") is not None:
         yield f"{found['flagged_share']:.1%} of {found['judged']:,} judged question pairs above 0.5"
     if found.get("judge_cosine_spearman") is not None:

@@ -10,6 +10,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+# Characters that HTML does not allow, even escaped.
+_UNPRINTABLE = dict.fromkeys([*range(9), 11, *range(14, 32), *range(127, 160), *range(0xD800, 0xE000)], "\ufffd")
+
 
 class Pages:
     """Renders templates into files that open from disk."""
@@ -34,7 +37,7 @@ class Pages:
         page = self.environment.get_template(template).render(
             **context, style=Markup(self.static["style.css"]), script=Markup(code), script_hash=f"'sha256-{digest}'"
         )
-        place.write_bytes(page.encode())
+        place.write_bytes(page.translate(_UNPRINTABLE).encode("utf-8", "replace"))
 
 
 def figure(value: float | int | None) -> str:

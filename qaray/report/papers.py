@@ -11,6 +11,7 @@ from qaray.evaluate.summary import PAPER_SCORES
 from qaray.evaluate.tables import COVERAGE, GROUNDING, RACAR, SIMILARITY
 from qaray.generate.answers import best_answers
 from qaray.generate.merge import paper_outcome
+from qaray.report.limits import cut_paper, first
 from qaray.run.directory import Run
 from qaray.schema import DIMENSIONS, failure_of
 
@@ -33,6 +34,10 @@ CARDS = [
 ]  # fmt: skip
 
 
+MAX_SPANS = 25  # of a shard: each of them reads the shard's files
+NUMBERS_SHOWN = 20  # of a pair's numbers that are not found in the paper
+
+
 @dataclass(frozen=True)
 class Span:
     """A range of consecutive papers of a shard."""
@@ -44,21 +49,28 @@ class Span:
 
 
 def spans(source: Source, most: int, size: int) -> Iterator[Span]:
-    """The first ``most`` papers of a run, in spans of at most ``size`` papers."""
+    """The first ``most`` papers of a run, in spans of ``size`` papers, or more if a shard has more than MAX_SPANS."""
     before = 0
     for shard in source.shards():
         rows = min((source.run.papers / f"{shard}.parquet").count_rows(), most - before) if before < most else 0
-        for first in range(0, rows, size):
-            yield Span(shard, first, min(size, rows - first), before + first)
+        step = max(size, -(-rows // MAX_SPANS))
+        for start in range(0, rows, step):
+            yield Span(shard, start, min(step, rows - start), before + start)
         before += rows
 
 
 def papers_of(run: Run, source: Source, evaluated: bool, span: Span) -> Iterator[dict[str, Any]]:
     """The papers of a span, including those without pairs; with scores and figures if they are evaluated."""
     rows = (source.run.papers / f"{span.shard}.parquet").read_table().slice(span.first, span.papers).to_pylist()
-    scores = _PaperScores(run.evaluation, source, span.shard, {row["doi"] for row in rows}) if evaluated else None
-    for paper in _generated(source, span.shard, rows) if isinstance(source, GeneratedPapers) else _measured(rows):
-        yield _with_scores(paper, scores)
+    scores = (
+        _PaperScores(run.evaluation.pinned(), source, span.shard, {row["doi"] for row in rows}) if evaluated else None
+    )
+    if isinstance(source, GeneratedPapers):
+        papers, where = _generated(source, span.shard, rows), "the folders papers and generations of the run directory"
+    else:
+        papers, where = _measured(rows), "the folder evaluation/papers of the run directory"
+    for paper in papers:
+        yield cut_paper(_with_scores(paper, scores), where)
 
 
 def _measured(papers: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -103,11 +115,10 @@ class _PaperScores:
 
     def __init__(self, run: Run, source: Source, shard: str, dois: set[str]) -> None:
         keys = [key for key in source.keys(shard) if key.doi in dois]
-        self.papers = PAPER_SCORES.read(run, shard, keys)
-        self.coverage = COVERAGE.read(run, shard, keys)
-        self.similarity = SIMILARITY.read(run, shard, keys)
-        self.racar = RACAR.read(run, shard, keys)
-        self.grounding = GROUNDING.read(run, shard, keys)
+        self.papers, self.coverage, self.similarity, self.racar, self.grounding = (
+            each.read(run, shard, keys, each.schema.names)
+            for each in (PAPER_SCORES, COVERAGE, SIMILARITY, RACAR, GROUNDING)
+        )
 
 
 def _with_scores(paper: dict[str, Any], scores: _PaperScores | None) -> dict[str, Any]:
@@ -179,6 +190,6 @@ def _add_grounding(paper: dict[str, Any], rows: list[Any]) -> None:
         if row["numbers"]:
             pair["notes"].append(f"{row['numbers_found']} of {row['numbers']} numbers found in the paper")
         if row["missing"]:
-            pair["warnings"].append("not found in the paper: " + ", ".join(row["missing"]))
+            pair["warnings"].append("not found in the paper: " + ", ".join(first(row["missing"], NUMBERS_SHOWN)))
         if row["paper_reference"]:
             pair["warnings"].append(f"not self-contained: “{row['paper_reference']}”")

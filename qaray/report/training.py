@@ -6,6 +6,7 @@ from typing import Any
 
 from qaray.report import figures
 from qaray.report.pages import Pages, figure
+from qaray.report.records import TrainingLog, TrainingManifest, checked, read_checked
 from qaray.run.directory import Run, logged_steps
 
 FIGURES = (
@@ -17,9 +18,13 @@ FIGURES = (
 
 
 def write_training_report(run: Run) -> str:
-    """Writes OUT/report/index.html; returns its path. Raises RunRefused unless the fine-tuning is finished."""
-    manifest = run.finished()
-    log = run.training_log.read_json() or {"log": []}
+    """Writes OUT/report/index.html; returns its path.
+
+    Raises RunRefused unless the fine-tuning is finished, Damaged if one of its files cannot be used.
+    """
+    cure = "rerun `qaray fine-tune`"
+    manifest = checked(run.manifest, run.finished(), TrainingManifest, cure)
+    log = read_checked(run.training_log, TrainingLog, cure) if run.training_log.exists() else {"log": []}
     steps = logged_steps(log)
     evaluations = [entry for entry in log["log"] if "eval_loss" in entry]
     shown = [figures.training_curve(steps, evaluations)] if steps else []

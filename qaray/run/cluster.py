@@ -5,20 +5,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from qaray.config import Cluster
-from qaray.run.directory import RunError
+from qaray.run.addresses import check_address
+from qaray.run.cluster_watch import watch_cluster
+from qaray.run.errors import RunError
+from qaray.run.waiting import waiting
 
 # Logical CPUs per task of the light stages (reading, prompting, writing). A fraction, so that they do not take the CPUs
 # of the engine's actors, and still run on a cluster with two CPUs.
 LIGHT = 0.25
 DEBUG = "QARAY_DEBUG"  # environment variable
 CONNECTIONS = 3  # attempts to connect to or start a cluster
+CONNECT_LIMIT = 150.0  # seconds of an attempt: Ray waits without limit for a cluster of which a part is lost
+TEMPORARY_BYTES = 16 << 20  # for the sockets and logs of a local cluster
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 
@@ -32,7 +39,7 @@ def connect(cluster: Cluster = Cluster()) -> None:  # noqa: B008  frozen
 
     Keeps the connection of a process that is already connected. A local cluster gets ``cluster.local_cpus`` logical
     CPUs, by default at least four, which the light stages share. Raises RunError if the cluster does not respond, or
-    does not start in time.
+    does not start in time, ConfigError if the address is none.
     """
     # Light stages share CPUs, so Ray warns that there are more workers than CPUs, which is harmless. Ray reads this
     # variable on import.
@@ -51,21 +58,40 @@ def connect(cluster: Cluster = Cluster()) -> None:  # noqa: B008  frozen
         # Ray's core prints internal errors to the driver's terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     named = cluster.address or os.environ.get("RAY_ADDRESS")
-    if named:
+    if named and named != "local":
+        check_address(named, "--address" if cluster.address else "RAY_ADDRESS")
         options["address"] = cluster.address
     else:
+        check_temporary_folder(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir())
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         options |= {"address": "local", "num_cpus": cluster.local_cpus or max(4, cores), "include_dashboard": False}
     try:
-        _init(options)
+        _init(options, f"the Ray cluster at {named}" if options["address"] != "local" else "a local Ray cluster")
     except Exception as error:  # Ray raises many types here, and a bare Exception if a node is late
         problem = f"the Ray cluster at {named} cannot be joined" if named else "no local Ray cluster could be started"
         message = " ".join((str(error) or type(error).__name__).split())[:300]
         raise RunError(f"{problem}: {message} ({DEBUG}=1 shows Ray's log)") from error
     configure()
+    watch_cluster()
 
 
-def _init(options: dict[str, Any]) -> None:
+def check_temporary_folder(folder: str) -> None:
+    """Raises RunError if a local cluster cannot write its files to ``folder``: Ray would wait for one in vain."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"temporary folder {folder}: {error.strerror}: set RAY_TMPDIR to another folder") from None
+    if free < TEMPORARY_BYTES:
+        raise RunError(
+            f"temporary folder {folder}: {free >> 20} MiB are free, a local Ray cluster needs {TEMPORARY_BYTES >> 20}: "
+            "free some, or set RAY_TMPDIR to another folder"
+        )
+
+
+def _init(options: dict[str, Any], cluster: str) -> None:
     """Calls ray.init, with up to CONNECTIONS attempts.
 
     A busy machine may exceed Ray's limits of 20 s to connect and 30 s to start. Ray raises a bare Exception if a local
@@ -75,7 +101,8 @@ def _init(options: dict[str, Any]) -> None:
 
     for left in reversed(range(CONNECTIONS)):
         try:
-            with no_standard_error():  # the core reports here that it uses RAY_BACKEND_LOG_LEVEL
+            # The core reports on standard error that it uses RAY_BACKEND_LOG_LEVEL.
+            with waiting(cluster, CONNECT_LIMIT), no_standard_error():
                 ray.init(**options)
         except Exception as error:
             late = isinstance(error, ConnectionError) or type(error) is Exception
@@ -134,7 +161,8 @@ def configure() -> None:
     # Fewer blocks than actors is harmless: pools have the requested size.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     for name in ("ray.data", "ray", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.INFO if debugging() else logging.ERROR)
+        # Ray Data logs a task's error before it raises it.
+        logging.getLogger(name).setLevel(logging.INFO if debugging() else logging.CRITICAL)
 
 
 def in_order(

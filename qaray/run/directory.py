@@ -3,6 +3,7 @@
 OUT/run.json      written first         OUT/lease.json     while a driver is alive
 OUT/papers/       shards of papers      OUT/stop           while a stop is requested
 OUT/generations/  shards of answers     OUT/manifest.json  written last
+OUT/epochs/       a claim per start, and which files count: see qaray.run.epochs
 """
 
 from __future__ import annotations
@@ -12,33 +13,56 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+
+from qaray.run.epochs import Epoch, stem_of
+from qaray.run.errors import Damaged, RunRefused
 from qaray.run.storage import Location
 
 SHARD = "part-{:06d}"
-FORMAT = 2  # version of the layout: files and their columns
+FORMAT = 3  # version of the layout: files and their columns
+CURE = "restore it from a copy, or use another --output_dir"
+BEFORE_IDENTITY = frozenset({"lease.json", "epochs", "stop"})  # what a run has before its run.json
+BESIDE_EVALUATION = BEFORE_IDENTITY | {"evaluation", "report"}  # and the evaluation of a processed output
 THE_RUN = "the run itself"  # source of the pairs of an evaluation, unless they were imported from a file
-
-
-class RunError(RuntimeError):
-    """The run cannot start or continue. The message is one line for the user."""
-
-
-class RunRefused(RunError):
-    """The run belongs to another driver or has other settings. Nothing was changed."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory. Picklable."""
+    """A run directory, as the driver of an epoch or a reader sees it. Picklable."""
 
     root: Location
+    epoch: Epoch | None = None  # None: the latest one, whenever files are listed
 
     @classmethod
     def at(cls, output_dir: str) -> Run:
         return cls(Location.of(output_dir))
+
+    @property
+    def view(self) -> Epoch:
+        """Decides which files count."""
+        return self.epoch or Epoch.latest(self.root)
+
+    def pinned(self) -> Run:
+        """The run as it is seen at this moment: what counts is listed once."""
+        return replace(self, epoch=self.view)
+
+    def write_shard(self, folder: Location, stem: str, rows: pa.Table) -> Location:
+        """Writes a Parquet file of this epoch; returns it. Raises Superseded if a later epoch was claimed."""
+        file = folder / self.view.named(stem)
+        self.view.commit(file, lambda: file.write_table(rows))
+        return file
+
+    def replace_shard(self, file: Location, rows: pa.Table) -> None:
+        """Writes a shard again, or removes it if there are no rows."""
+        if rows.num_rows:
+            new = self.write_shard(Location(file.fs, file.path.rsplit("/", 1)[0]), stem_of(file.name), rows)
+            if new.path == file.path:
+                return
+        self.view.remove(file)
 
     @property
     def papers(self) -> Location:
@@ -50,9 +74,9 @@ class Run:
         return self.papers / "_rejected"
 
     @property
-    def sources(self) -> Location:
-        """The ingested input files: one entry per file, ``complete`` if it was read to its end."""
-        return self.papers / "_sources.json"
+    def records(self) -> Location:
+        """Folder of what a run knows about itself: claims, lists, copies of run.json and manifest.json."""
+        return self.root / "epochs"
 
     @property
     def generations(self) -> Location:
@@ -69,7 +93,7 @@ class Run:
     @property
     def engine(self) -> str | None:
         """The engine recorded in run.json, None if there is none yet."""
-        stored = self._stored_identity() or {}
+        stored = self.stored_identity() or {}
         parts = (stored, stored.get("similarity") or {}, stored.get("racar") or {})
         return next((part["engine"] for part in parts if "engine" in part), None)
 
@@ -80,8 +104,8 @@ class Run:
 
     def measured(self) -> dict[str, Any] | None:
         """Manifest of this run's evaluation; None if there is none, or if it evaluated imported pairs."""
-        manifest = self.evaluation.manifest.read_json()
-        return manifest if manifest and manifest["pairs_of"] == THE_RUN else None
+        manifest = self.evaluation.read_manifest()
+        return manifest if manifest and manifest.get("pairs_of") == THE_RUN else None
 
     @property
     def summary(self) -> Location:
@@ -97,7 +121,7 @@ class Run:
         return self.root / "stop"
 
     def shard_names(self) -> list[str]:
-        """Names of the paper shards, in order; generation and score shards are named after them."""
+        """Names of the paper shards, in order: their files without the suffix."""
         return [shard.name.removesuffix(".parquet") for shard in self.paper_shards()]
 
     @property
@@ -107,26 +131,32 @@ class Run:
 
     def rejected_records(self) -> Iterator[dict[str, Any]]:
         """Yields the rejected rows of the ingest, with one shard in memory at a time."""
-        for shard in self.rejected_papers.files(".parquet"):
+        for shard in self.rejected_shards():
             yield from shard.read_table().to_pylist()
 
     def paper_shards(self) -> list[Location]:
-        return self.papers.files(".parquet")
+        return self.view.newest(self.papers.files(".parquet"))
+
+    def rejected_shards(self) -> list[Location]:
+        return self.view.newest(self.rejected_papers.files(".parquet"))
+
+    def left_out_shards(self) -> list[Location]:
+        return self.view.newest(self.left_out.files(".parquet"))
 
     def generation_files(self) -> dict[str, list[str]]:
-        """Paths of the generation shards of each paper shard."""
+        """Paths of the generation shards that count, by the stem of their paper shard."""
         files: dict[str, list[str]] = defaultdict(list)
-        for file in self.generations.files(".parquet"):
-            files[file.name.split(".", 1)[0]].append(file.path)
+        for file in self.view.counting(self.generations.files(".parquet")):
+            files[stem_of(file.name)].append(file.path)
         return dict(files)
 
     def generation_file(self, shard: str, keys: list[tuple[str, int, int]]) -> Location:
-        """The file for the answers of these (doi, window, attempt) keys.
+        """The file of this epoch for the answers of these (doi, window, attempt) keys.
 
         The same keys give the same file, so that a task that runs twice overwrites its first output.
         """
         digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
-        return self.generations / f"{shard}.{digest}.parquet"
+        return self.generations / self.view.named(f"{stem_of(shard)}.{digest}")
 
     def size(self) -> int:
         """Total size of the run's shards and exports, in bytes."""
@@ -135,11 +165,10 @@ class Run:
 
     def identify(self, identity: dict[str, Any]) -> None:
         """Writes run.json, or checks that it matches. Raises RunRefused with the differences."""
-        stored = self._stored_identity()
+        stored = self.stored_identity()
         record = {"format": FORMAT, **identity, "hash": identity_hash(identity)}
         if stored is None:
-            self.root.make_folder()
-            self.identity.write_json(record)
+            self._write_identity(record)
             return
         if stored.get("hash") == record["hash"]:
             return
@@ -148,16 +177,50 @@ class Run:
             f"{self.root} was started with other settings ({changes}): use the same settings or another --output_dir"
         )
 
+    def _write_identity(self, record: dict[str, Any]) -> None:
+        self.view.check()
+        self.root.make_folder()
+        self.records_identity.write_json(record)
+        self.identity.write_json(record)
+
+    @property
+    def records_identity(self) -> Location:
+        """Copy of run.json, from which it is restored."""
+        return self.records / "run.json"
+
+    def replace_identity(self, identity: dict[str, Any]) -> None:
+        """Writes run.json for other settings. The caller has made sure that nothing depends on the earlier ones."""
+        self._write_identity({"format": FORMAT, **identity, "hash": identity_hash(identity)})
+
+    def refuse_foreign(self) -> None:
+        """Raises RunRefused if the folder has content, and no run.json that says that it is a run."""
+        names = [info.base_name for info in self.root.listing() if not info.base_name.startswith(".")]
+        foreign = [name for name in names if name not in BEFORE_IDENTITY]
+        if not foreign or self.stored_identity() is not None:
+            return
+        if set(foreign) <= BESIDE_EVALUATION and self.evaluation.identity.exists():
+            return
+        raise RunRefused(
+            f"{self.root} is not empty, and has no run.json that says that it is a run of qaray (it has "
+            f"{', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''}): use another --output_dir"
+        )
+
+    def refuse_foreign_report(self) -> None:
+        """Raises RunRefused if the folder's report/ is not one of ours."""
+        ours = self.stored_identity() is not None or self.evaluation.identity.exists()
+        if not ours and (self.root / "report").exists():
+            raise RunRefused(f"{self.root}/report is not a report of qaray: use another --output_dir")
+
     def has_identity(self, identity: dict[str, Any]) -> bool:
         """Whether the run was started with these settings. Raises like ``identify`` if run.json cannot be used."""
-        return (self._stored_identity() or {}).get("hash") == identity_hash(identity)
+        return (self.stored_identity() or {}).get("hash") == identity_hash(identity)
 
     def identify_parts(self, parts: dict[str, dict[str, Any]]) -> None:
         """Like ``identify``, for a start that names only some parts of the identity.
 
         Parts that are already in run.json must match; new parts are added. Raises RunRefused with the differences.
         """
-        stored = self._stored_identity() or {"format": FORMAT}
+        stored = self.stored_identity() or {"format": FORMAT}
         stored.pop("hash", None)
         for part, wanted in parts.items():
             known = stored.get(part, wanted)
@@ -169,27 +232,96 @@ class Run:
                 )
         merged = {**stored, **parts}
         if merged != stored:
-            self.root.make_folder()
-            self.identity.write_json({**merged, "hash": identity_hash(merged)})
+            self._write_identity({**merged, "hash": identity_hash(merged)})
 
     def finished(self) -> dict[str, Any]:
         """The manifest of the finished run. Raises RunRefused if there is none."""
-        manifest = self.manifest.read_json()
-        if manifest is None and not self.identity.exists():
+        manifest = self.read_manifest()
+        if manifest is None and self.stored_identity() is None:
             raise RunRefused(f"{self.root} is not a run directory: pass the --output_dir of a finished run")
         if manifest is None:
             raise RunRefused(
                 f"{self.root} has no finished run (manifest.json is missing): rerun the command that started it"
             )
-        self._stored_identity()
+        self.stored_identity()
         return manifest
 
-    def _stored_identity(self) -> dict[str, Any] | None:
-        """Content of run.json, None if there is none. Raises RunRefused if another release wrote the directory."""
+    def read_manifest(self) -> dict[str, Any] | None:
+        """The manifest of the finished run, None if it is not finished.
+
+        The copy in ``records`` replaces a manifest.json that is missing, damaged or of an earlier epoch. Raises Damaged
+        if there is none either.
+        """
+        copies = self._manifest_copies()
+        copied = _object(copies[-1]) if copies else None
         try:
-            stored = self.identity.read_json()
-        except ValueError as error:
-            raise RunError(f"{error}: remove it to start the run again") from None
+            manifest = _object(self.manifest)
+        except Damaged:
+            if copied is None:
+                raise
+            return copied
+        return copied if copied and (manifest or {}).get("epoch") != copied["epoch"] else manifest
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Writes the manifest, which says that the run is finished. Raises Superseded."""
+        view = self.view
+        record = {**manifest, "epoch": view.number}
+        copy = self.records / view.named("manifest", ".json")
+        view.commit(copy, lambda: copy.write_json(record))
+        view.check()
+        self.manifest.write_json(record)
+        view.check()
+        for old in self._manifest_copies()[:-1]:
+            view.remove(old)
+
+    def unfinish(self) -> None:
+        """Removes the manifest: there is work to do again."""
+        for copy in self._manifest_copies():
+            self.view.remove(copy)
+        self.view.check()
+        self.manifest.remove()
+
+    def restore(self) -> list[str]:
+        """Restores run.json and manifest.json from their copies, if they are missing or differ; returns their names.
+
+        A damaged manifest.json without a copy is removed: a finished run writes it again.
+        """
+        restored = []
+        try:
+            manifest = self.read_manifest()
+        except Damaged:
+            self.view.check()
+            self.manifest.remove()
+            manifest = None
+            restored.append(self.manifest.name)
+        for file, copy in ((self.identity, self.stored_identity()), (self.manifest, manifest)):
+            if copy is not None and _readable(file) != copy:
+                self.view.check()
+                file.write_json(copy)
+                restored.append(file.name)
+        return restored
+
+    def _manifest_copies(self) -> list[Location]:
+        files = [Location(self.root.fs, info.path) for info in self.records.listing()]
+        copies = [file for file in files if stem_of(file.name) == "manifest" and file.name.endswith(".json")]
+        return self.view.counting(copies)
+
+    def stored_identity(self) -> dict[str, Any] | None:
+        """Content of run.json, None if there is none.
+
+        Its copy replaces one that is missing or damaged. Raises RunRefused if another release wrote the directory,
+        Damaged if there is no copy.
+        """
+        copy = _readable(self.records_identity)
+        try:
+            stored = _object(self.identity)
+            if stored is not None and stored.get("format", 1) == FORMAT and not _is_whole(stored):
+                raise Damaged(self.identity, "is damaged (its hash is not that of its settings)", CURE)
+        except Damaged:
+            if copy is None:
+                raise
+            stored = copy
+        stored = stored or copy
         if stored is not None and (written := stored.get("format", 1)) != FORMAT:
             raise RunRefused(
                 f"{self.root} was written by an earlier release (layout {written}, expected {FORMAT}): finish the run "
@@ -199,14 +331,41 @@ class Run:
         return stored
 
     def clean(self) -> None:
-        """Removes temporary files of killed writers. Only the holder of the lease may call it."""
+        """Removes what killed and superseded writers left. Only the holder of the lease may call it."""
         report = self.root / "report"
         for folder in (
-            self.root, self.papers, self.rejected_papers, self.left_out, self.generations, report, report / "papers",
+            self.root, self.papers, self.rejected_papers, self.left_out, self.generations, self.records,
+            report, report / "papers",
         ):  # fmt: skip
             folder.remove_temporary()
+        self.view.remove_late()
         for scores in self.root.folders(".parquet"):
             scores.remove_temporary(recursive=True)
+
+
+def _object(file: Location) -> dict[str, Any] | None:
+    """The JSON object in a file, None if there is no file. Raises Damaged."""
+    try:
+        value = file.read_json()
+    except ValueError as error:
+        raise Damaged(file, f"is damaged ({str(error).removeprefix(f'{file} is corrupt: ')})", CURE) from None
+    if value is not None and not isinstance(value, dict):
+        raise Damaged(file, f"is damaged (an object is expected, not {str(value)[:40]!r})", CURE)
+    return value
+
+
+def _is_whole(identity: dict[str, Any]) -> bool:
+    settings = {name: value for name, value in identity.items() if name != "hash"}
+    bare = {name: value for name, value in settings.items() if name != "format"}
+    return identity.get("hash") in (identity_hash(bare), identity_hash(settings))
+
+
+def _readable(file: Location) -> dict[str, Any] | None:
+    """Like ``_object``, None for a damaged file."""
+    try:
+        return _object(file)
+    except Damaged:
+        return None
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:

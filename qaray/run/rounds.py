@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from qaray.run.directory import Run, RunError
+from qaray.run.directory import Run
+from qaray.run.errors import RunError
 from qaray.run.lease import Lease
 
 

@@ -1,7 +1,8 @@
 """Files on any file system, written atomically.
 
 A path is local or a URI that pyarrow or fsspec supports. A local file is written under a temporary name in the same
-folder and renamed; an object store has no rename, but an object appears only when its upload is complete.
+folder, synced to disk and renamed; an object store has no rename, but an object appears only when its upload is
+complete. Parquet files carry checksums of their pages, which are verified when they are read.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from qaray.config import ConfigError
+from qaray.run.errors import Damaged
+from qaray.run.stores import URI, open_store
 
 THREADS = 16  # concurrent storage requests
+ROW_GROUP = 1 << 28  # bytes of a row group, about: pyarrow cannot read nested strings of more than 2 GiB back
 SPOOLED = 1 << 26  # bytes of an upload that are kept in memory; a larger one goes to a local temporary file
 PAUSES = (0.5, 2.0, 8.0)  # seconds to wait before each retry of a storage request
 # Error numbers that may be transient. None: object stores set no number, so their permanent errors are retried too.
@@ -37,6 +40,7 @@ PASSING = frozenset([
     errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EREMOTEIO,
 ])  # fmt: skip
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}  # by file extension
+BROKEN = re.compile("thrift|parquet|corrupt|checksum|crc|end of stream|decompress|zstd|flatbuffers", re.IGNORECASE)
 TEMPORARY = ".tmp-"  # prefix of files that are being written: never read, removed by the next run
 
 P = ParamSpec("P")
@@ -46,6 +50,10 @@ Item = TypeVar("Item")
 
 class StoreFailed(OSError):
     """Storage kept failing. Says nothing about the content of the file."""
+
+
+class NoExclusiveCreate(Exception):
+    """The file system cannot create a file only where there is none."""
 
 
 def patient(work: Callable[P, T]) -> Callable[P, T]:
@@ -107,6 +115,11 @@ class _RetryingFile(io.RawIOBase):
         self._at += len(content)
         return content
 
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
@@ -146,19 +159,10 @@ class Location:
 
     @classmethod
     def of(cls, uri: str) -> Location:
-        """A local path or a URI. Raises ConfigError if neither pyarrow nor fsspec supports the URI's scheme."""
-        if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", uri):
+        """A local path or a URI, whose store must answer. Raises what ``open_store`` raises."""
+        if not URI.match(uri):
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri)))
-        try:
-            return cls(*pafs.FileSystem.from_uri(uri))
-        except (pa.ArrowInvalid, NotImplementedError):
-            import fsspec
-
-            try:
-                fs, path = fsspec.core.url_to_fs(uri)
-            except (ValueError, ImportError) as error:
-                raise ConfigError(f"cannot open {uri}: {error}") from None
-            return cls(pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path)
+        return cls(*open_store(uri))
 
     def __truediv__(self, name: str) -> Location:
         return Location(self.fs, f"{self.path.rstrip('/')}/{name}")
@@ -180,6 +184,12 @@ class Location:
 
     def exists(self) -> bool:
         return self.info().type != pafs.FileType.NotFound
+
+    @patient
+    def listing(self, recursive: bool = False) -> list[pafs.FileInfo]:
+        """All entries of this folder, hidden ones too, sorted by path; none if there is no folder."""
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        return sorted(self.fs.get_file_info(selector), key=lambda info: str(info.path))
 
     @patient
     def infos(self, suffix: str = "", recursive: bool = False) -> list[pafs.FileInfo]:
@@ -218,6 +228,13 @@ class Location:
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(self.path)
 
+    @patient
+    def move_to(self, target: Location) -> None:
+        """Moves the file; on an object store it is copied and removed."""
+        self.fs.create_dir(target.path.rsplit("/", 1)[0], recursive=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.move(self.path, target.path)
+
     def remove_folder(self) -> None:
         """Removes the folder and its content, if it exists."""
         with contextlib.suppress(FileNotFoundError):
@@ -254,10 +271,52 @@ class Location:
         try:
             with self.fs.open_output_stream(temporary.path, compression=None) as stream:
                 yield stream
+            _sync(temporary.path)
             os.replace(temporary.path, self.path)
+            _sync(folder)
         except BaseException:
             temporary.remove()
             raise
+
+    def create(self, content: bytes) -> bool:
+        """Writes the file whole; False if it exists. Raises NoExclusiveCreate where a store cannot tell."""
+        if self.is_local:
+            return self._create_local(content)
+        handler = getattr(self.fs, "handler", None)
+        if not isinstance(handler, pafs.FSSpecHandler):
+            raise NoExclusiveCreate
+        try:
+            handler.fs.pipe_file(self.path, content, mode="create")
+        except FileExistsError:
+            return False
+        except (NotImplementedError, TypeError, ValueError):  # an fsspec store without this mode
+            raise NoExclusiveCreate from None
+        return True
+
+    def _create_local(self, content: bytes) -> bool:
+        """A hard link fails if the name exists, on network file systems too, and shows only a whole file."""
+        folder, name = self.path.rsplit("/", 1)
+        os.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}"
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(content)
+            _sync(temporary)
+            try:
+                os.link(temporary, self.path)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links
+                try:
+                    with open(self.path, "xb") as stream:
+                        stream.write(content)
+                except FileExistsError:
+                    return False
+                _sync(self.path)
+            _sync(folder)
+        finally:
+            Location(self.fs, temporary).remove()
+        return True
 
     @contextlib.contextmanager
     def _upload(self) -> Iterator[IO[bytes]]:
@@ -272,19 +331,38 @@ class Location:
     @patient
     def write_table(self, table: pa.Table) -> None:
         """Writes ``table`` as a Parquet file (zstd)."""
+        rows = None if table.nbytes <= ROW_GROUP else max(1, table.num_rows * ROW_GROUP // table.nbytes)
         with self.write() as stream:
-            pq.write_table(table, stream, compression="zstd")
+            pq.write_table(table, stream, compression="zstd", write_page_checksum=True, row_group_size=rows)
 
     @patient
     def read_table(self, columns: list[str] | None = None) -> pa.Table:
-        with self.fs.open_input_file(self.path) as stream:
-            return pq.ParquetFile(stream).read(columns=columns)
+        """The table of a Parquet file of ours. Raises Damaged if it is none, or if a checksum differs."""
+        with self._parquet() as file:
+            table = file.read(columns=columns)
+            lacking = [name for name in columns or () if name not in table.schema.names]
+            if lacking:
+                raise pa.ArrowInvalid(f"it has no column {lacking[0]!r}")
+            return table
 
     @patient
     def count_rows(self) -> int:
-        """Number of rows of a Parquet file, from its metadata."""
+        """Number of rows of a Parquet file, from its metadata. Raises Damaged."""
+        with self._parquet() as file:
+            return int(file.metadata.num_rows)
+
+    @contextlib.contextmanager
+    def _parquet(self) -> Iterator[pq.ParquetFile]:
         with self.fs.open_input_file(self.path) as stream:
-            return int(pq.ParquetFile(stream).metadata.num_rows)
+            try:
+                yield pq.ParquetFile(stream, page_checksum_verification=True)
+            except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowTypeError, KeyError) as error:
+                raise Damaged(self, f"is damaged ({_first_line(error)})") from None
+            except OSError as error:
+                # pyarrow's errors of a broken page or footer have no number, nor have those of an object store.
+                if error.errno is None and BROKEN.search(str(error)):
+                    raise Damaged(self, f"is damaged ({_first_line(error)})") from None
+                raise
 
     @patient
     def write_bytes(self, content: bytes) -> None:
@@ -306,40 +384,17 @@ class Location:
             raise ValueError(f"{self} is corrupt: {error}") from None
 
 
-def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:
-    """The files of a path, folder, glob or URI, sorted; ``suffixes`` filter a folder's files.
-
-    Raises FileNotFoundError if there is none.
-    """
-    is_uri = re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", pattern) is not None
-    wildcards = "*[" if is_uri else "*?["  # in a URI, a question mark starts the query
-    if any(c in pattern for c in wildcards) and (is_uri or not Location.of(pattern).exists()):
-        files = _glob(pattern)
-        if not files:
-            raise FileNotFoundError(f"no file matches {pattern}")
-        return files
-    place = Location.of(pattern)
-    kind = place.info().type
-    if kind == pafs.FileType.File:
-        return [place]
-    if kind == pafs.FileType.Directory:
-        files = [f for f in place.files(recursive=True) if f.path.lower().endswith(suffixes)]
-        if not files:
-            there = sorted({os.path.splitext(file.name)[1] or file.name for file in place.files(recursive=True)})
-            found = f"it has {', '.join(there[:8])} files" if there else "it has no files"
-            formats = ", ".join(suffix for suffix in suffixes if suffix.count(".") == 1)
-            raise FileNotFoundError(f"nothing to read in the folder {pattern}: {found}, and {formats} are read")
-        return files
-    raise FileNotFoundError(f"no such file or folder: {pattern}")
+def _sync(path: str) -> None:
+    """Waits until a local file or folder is on disk: what is renamed or listed before may be lost by a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a file system that cannot sync folders
+            raise
+    finally:
+        os.close(handle)
 
 
-def _glob(pattern: str) -> list[Location]:
-    """Files that match a glob. ``*`` matches within a folder, ``**`` across folders. Lists the glob's fixed part."""
-    from fsspec.utils import glob_translate
-
-    place = Location.of(pattern)
-    parts = place.path.split("/")
-    fixed = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
-    folder = Location(place.fs, "/".join(parts[:fixed]) or "/")
-    wanted = re.compile(glob_translate(place.path))
-    return [f for f in folder.files(recursive=True) if wanted.fullmatch(f.path)]
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

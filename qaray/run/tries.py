@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from qaray.run.directory import Run, RunError
+from qaray.run.directory import Run
+from qaray.run.errors import RunError
 from qaray.run.storage import Location
 
 SHARED_TRIES = 2  # of a block, with other blocks in its process

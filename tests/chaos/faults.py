@@ -5,8 +5,14 @@ The plan is JSON in QARAY_FAULTS. What it may name:
     rows          papers of a block of the echo engine, set in the driver
     first_notice    seconds until the driver says what it waits for
     hold          {stage: n}: n calls of a stage go through, in all processes together; the others wait for `release`.
-                  {stage: word}: those whose texts hold the word wait. {"train": step}: a training waits at that step
+                  {stage: word}: those whose texts hold the word wait. {"train": step}: a training waits at that step.
+                  {"write": n}: of the files that ``written`` matches, in workers and driver, the others wait when their
+                  content is complete and they do not have their name yet
+    written       pattern of paths
     folder        where held calls leave their tickets
+    heartbeat, stale    seconds, of the driver's lease
+    clock_offset  seconds that the wall clock is ahead, as the driver's lease sees it
+    outer_proc    /proc of the cluster's PID namespace, for a driver in another one
     poison        {stage: word}: a row whose text holds the word kills its process, at the stages tokens, generate,
                   embed, judge, prompts, transformers, scorer
     every_write   every n-th write of a process fails with EIO
@@ -18,14 +24,16 @@ The plan is JSON in QARAY_FAULTS. What it may name:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +50,36 @@ def install() -> None:
     if "train" in plan.get("hold", {}):
         _install_training(plan["hold"]["train"], Path(plan["folder"]))
     _install_writes(plan)
+    _install_held_writes(plan)
     if plan.get("out_of_memory"):
         _install_out_of_memory(plan["out_of_memory"], plan["mark"])
+
+
+def install_in_driver(plan: dict[str, Any]) -> None:
+    """In a driver, before it does anything."""
+    from qaray.engines import echo, worker
+    from qaray.run import lease
+
+    echo.ROWS = plan.get("rows", echo.ROWS)
+    worker.FIRST_NOTICE = plan.get("first_notice", worker.FIRST_NOTICE)
+    lease.HEARTBEAT = plan.get("heartbeat", lease.HEARTBEAT)
+    lease.STALE = plan.get("stale", lease.STALE)
+    if "clock_offset" in plan:
+        lease.time = _ShiftedTime(plan["clock_offset"])  # type: ignore[assignment]
+    _install_held_writes(plan)
+
+
+class _ShiftedTime:
+    """The module ``time`` with a wall clock that is ahead by ``seconds``; the monotonic clock is the same."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def time(self) -> float:
+        return time.time() + self._seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
 
 
 def _wrap(owner: type, name: str, before: Callable[..., None]) -> None:
@@ -145,6 +181,24 @@ def _install_writes(plan: dict[str, Any]) -> None:
             raise OSError(code, os.strerror(code), place.path)
 
     _wrap(Location, "_write_local", fail)
+
+
+def _install_held_writes(plan: dict[str, Any]) -> None:
+    from qaray.run.storage import Location
+
+    if "write" not in plan.get("hold", {}):
+        return
+    free, folder, pattern = plan["hold"]["write"], Path(plan["folder"]), re.compile(plan["written"])
+    write = Location.write
+
+    @contextlib.contextmanager
+    def held_write(place: Location) -> Iterator[Any]:
+        with write(place) as stream:
+            yield stream
+            if pattern.search(place.path):
+                _hold(folder, "write", free)
+
+    Location.write = held_write  # type: ignore[method-assign]
 
 
 def _install_out_of_memory(call: int, mark: str) -> None:

@@ -169,7 +169,8 @@ class Chaos:
         held_back = outcome.stage, draw.randint(1, 6)
         self._until_done(outcome, draw, out, args, held_back)
         if outcome.good:
-            check_generated(outcome, out, {paper["doi"] for paper in papers}, poisoned)
+            expected = dict.fromkeys(poisoned, "process_killed")
+            check_generated(outcome, out, {paper["doi"] for paper in papers}, expected)
 
     def _evaluate(self, outcome: Outcome, draw: random.Random, out: Path) -> None:
         papers = [with_pairs(i, PAIRS) for i in range(PAPERS["evaluate"])]
@@ -370,14 +371,15 @@ def count(outcome: Outcome, found: Counter[str], dois: set[str]) -> None:
         outcome.problems.append(f"{len(strange)} rows of no paper")
 
 
-def check_generated(outcome: Outcome, out: Path, dois: set[str], poisoned: dict[str, str]) -> None:
+def check_generated(outcome: Outcome, out: Path, dois: set[str], expected: dict[str, str]) -> None:
+    """``expected``: the reason by doi of what is rejected."""
     processed = Counter(row["doi"] for row in json.loads((out / "processed_output.json").read_text()))
     reasons = {row["doi"]: row["reason"] for row in read_jsonl(out / "rejected.jsonl")}
     rejected = Counter(row["doi"] for row in read_jsonl(out / "rejected.jsonl"))
     outcome.out, outcome.rejected = len(processed), len(rejected)
     count(outcome, processed + rejected, dois)
-    if outcome.stage == "generate" and reasons != dict.fromkeys(poisoned, "process_killed"):
-        outcome.problems.append(f"rejected: {Counter(reasons.values())}, poisoned: {len(poisoned)}")
+    if outcome.stage != "transformers" and reasons != expected:
+        outcome.problems.append(f"rejected: {Counter(reasons.values())}, expected: {Counter(expected.values())}")
     if outcome.stage == "transformers" and set(reasons.values()) != {"no_pairs"}:  # what a random model writes
         outcome.problems.append(f"rejected: {Counter(reasons.values())}")
     counts = json.loads((out / "manifest.json").read_text())["counts"]

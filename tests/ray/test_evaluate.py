@@ -89,6 +89,38 @@ def test_ugly_papers_each_have_a_stated_result(tmp_path):
     }  # fmt: skip
 
 
+def test_hostile_and_very_long_texts_are_scored_and_shown(tmp_path):
+    """Lone surrogates cost their record only; a megabyte, control characters and markup cost nothing."""
+    mega, markup, control = "x" * 1_000_000, "</script><script>alert(1)</script>", "nul \0 and \x1b[31m"
+    texts = [mega, "y " * 500_000, markup, control, "\u200b", "", float("nan"), "\u202e", "7 mg " * 2_000]
+    records = [
+        with_pairs(0) | {"Q&A": [{"Q": "What?", "A": text} for text in texts]},
+        with_pairs(1) | {"Q&A": [{"Q": text, "A": "Iron."} for text in texts]},
+        with_pairs(2, title=markup * 30_000, source=mega, keywords=[mega] * 3),
+        with_pairs(3) | {"doi": "d" * 1_000_000, "txt": mega},
+        with_pairs(4) | {"Q&A": [{"Q": "What?", "A": "\ud800"}]},
+        with_pairs(5, txt=f"{control} {markup}"),
+    ]
+    done = evaluate(tmp_path, records, "--no_progress")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    assert [row["reason"] for row in read_jsonl(out / "evaluation" / "rejected.jsonl")] == ["undecodable"]
+    check_scores(out, {r["doi"] for r in records if r is not records[4]}, {r["doi"]: len(r["Q&A"]) for r in records})
+    empty = {(row["doi"], row["qa"]) for row in rows(out, "grounding") if str(row["reason"]).startswith("empty_")}
+    assert empty == {(records[n]["doi"], qa) for n in (0, 1) for qa in (4, 5, 6, 7)}
+    report = qaray("report", "--output_dir", out)
+    assert report.returncode == 0, report.stderr
+    pages = [out / "report" / "index.html", *sorted((out / "report" / "papers").iterdir())]
+    assert len(pages) == 6
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert len(text) < 1_500_000, page
+        assert "<script>alert" not in text
+        assert "\0" not in text
+        assert "\x1b" not in text
+    assert len(pages[0].read_text()) < 400_000
+
+
 def test_coverage_recomputed_from_the_stored_matrix(tmp_path):
     assert (
         evaluate(

@@ -107,7 +107,7 @@ def test_a_run_of_an_earlier_release_is_refused(tmp_path):
     for args in (generate, ("evaluate", "--engine", "echo", "--output_dir", out), ("report", "--output_dir", out)):
         done = qaray(*args)
         assert done.returncode == 2, (args[0], done.stderr)
-        assert "was written by an earlier release (layout 1, expected 2)" in done.stderr
+        assert "was written by an earlier release (layout 1, expected 3)" in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not (out / "generations").exists()
 

@@ -181,6 +181,38 @@ def untimed(rows):
     return [{k: v for k, v in row.items() if k not in ("seconds", "prefill_seconds", "began")} for row in rows]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_prompt_without_finite_logits_is_an_error_and_the_others_are_answered(model, monkeypatch, value):
+    prompts = [prompt(i, ids_of(n), max_tokens=12) for i, n in enumerate([20, 21, 150, 22])]
+    sampling = Sampling(0.8, 0.9, 7, min_tokens=1000)
+    expected = ContinuousBatcher(model, sampling, 4).complete_all(prompts)
+    prefill, decode = model.prefill, model.decode
+
+    def damaged_prefill(slot, ids, start=0):
+        logits = prefill(slot, ids, start)
+        logits[7] = value if len(ids) == 21 else logits[7]
+        return logits
+
+    def damaged_decode(tokens, lengths):
+        logits = decode(tokens, lengths)
+        logits[[n > 155 for n in lengths], 7] = value  # of the longest prompt, after some tokens
+        return logits
+
+    monkeypatch.setattr(model, "prefill", damaged_prefill)
+    monkeypatch.setattr(model, "decode", damaged_decode)
+    found = ContinuousBatcher(model, sampling, 4).complete_all(prompts)
+    assert [failure_of(c) is not None for c in found] == [False, True, True, False]
+    assert {failure_of(found[n]).detail for n in (1, 2)} == {f"model {model.name}: its logits are not finite"}
+    assert [found[n]["output"] for n in (0, 3)] == [expected[n]["output"] for n in (0, 3)]
+
+
+def test_a_model_without_finite_logits_ends_the_run(model, monkeypatch):
+    monkeypatch.setattr(model, "prefill", lambda *_: torch.full((258,), float("nan")))
+    batcher = ContinuousBatcher(model, Sampling(0.8, 0.9, 7), 4)
+    with pytest.raises(ConfigError, match=r"its logits are not finite for 16 prompts in a row"):
+        batcher.complete_all([prompt(i, ids_of(20)) for i in range(40)])
+
+
 def test_another_attempt_starts_from_the_cached_prompt(model):
     """Three attempts in the slots of the first: what a prefill anew gives, without its cost."""
     sampling = Sampling(0.8, 0.9, 7, min_tokens=1000)

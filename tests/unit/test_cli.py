@@ -4,13 +4,14 @@ import errno
 import re
 
 import pytest
-from ray.exceptions import RayTaskError, WorkerCrashedError
+from ray.exceptions import LocalRayletDiedError, RayTaskError, WorkerCrashedError
 
 from qaray import config as configs
 from qaray.cli import CONFIGS, _run, main
 from qaray.config import Cluster, ConfigError
+from qaray.run import cluster
 from qaray.run.cluster import connect
-from qaray.run.directory import RunError, RunRefused
+from qaray.run.errors import RunError, RunRefused
 from qaray.run.stopping import Stopped
 from qaray.run.storage import StoreFailed
 
@@ -26,6 +27,16 @@ def in_a_task(error):
         (in_a_task(ConfigError("the model has no such layer")), 2, "the model has no such layer"),
         (RunRefused("another driver works on it"), 2, "another driver works on it"),
         (FileNotFoundError(errno.ENOENT, "No such file", "papers.json"), 2, "papers.json: No such file"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.json/x"), 2, "a.json/x: Not a directory"),
+        (FileNotFoundError("no file matches x*"), 2, "no file matches x*"),
+        (
+            OSError(errno.EEXIST, "[Errno 17] Cannot create 'a'. Detail: [errno 17] File exists"),
+            2,
+            "Cannot create 'a'.",
+        ),
+        (OSError(errno.EIO, "Input/output error", "a"), 1, "a: Input/output error; completed work is saved"),
+        (LocalRayletDiedError(), 1, "The task's local raylet died"),
+        (in_a_task(ConfigError("no\nFailed to apply UDF transform after 1/1 attempts")), 2, "no\n"),
         (
             in_a_task(FileNotFoundError(errno.ENOENT, "No such file", "a.parquet")),
             1,
@@ -91,6 +102,7 @@ def test_a_cluster_that_does_not_start_is_one_line(capsys, monkeypatch):
     told = capsys.readouterr().err
     assert told.startswith("qaray: no local Ray cluster could be started: The current node timed out during startup.")
     assert told.count("\n") == 1
+    monkeypatch.setattr(cluster, "check_address", lambda *_: None)
     assert _run(lambda _: connect(Cluster(address="127.0.0.1:1")), None) == 1
     assert "the Ray cluster at 127.0.0.1:1 cannot be joined" in capsys.readouterr().err
 
@@ -106,6 +118,8 @@ def test_a_busy_head_is_asked_again(monkeypatch):
             raise ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:1")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "check_address", lambda *_: None)
+    monkeypatch.setattr(cluster, "watch_cluster", lambda: None)
     monkeypatch.setattr(ray, "init", busy)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     connect(Cluster(address="127.0.0.1:1"))

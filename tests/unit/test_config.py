@@ -1,3 +1,5 @@
+import typing
+
 import pytest
 
 from qaray import config as configs
@@ -79,3 +81,25 @@ def test_parse_pool():
     for bad in ("", "0:1", "a", "2:1", "1:2:3", "-1"):
         with pytest.raises(ValueError, match="MIN:MAX"):
             parse_pool(bad)
+
+
+ABSURD = ("9" * 30, "-2", "1e400", "nan", "inf", "x")  # for every numeric flag
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_every_number_has_bounds(command):
+    """Without an upper bound, Ray, torch or the clock fail on a slip of the keyboard, each in its own way."""
+    config_type = getattr(configs, CONFIGS[command])
+    numbers = {
+        name: flag.field
+        for name, flag in config_type.flags().items()
+        if any(kind in (int, float) for kind in (flag.field.annotation, *typing.get_args(flag.field.annotation)))
+    }
+    unbounded = [
+        name for name, field in numbers.items() if not any(hasattr(m, "le") or hasattr(m, "lt") for m in field.metadata)
+    ]
+    assert unbounded == []
+    for name in numbers:
+        for value in ABSURD:
+            with pytest.raises(ConfigError, match=f"--{name} |context_size "):
+                config_type(**{name: value})

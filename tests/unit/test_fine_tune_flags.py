@@ -163,7 +163,7 @@ def test_a_token_is_not_submitted(name):
 def test_what_the_command_accepts_is_submitted_to_the_typed_address(monkeypatch, variable):
     """Ray's client lets its variables win over its argument."""
     monkeypatch.setenv(variable, "http://127.0.0.1:2")
-    with pytest.raises(ConfigError, match=r"--address http://127\.0\.0\.1:1:.*127\.0\.0\.1:1\b"):
+    with pytest.raises(ConfigError, match=r"--address 'http://127\.0\.0\.1:1':.*127\.0\.0\.1:1\b"):
         submit_fine_tune({"push_to_hub": "False", "num-train-epochs": "1"})
 
 

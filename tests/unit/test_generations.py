@@ -1,8 +1,14 @@
 """Answers on disk: many small files become one, and every key counts once."""
 
-from qaray.generate.answers import MAX_FILES, merge_answers, read_answers
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from qaray.generate.answers import MAX_FILES, drop_answers, merge_answers, read_answers
 from qaray.generate.rounds import _Writer
 from qaray.run.directory import Run
+from qaray.run.errors import Damaged
 from qaray.run.storage import Location
 from qaray.schema import COMPLETION_SCHEMA, PARSED_SCHEMA, table
 
@@ -59,6 +65,44 @@ def test_only_the_columns_asked_for_are_read(tmp_path):
     write(run, [answer(0)])
     rows = read_answers(run.root.fs, run.generation_files()["part-000000"], ["doi", "window", "attempt"])
     assert rows == {"d0": [{"doi": "d0", "window": 0, "attempt": 1}]}
+
+
+def test_damaged_answers_are_told_and_the_others_are_read(tmp_path):
+    run = Run.at(str(tmp_path))
+    for i in range(4):
+        write(run, [answer(i)])
+    paths = run.generation_files()["part-000000"]
+    Path(paths[0]).write_bytes(b"")
+    Path(paths[1]).write_bytes(Path(paths[1]).read_bytes()[:-20])
+    Location(run.root.fs, paths[2]).write_table(pa.table({"doi": ["d2"]}))
+    damaged = {}
+    rows = read_answers(run.root.fs, paths, None, lambda file, damage: damaged.update({file.path: str(damage)}))
+    assert (len(rows), list(damaged)) == (1, paths[:3])
+    with pytest.raises(
+        Damaged, match=f"{paths[0]} is damaged .*: rerun `qaray generate`, which makes its answers again"
+    ):
+        read_answers(run.root.fs, paths)
+
+
+def test_a_flipped_bit_is_damage(tmp_path):
+    run = Run.at(str(tmp_path))
+    write(run, [{**answer(0), "output": "x" * 4000}])
+    (path,) = run.generation_files()["part-000000"]
+    content = bytearray(Path(path).read_bytes())
+    content[60] ^= 1
+    Path(path).write_bytes(content)
+    with pytest.raises(Damaged):
+        read_answers(run.root.fs, [path])
+
+
+def test_answers_of_a_paper_are_dropped(tmp_path):
+    run = Run.at(str(tmp_path))
+    write(run, [answer(0), answer(1), answer(0, attempt=2)])
+    write(run, [answer(2)])
+    write(run, [answer(1, attempt=2)])
+    drop_answers(run, run.generation_files()["part-000000"], {"d1"})
+    rows = read_answers(run.root.fs, run.generation_files()["part-000000"])
+    assert {doi: len(own) for doi, own in rows.items()} == {"d0": 2, "d2": 1}
 
 
 def completion(doi, output, attempt=1, reason=None):

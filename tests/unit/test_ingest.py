@@ -8,10 +8,11 @@ import pytest
 
 from qaray.config import ParseConfig
 from qaray.corpus.doi import doi_key
-from qaray.corpus.doi_index import AGAIN, DoiIndex, Ingested
+from qaray.corpus.doi_index import AGAIN, CHANGED, DoiIndex, Ingested
 from qaray.corpus.papers import Intake, _FileReader, _identify, _write
 from qaray.generate.parse_outputs import parse_outputs
-from qaray.run.directory import Run, RunError
+from qaray.run.directory import Run
+from qaray.run.errors import RunError
 from qaray.run.rejects import rejection_summary, write_rejected_records
 from qaray.run.tries import Tries
 from qaray.schema import PAPER_SCHEMA, table
@@ -49,17 +50,33 @@ def test_other_ids_are_opaque(doi, key):
 
 def test_the_index_takes_spellings_for_one_paper():
     with DoiIndex({"f"}) as index:
-        found = index.judge([(doi, "f", i, None) for i, doi in enumerate(SAME[:3])], None)
+        found = index.judge([(doi, "f", i, "d", None) for i, doi in enumerate(SAME[:3])], None)
         assert found == ["", *["record 0 of f has the same doi"] * 2]
-        assert index.judge([("x", "f", 3, "not_json"), ("10.5555/ab-2", "f", 4, None)], 2) == ["not_json", ""]
+        assert index.judge([("x", "f", 3, None, "not_json"), ("10.5555/ab-2", "f", 4, "d", None)], 2) == [
+            "not_json",
+            "",
+        ]
+
+
+EARLIER = pa.table({"doi": ["https://doi.org/10.5555/A"], "file": ["f"], "position": [0], "digest": ["d"]})
 
 
 def test_a_paper_of_an_earlier_start_is_known_under_another_spelling():
     with DoiIndex({"f"}) as index:
-        index._add(pa.table({"doi": ["https://doi.org/10.5555/A"], "file": ["f"], "position": [0]}))
-        assert index.judge([("10.5555/a", "f", 0, None), ("10.5555/A", "f", 1, None)], None) == [
+        index._add(EARLIER)
+        assert index.judge([("10.5555/a", "f", 0, "d", None), ("10.5555/A", "f", 1, "d", None)], None) == [
             AGAIN, "record 0 of f has the same doi",
         ]  # fmt: skip
+        assert index.changed == {}
+
+
+def test_a_paper_of_an_earlier_start_with_another_text_is_changed():
+    with DoiIndex({"f", "g"}) as index:
+        index._add(EARLIER)
+        records = [("10.5555/A", "g", 0, "e", None), ("10.5555/A", "f", 0, "e", None), ("10.5555/A", "f", 1, "d", None)]
+        twice = "record 0 of f has the same doi"
+        assert index.judge(records, None) == [twice, CHANGED, twice]  # in another input it is a second paper
+        assert index.changed == {"f": ["10.5555/A"]}
 
 
 def test_notes_count_papers():
@@ -86,7 +103,7 @@ def test_a_block_is_written_with_its_rejected_records_and_what_was_left_out(tmp_
     assert [(row["doi"], row["detail"]) for row in shard.read_table().to_pylist()] == [
         ("a", "title: got a number: 3"), ("a", "source: got a number: 4"),
     ]  # fmt: skip
-    assert run.shard_names() == ["000000"]  # the folders beside the shards are none
+    assert run.shard_names() == ["000000.e000000"]  # the folders beside the shards are none
     write_rejected_records(run)
     (line,) = (tmp_path / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["detail"].startswith("txt is missing; keys: doi;")

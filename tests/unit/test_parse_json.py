@@ -6,7 +6,7 @@ import pytest
 
 from qaray.asking.grammar import answer_format, json_schema, parse_answer
 from qaray.asking.parsing.json_pairs import MAX_DEPTH
-from qaray.asking.parsing.json_text import json_values, quoted_text
+from qaray.asking.parsing.json_text import Loader, json_values, quoted_text
 
 WHAT, ZINC, WHY, DOPED = "What is the film?", "Zinc oxide.", "Why is it grey?", "It is doped."
 FIRST, SECOND = {"Q": WHAT, "A": ZINC}, {"Q": WHY, "A": DOPED}
@@ -50,7 +50,7 @@ def test_values_and_keys(text, found):
     ],
 )
 def test_where_values_begin(text, found):
-    assert list(json_values(text)) == found
+    assert list(json_values(text, Loader())) == found
 
 
 @pytest.mark.parametrize(

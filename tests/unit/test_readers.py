@@ -11,7 +11,8 @@ from qaray.config import ConfigError
 from qaray.corpus.readers import stream
 from qaray.corpus.readers.dispatch import SUFFIXES, data_files, read_records
 from qaray.corpus.records import Problem, paper_fields
-from qaray.run.storage import Location, expand
+from qaray.run.globs import expand
+from qaray.run.storage import Location
 from qaray.schema import RejectReason
 from tests.conftest import make_paper
 

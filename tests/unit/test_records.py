@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from qaray.corpus.explain import beginning
-from qaray.corpus.records import Problem, has_visible, paired_fields, paper_fields
+from qaray.corpus.explain import Unreadable, beginning
+from qaray.corpus.records import MAX_OPTIONAL, Problem, has_visible, paired_fields, paper_fields
 from qaray.schema import RejectReason, pair_id
 
 
@@ -157,9 +157,8 @@ def test_ids_are_opaque():
         (" ", []),
         ("", []),
         (None, []),
-        (float("nan"), []),
         ([], []),
-        ([" iron ", "", None, float("nan"), "cast iron, grey"], ["iron", "cast iron, grey"]),
+        ([" iron ", "", "cast iron, grey"], ["iron", "cast iron, grey"]),
     ],
 )
 def test_keywords(given, expected):
@@ -173,9 +172,23 @@ def test_keywords(given, expected):
     [
         ({"title": ["T"]}, "title was not a string", 'title: got a list: ["T"]'),
         ({"source": 5}, "source was not a string", "source: got a number: 5"),
+        ({"title": float("nan")}, "title was not a string", "title: got a number: NaN"),
+        ({"source": float("-inf")}, "source was not a string", "source: got a number: -Infinity"),
+        ({"keywords": float("nan")}, "keywords was not a string or a list of strings", "keywords: got a number: NaN"),
+        (
+            {"abstract": Unreadable("date64[ms]")},
+            "abstract was not a string",
+            "abstract: got a value that cannot be read, of type date64[ms]",
+        ),
+        ({"title": "x" * (MAX_OPTIONAL + 1)}, "title was too long", "title: longer than 1,048,576 characters"),
+        ({"keywords": ";" * (MAX_OPTIONAL + 1)}, "keywords was too long", "keywords: longer than 1,048,576 characters"),
+        (
+            {"keywords": ["x" * MAX_OPTIONAL, "y"]},
+            "keywords was too long",
+            "keywords: longer than 1,048,576 characters",
+        ),
         ({"abstract": {"text": "x"}}, "abstract was not a string", 'abstract: got an object: {"text": "x"}'),
         ({"keywords": 3}, "keywords was not a string or a list of strings", "keywords: got a number: 3"),
-        ({"keywords": ["a", 3]}, "keywords was not a string or a list of strings", "keywords: got a number: 3"),
         ({"keywords": {"a": 1}}, "keywords was not a string or a list of strings", 'keywords: got an object: {"a": 1}'),
         ({"Keywords": ["a"]}, "keywords is written Keywords", "keywords is written Keywords"),
         ({"title ": "T"}, 'title is written "title "', 'title is written "title "'),
@@ -186,7 +199,21 @@ def test_a_wrong_optional_field_is_left_out_with_a_note(given, what, detail):
     assert fields["left_out"] == [{"what": what, "detail": detail}]
     empty = {"title": None, "source": None, "abstract": None, "keywords": []}
     assert {name: fields[name] for name in empty} == empty
-    assert not paper_fields({"doi": "d", "txt": "t", "title": float("nan"), "source": None})["left_out"]
+    assert not paper_fields({"doi": "d", "txt": "t", "title": "x" * MAX_OPTIONAL, "source": None})["left_out"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "detail"),
+    [
+        ([" iron ", None], ["iron"], "keywords: 1 of 2 items, got null: null"),
+        (["iron", float("nan"), "", "steel", 3], ["iron", "steel"], "keywords: 2 of 5 items, got a number: NaN"),
+        ([["iron"]], [], 'keywords: 1 of 1 items, got a list: ["iron"]'),
+    ],
+)
+def test_a_keyword_that_is_no_string_costs_itself_only(given, kept, detail):
+    fields = paper_fields({"doi": "d", "txt": "t", "keywords": given})
+    assert fields["keywords"] == kept
+    assert fields["left_out"] == [{"what": "keywords had items that were no strings", "detail": detail}]
 
 
 def test_ids_of_pairs_are_kept_or_made():

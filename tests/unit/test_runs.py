@@ -1,20 +1,15 @@
 import hashlib
-import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pytest
 
-from qaray.run.directory import THE_RUN, Run, RunError, RunRefused, differences, identity_hash, logged_steps, utc_now
-from qaray.run.lease import lease
+from qaray.run.directory import THE_RUN, Run, differences, identity_hash, logged_steps, utc_now
+from qaray.run.errors import Damaged, RunRefused
 from qaray.run.stopping import StopSignal, stop_on_signal
 
 
@@ -23,19 +18,15 @@ def run(tmp_path):
     return Run.at(str(tmp_path / "out"))
 
 
-def holder(run, **values):
-    (run.root / "lease.json").write_json(
-        {"id": "other", "host": socket.gethostname(), "heartbeat": time.time(), **values}
-    )
-
-
 def test_whether_a_run_was_started_with_these_settings(run):
     assert not run.has_identity({"seed": 0})
     run.identify({"seed": 0})
     assert run.has_identity({"seed": 0})
     assert not run.has_identity({"seed": 1})
     run.identity.write_bytes(b"{")
-    with pytest.raises(RunError, match="is corrupt.*remove it to start the run again"):
+    assert run.has_identity({"seed": 0})  # by its copy
+    run.records_identity.remove()
+    with pytest.raises(Damaged, match=r"run\.json is damaged \(Expecting property name"):
         run.has_identity({"seed": 0})
 
 
@@ -46,16 +37,28 @@ def test_identity(run):
         run.identify({"model": "a", "seed": 1})
     with pytest.raises(RunRefused, match="top_p: None in the run"):
         run.identify({"model": "a", "seed": 0, "top_p": 1})
-    (run.root / "run.json").fs.open_output_stream(run.identity.path).close()
-    with pytest.raises(RunError, match="is corrupt"):
-        run.identify({"model": "a", "seed": 0})
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b"null", b'"x"', b"{", b'{"format": 3}', b'{"format": 3, "seed": 1}']
+)
+def test_a_lost_identity_is_known_by_its_copy(run, content):
+    run.identify({"seed": 0})
+    whole = run.identity.read_json()
+    run.identity.remove() if content is None else run.identity.write_bytes(content)
+    with pytest.raises(RunRefused, match="seed: 0 in the run, 1 asked for"):
+        run.identify({"seed": 1})
+    run.identify({"seed": 0})
+    assert run.restore() == ["run.json"]
+    assert run.identity.read_json() == whole
+    assert run.restore() == []
 
 
 def test_other_settings_are_refused_by_name(run):
     run.identify({"model": "a", "seed": 0})
     written = run.identity.read_json()
     assert written == {
-        "format": 2, "model": "a", "seed": 0, "hash": identity_hash({"seed": 0, "model": "a"}),
+        "format": 3, "model": "a", "seed": 0, "hash": identity_hash({"seed": 0, "model": "a"}),
     }  # fmt: skip
     with pytest.raises(RunRefused) as error:
         run.identify({"model": "b", "seed": 1})
@@ -66,7 +69,7 @@ def test_other_settings_are_refused_by_name(run):
     assert run.identity.read_json() == written
 
 
-@pytest.mark.parametrize(("stored", "layout"), [({"seed": 0}, 1), ({"format": 1}, 1), ({"format": 3}, 3)])
+@pytest.mark.parametrize(("stored", "layout"), [({"seed": 0}, 1), ({"format": 1}, 1), ({"format": 4}, 4)])
 def test_a_run_of_another_layout_is_refused(run, stored, layout):
     run.identity.write_json({**stored, "hash": identity_hash({"seed": 0})})
     run.manifest.write_json({})
@@ -74,7 +77,7 @@ def test_a_run_of_another_layout_is_refused(run, stored, layout):
         with pytest.raises(RunRefused) as error:
             use({"seed": 0})
         assert str(error.value) == (
-            f"{run.root} was written by an earlier release (layout {layout}, expected 2): finish the run with that "
+            f"{run.root} was written by an earlier release (layout {layout}, expected 3): finish the run with that "
             "release and pass its processed_output.json to --processed_output, or use another --output_dir"
         )
 
@@ -85,7 +88,7 @@ def test_the_identity_hash_is_the_same_in_every_release():
 
 def test_an_identity_in_parts_grows(run):
     run.identify_parts({"coverage": {"model": "a"}})
-    first = {"format": 2, "coverage": {"model": "a"}}
+    first = {"format": 3, "coverage": {"model": "a"}}
     assert run.identity.read_json() == {**first, "hash": identity_hash(first)}
     run.identify_parts({"racar": {"engine": "echo"}})
     both = {**first, "racar": {"engine": "echo"}}
@@ -127,8 +130,61 @@ def test_what_is_no_finished_run_is_refused(run):
     assert str(error.value) == (
         f"{run.root} has no finished run (manifest.json is missing): rerun the command that started it"
     )
-    run.manifest.write_json({"papers": 3})
-    assert run.finished() == {"papers": 3}
+    run.write_manifest({"papers": 3})
+    assert run.finished() == {"papers": 3, "epoch": 0} == run.manifest.read_json()
+    run.unfinish()
+    assert run.read_manifest() is None
+    assert not run.manifest.exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b'{"epoch": 7}'])
+def test_a_lost_manifest_is_known_by_its_copy(run, content):
+    run.identify({"seed": 0})
+    run.write_manifest({"papers": 3})
+    run.manifest.remove() if content is None else run.manifest.write_bytes(content)
+    assert run.finished() == {"papers": 3, "epoch": 0}
+    assert run.restore() == ["manifest.json"]
+    assert run.manifest.read_json() == {"papers": 3, "epoch": 0}
+
+
+def test_a_damaged_manifest_without_a_copy_is_named_and_written_again(run):
+    run.identify({"seed": 0})
+    run.manifest.write_bytes(b"[1]")
+    with pytest.raises(Damaged, match=r"manifest\.json is damaged \(an object is expected"):
+        run.finished()
+    assert run.restore() == ["manifest.json"]
+    assert run.read_manifest() is None
+
+
+@pytest.mark.parametrize(
+    "names", [["manifest.json"], ["report"], ["processed_output.json"], ["papers"], ["x", "lease.json"]]
+)
+def test_a_foreign_folder_is_refused_and_stays(run, names):
+    for name in names:
+        (run.root / name).write_bytes(b"theirs")
+    with pytest.raises(RunRefused, match="not empty, and has no run.json"):
+        run.refuse_foreign()
+    assert {path.name: path.read_bytes() for path in Path(run.root.path).iterdir()} == dict.fromkeys(names, b"theirs")
+
+
+def test_what_is_no_foreign_folder(run):
+    run.refuse_foreign()  # there is none
+    (run.root / ".DS_Store").write_bytes(b"")
+    (run.root / "lease.json").write_bytes(b"{}")
+    run.refuse_foreign()
+    run.evaluation.identify({"seed": 0})
+    (run.root / "report/index.html").write_bytes(b"")
+    run.refuse_foreign()  # of the evaluation of a processed output
+    run.refuse_foreign_report()
+    run.identify({"seed": 0})
+    (run.root / "papers/x").write_bytes(b"")
+    run.refuse_foreign()
+
+
+def test_a_foreign_report_is_refused(run):
+    (run.root / "report/index.html").write_bytes(b"theirs")
+    with pytest.raises(RunRefused, match="report is not a report of qaray"):
+        run.refuse_foreign_report()
 
 
 def test_an_evaluation_measures_the_run_unless_its_pairs_were_imported(run):
@@ -171,7 +227,7 @@ def test_the_files_of_a_run(run):
 def test_an_answer_file_is_named_after_its_keys(run):
     digest = hashlib.sha256(b'[["a", 0, 1]]').hexdigest()[:16]
     file = run.generation_file("part-000003", [("a", 0, 1)])
-    assert file.path == f"{run.generations.path}/part-000003.{digest}.parquet"
+    assert file.path == f"{run.generations.path}/part-000003.{digest}.e000000.parquet"
 
 
 def test_files_of_killed_writers_are_removed(run):
@@ -201,47 +257,6 @@ def test_logged_steps_have_a_loss():
 
 def test_times_are_utc_in_seconds():
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", utc_now())
-
-
-def test_lease_of_a_living_process_is_respected(run):
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
-        started = psutil.Process(other.pid).create_time()
-        holder(run, pid=other.pid, started=started)
-        with pytest.raises(RunRefused, match=f"process {other.pid} on host .*, running"), lease(run):
-            pass
-        other.kill()
-        other.wait()
-        with lease(run):
-            assert json.loads((run.root / "lease.json").open().read())["id"] != "other"
-    assert not (run.root / "lease.json").exists()
-
-
-def test_lease_of_another_process_with_the_same_number_is_free(run):
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
-        holder(run, pid=other.pid, started=1.0)
-        with lease(run):
-            pass
-        other.kill()
-
-
-def test_lease_of_another_machine_ends_with_its_heartbeat(run):
-    holder(run, host="elsewhere", pid=1, started=1.0)
-    with pytest.raises(RunRefused, match="last heartbeat"), lease(run):
-        pass
-    holder(run, host="elsewhere", pid=1, started=1.0, heartbeat=time.time() - 60)
-    with lease(run):
-        pass
-
-
-def test_a_driver_that_lost_its_lease_is_told(run, monkeypatch):
-    monkeypatch.setattr("qaray.run.lease.HEARTBEAT", 0.05)
-    with lease(run) as held:
-        held.check()
-        holder(run, host="elsewhere", pid=1, started=1.0)
-        assert held.lost.wait(5)
-        with pytest.raises(RunError, match="took over"):
-            held.check()
-    assert (run.root / "lease.json").exists()  # it is the other's
 
 
 def test_stop_signal(run):

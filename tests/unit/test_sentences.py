@@ -3,6 +3,7 @@
 import random
 import re
 
+import nupunkt
 import pytest
 
 from qaray.corpus.sentences import split_sentences
@@ -229,3 +230,16 @@ def test_real_papers_are_parted_without_loss():
         wrong += sum(bool(re.search(r"\b(?:et al|[Ff]igs?|Eqs?|Refs?|i\.e|e\.g|vs|cf|ca)\.\s*$", s)) for s in sentences)
     assert total > 3000
     assert wrong <= 3  # a regular expression: several hundred
+
+
+def test_a_long_word_is_given_to_nupunkt_in_parts(monkeypatch):
+    """nupunkt looks ahead to the end of a word at each of its full stops."""
+    words = []
+    spans = nupunkt.sent_spans
+    monkeypatch.setattr(
+        nupunkt, "sent_spans", lambda text: words.append(max(map(len, text.split()), default=0)) or spans(text)
+    )
+    for long in (".[1]" * 3000, "a.B" * 3000, "x" * 9000, "1." * 5000):
+        sentences = ["Tin melts at heat. ", f"The word {long} is long. ", "Lead melts as well."]
+        assert split_sentences("".join(sentences)) == sentences
+    assert max(words) <= 2000

@@ -6,7 +6,8 @@ import time
 import pyarrow as pa
 import pytest
 
-from qaray.run.directory import Run, RunError
+from qaray.run.directory import Run
+from qaray.run.errors import RunError
 from qaray.run.tries import DEATHS, ROW_TRIES, SHARED_TRIES, START_TRIES, Guard, Tries
 
 KEYS = ["a", "b", "c", "d"]

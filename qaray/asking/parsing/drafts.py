@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ _FIELD_WORDS = (
     "rationale|justification|confidence|score|bloom(?:'s|’s)? (?:level|taxonomy)|cognitive level|"
     "quelle|fuente|fonte|来源|類型|类型|难度|出典"
 )
-_FIELD = re.compile(rf"^(?:[\s>#*_`]*|\s*[-•*]\s+[*_]{{1,2}})\[?\(?(?:{_FIELD_WORDS})\s*[*_`]*\s*[:：].*$", re.I)
+_FIELD = re.compile(rf"^(?:[\s>#*_`]*|\s*[-•*]\s+[*_]{{1,2}})\[?\(?(?:{_FIELD_WORDS})\s*+[*_`]*+\s*+[:：].*$", re.I)
 # Fields that may have several lines.
 _LONG_FIELD = re.compile(
     r"^[\s>#*_`]*(?:explanation|rationale|justification|evidence|supporting|quote|context|references?)\b", re.I
@@ -27,7 +28,7 @@ _OPTION_A, _OPTION = re.compile(r"[\s>*\-•]*\(?[Aa][.)]\s"), re.compile(r"[\s>
 _SEPARATOR = re.compile(r"^\s*(?:(?:[-*_=~—–]\s?){3,}|>+)\s*$")
 _PAIR_HEADING = re.compile(
     r"^[\s#*_>`\-•\[(]*(?:(?:q\s?(?:&|and|/)\s?a|qa|question[\s-](?:and[\s-])?answer|(?:next )?pair|item|example|"
-    r"entry|no|nr)[\s.]*(?:pair)?\s*#?\s*\d*|#\s*\d{1,4}|\d{1,4}[.)])[\s*_:.)\]`]*$"
+    r"entry|no|nr)[\s.]*+(?:pair)?\s*+#?\s*+\d*+|#\s*\d{1,4}|\d{1,4}[.)])[\s*_:.)\]`]*$"
     r"|^\s*(?:#{1,6}\s.*|\*\*[^*\n]+\*\*:?)\s*$",
     re.I,
 )
@@ -83,7 +84,8 @@ def lines_of(text: str, markers: Markers) -> list[Line]:
     for line in text.split("\n"):
         joint, start = "\n", 0
         for place in markers.inline.finditer(line):
-            if place.start() - start < MAX_MARKER and _is_within_marker(line[start:], place.start() - start, markers):
+            before = place.start() - start
+            if before < MAX_MARKER and _is_within_marker(line[start : start + 2 * MAX_MARKER], before, markers):
                 continue
             lines.append(Line(joint, line[start : place.start()]))
             joint, start = place[0], place.end()
@@ -94,11 +96,10 @@ def lines_of(text: str, markers: Markers) -> list[Line]:
     return lines
 
 
-def _is_within_marker(line: str, place: int, markers: Markers) -> bool:
-    """Whether a place in a line is within the marker with which it begins, or in what stands before this."""
-    head = line[: 2 * MAX_MARKER]
+def _is_within_marker(head: str, place: int, markers: Markers) -> bool:
+    """Whether a place in the beginning of a line is within its marker, or in what stands before this."""
     marker = marker_of(head, markers)
-    return (marker is not None and place < len(head) - len(marker.text)) or bool(_DECORATION.fullmatch(line[:place]))
+    return (marker is not None and place < len(head) - len(marker.text)) or bool(_DECORATION.fullmatch(head[:place]))
 
 
 def joined(lines: Sequence[Line]) -> str:
@@ -176,7 +177,7 @@ def _without_arrow(answer: str) -> str:
     """An answer without the arrow or dash that stands for its marker."""
     if match := ARROW.match(answer):
         return answer[match.end() :]
-    if (match := _DASH.match(answer)) and not re.search(r"\n\s*[-–—•*]\s", answer):
+    if (match := _DASH.match(answer)) and not re.search(r"\n[^\S\n]*[-–—•*]\s", answer):
         return answer[match.end() :]
     return answer
 
@@ -190,14 +191,16 @@ def _plain(text: str) -> str:
     return wrapped[2].strip() if wrapped else text.strip()
 
 
+def _separates(line: str) -> bool:
+    return not line.strip() or _SEPARATOR.match(line) is not None
+
+
 def without_farewell(answer: str, first: int) -> str:
     """The answer without the closing remarks in its last paragraphs, at most those from paragraph ``first``."""
     paragraphs = re.split(r"\n\s*\n", answer.rstrip())
     while len(paragraphs) > first:
-        lines = paragraphs[-1].split("\n")
-        while lines and (_SEPARATOR.match(lines[0]) or not lines[0].strip()):
-            del lines[0]
-        if lines and not _FAREWELL.match("\n".join(lines)):
+        text = "\n".join(itertools.dropwhile(_separates, paragraphs[-1].split("\n")))
+        if text and not _FAREWELL.match(text):
             break
         paragraphs.pop()
     answer = "\n\n".join(paragraphs)

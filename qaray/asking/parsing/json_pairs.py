@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qaray.asking.parsing.drafts import asks, is_pair
-from qaray.asking.parsing.json_text import MAX_REPAIR, begins_as_json, json_values, load, quoted_text
+from qaray.asking.parsing.json_text import Loader, begins_as_json, json_values, quoted_text
 from qaray.asking.parsing.marked import marked_pairs
 from qaray.asking.parsing.markers import ANSWER_WORDS, QUESTION_WORDS
 from qaray.schema import ANSWER_KEYS, QA, QUESTION_KEYS
 
 MAX_DEPTH = 40  # of wrappers around pairs
+MAX_STRING = 200_000  # longest string of JSON in which pairs are looked for, characters
 
 _QUOTED_KEY = re.compile(r"[\"'“”]([^\W\d_]{1,12}[ _]?\d{0,3})[\"'“”]\s*:")
 _WORDS = (*QUESTION_KEYS, *QUESTION_WORDS), (*ANSWER_KEYS, *ANSWER_WORDS)
@@ -37,8 +38,9 @@ def json_pairs(text: str) -> tuple[list[QA], int]:
     """
     pairs: list[QA] = []
     begins = len(text)
-    for start, value in json_values(text):
-        if own := [pair for pair in _pairs(value, 0) if is_pair(pair["Q"], pair["A"])]:
+    loader = Loader()
+    for start, value in json_values(text, loader):
+        if own := [pair for pair in _pairs(value, 0, loader) if is_pair(pair["Q"], pair["A"])]:
             begins = min(begins, start)
             pairs += own
     if not pairs and (quoted := quoted_text(text)) is not None:
@@ -63,30 +65,30 @@ def role_of(key: Any) -> tuple[str, str] | None:
     return None
 
 
-def _pairs(value: Any, depth: int) -> Iterator[QA]:
+def _pairs(value: Any, depth: int, loader: Loader) -> Iterator[QA]:
     if depth > MAX_DEPTH:
         return
     if isinstance(value, dict):
-        yield from _pairs_of_object(value, depth)
+        yield from _pairs_of_object(value, depth, loader)
     elif isinstance(value, list):
         if value and all(isinstance(each, dict) for each in value) and (turns := _turns(value)):
             yield from turns
         elif len(value) == 2 and all(isinstance(each, str) for each in value) and asks(value[0]) and not asks(value[1]):
             yield QA(Q=value[0], A=value[1])
         else:
-            yield from _pairs_of_items(value, depth)
-    elif isinstance(value, str) and depth and len(value) <= MAX_REPAIR:
-        yield from _pairs_of_text(value)
+            yield from _pairs_of_items(value, depth, loader)
+    elif isinstance(value, str) and depth and len(value) <= MAX_STRING:
+        yield from _pairs_of_text(value, loader)
 
 
-def _pairs_of_items(items: list[Any], depth: int) -> Iterator[QA]:
+def _pairs_of_items(items: list[Any], depth: int, loader: Loader) -> Iterator[QA]:
     """Pairs of a list's items; a question and its answer may be items of their own, also as marked text."""
     if items and all(isinstance(item, str) for item in items):
         yield from marked_pairs("\n".join(items)).pairs
         return
     question: str | None = None
     for item in items:
-        own = list(_pairs(item, depth + 1))
+        own = list(_pairs(item, depth + 1, loader))
         yield from own
         sides = {role[0]: item[key] for key in item if (role := role_of(key))} if isinstance(item, dict) else {}
         if own:
@@ -98,7 +100,7 @@ def _pairs_of_items(items: list[Any], depth: int) -> Iterator[QA]:
             question = None
 
 
-def _pairs_of_object(value: Mapping[Any, Any], depth: int) -> Iterator[QA]:
+def _pairs_of_object(value: Mapping[Any, Any], depth: int, loader: Loader) -> Iterator[QA]:
     sides: dict[str, dict[str, Any]] = {}  # number → {"Q": …, "A": …}; the first key of a role wins
     order = sorted(value, key=_rank)
     for key in order:
@@ -113,10 +115,11 @@ def _pairs_of_object(value: Mapping[Any, Any], depth: int) -> Iterator[QA]:
         nested = (
             []
             if any(isinstance(side["Q"], str) and asks(side["Q"]) for side in whole.values())
-            else _nested(whole, depth)
+            else _nested(whole, depth, loader)
         )
         several = [side for side in whole.values() if isinstance(side["Q"], list) and len(side["Q"]) > 1]
-        yield from nested or [_pair_of(side, value) for side in whole.values() if side not in several]
+        given = {str(key).lower(): part for key, part in value.items()}
+        yield from nested or [_pair_of(side, given) for side in whole.values() if side not in several]
         return
     asked = [key for key in value if str(key).rstrip().endswith(("?", "？")) and not _is_empty(value[key])]
     if asked and len(asked) == len(value):
@@ -124,7 +127,7 @@ def _pairs_of_object(value: Mapping[Any, Any], depth: int) -> Iterator[QA]:
             yield QA(Q=_text(str(key)), A=_text(value[key]))
         return
     for part in value.values():
-        yield from _pairs(part, depth + 1)
+        yield from _pairs(part, depth + 1, loader)
 
 
 def _rank(key: Any) -> int:
@@ -134,10 +137,9 @@ def _rank(key: Any) -> int:
     return tables.index(word) if word in tables else len(tables)
 
 
-def _pair_of(side: Mapping[str, Any], value: Mapping[Any, Any]) -> QA:
-    """The pair of one question and answer; an instruction and its input are one question."""
+def _pair_of(side: Mapping[str, Any], given: Mapping[str, Any]) -> QA:
+    """The pair of one question and answer; an instruction and its input, ``given`` by key, are one question."""
     question = _text(side["Q"])
-    given = {str(key).lower(): part for key, part in value.items()}
     if given.get("instruction") and given.get("input") and side["Q"] in (given["instruction"], given["input"]):
         passage = _text(given["input"])
         question = passage if asks(passage) else f"{_text(given['instruction'])}\n{passage}"
@@ -153,11 +155,15 @@ def _in_parallel(questions: Any, answers: Any) -> list[QA]:
     return [QA(Q=_text(question), A=_text(answer)) for question, answer in zip(questions, answers, strict=True)]
 
 
-def _nested(sides: Mapping[str, Mapping[str, Any]], depth: int) -> list[QA]:
+def _nested(sides: Mapping[str, Mapping[str, Any]], depth: int, loader: Loader) -> list[QA]:
     """The pairs within questions and answers that are no plain texts."""
     pairs: list[QA] = []
     for part in (part for side in sides.values() for part in side.values()):
-        pairs += _pairs(part, depth + 1) if isinstance(part, (dict, list)) else _pairs_of_text(str(part), least=2)
+        pairs += (
+            _pairs(part, depth + 1, loader)
+            if isinstance(part, (dict, list))
+            else _pairs_of_text(str(part), loader, least=2)
+        )
     return pairs
 
 
@@ -178,12 +184,12 @@ def _turns(messages: list[dict[str, Any]]) -> list[QA]:
     return pairs
 
 
-def _pairs_of_text(text: str, least: int = 1) -> list[QA]:
+def _pairs_of_text(text: str, loader: Loader, least: int = 1) -> list[QA]:
     """Pairs within a string of JSON: JSON again, or at least so many marked pairs."""
     stripped = text.strip()
-    value = load(stripped) if stripped[:1] in ("[", "{") else None
+    value = loader.load(stripped) if stripped[:1] in ("[", "{") else None
     if isinstance(value, (dict, list)):
-        return list(_pairs(value, MAX_DEPTH // 2))
+        return list(_pairs(value, MAX_DEPTH // 2, loader))
     found = marked_pairs(stripped).pairs
     return found if len(found) >= least else []
 

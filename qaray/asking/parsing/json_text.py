@@ -6,12 +6,16 @@ name of a TeX command is LaTeX, although ``\\t`` of ``\\times`` is a tabulator i
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
-MAX_REPAIR = 200_000  # longest text that is repaired, characters
+# json_repair takes up to the square of a text's length, and visits it again at each depth.
+MAX_REPAIR = 16_000  # longest text that is repaired, characters: objects within a longer one are repaired alone
+MAX_REPAIRS = 4 * MAX_REPAIR  # characters of an answer that are repaired
+MAX_BRACKETS = 40  # depth of a text that is repaired
 
 # Commands of TeX that begin with a letter of JSON's escapes (\b \f \n \r \t \u). Under n, a command is missing whose
 # name without the n is an English word or a list number (\nless, \ni): there, a line break is more likely.
@@ -44,13 +48,13 @@ _CURLY_KEY = re.compile(r"[{,]\s*[“”„«‘’＂]")
 # A string in double quotes, or one in single quotes that follows a bracket, comma or colon. The latter ends with a
 # quote before a colon, a bracket, or a comma and a further key or value: apostrophes do not end it.
 _STRING = re.compile(
-    r""""(?:[^"\\]|\\.)*(?:"|\Z)|(?P<before>[{\[,:]\s*)'(?P<inner>(?:\\.|[^\\])*?)"""
+    r""""(?:[^"\\]++|\\(?:.|\Z))*+(?:"|\Z)|(?P<before>[{\[,:]\s*)'(?P<inner>(?:\\(?:.|\Z)|[^\\])*?)"""
     r"""(?:\Z|'(?=\s*(?::|[}\]]|,\s*(?:['"{\[}\]]|-?\d|[Tt]rue|[Ff]alse|[Nn]one|null|$))))""",
     re.S,
 )
 
 
-def json_values(text: str) -> Iterator[tuple[int, Any]]:
+def json_values(text: str, loader: Loader) -> Iterator[tuple[int, Any]]:
     """(position, value) of every object and list in ``text`` that is complete, outermost first. Raises nothing.
 
     A value in which brackets within strings are unbalanced is tried again with these brackets counted.
@@ -64,7 +68,7 @@ def json_values(text: str) -> Iterator[tuple[int, Any]]:
             if start < end or closing is None or left < 0:
                 continue  # within a value, or not closed: there may be complete objects within
             left -= closing - start
-            value = load(text[start : closing + 1])
+            value = loader.load(text[start : closing + 1])
             if isinstance(value, (dict, list)) and value:
                 end = closing + 1
                 yield start, value
@@ -121,13 +125,30 @@ def escaped(text: str) -> str:
     return _ESCAPE.sub(one, text)
 
 
-def load(text: str) -> Any:
-    """The value of a JSON text, repaired if needed; None if it cannot be read."""
-    text = escaped(text)
-    if (value := _strict(text)) is not None:
-        return value
-    if len(text) > MAX_REPAIR:
-        return None
+class Loader:
+    """Loads the JSON texts of one answer, and repairs them as long as this does not cost too much."""
+
+    def __init__(self) -> None:
+        self._left = MAX_REPAIRS
+
+    def load(self, text: str) -> Any:
+        """The value of a JSON text, repaired if needed; None if it cannot be read."""
+        text = escaped(text)
+        if (value := _strict(text)) is not None:
+            return value
+        if len(text) > min(MAX_REPAIR, self._left) or _depth(text) > MAX_BRACKETS:
+            return None
+        self._left -= len(text)
+        return _repaired(text)
+
+
+def _depth(text: str) -> int:
+    """Depth of the brackets of a text, those in strings included."""
+    steps = (1 if match[0] in "{[" else -1 for match in _BRACKETS.finditer(text))
+    return max(itertools.accumulate(steps), default=0)
+
+
+def _repaired(text: str) -> Any:
     if _CURLY_KEY.search(text):
         text = text.translate(_QUOTES)
     if '"""' in text:

@@ -7,6 +7,7 @@ next question is number 2 and no answer 10 follows.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -120,16 +121,16 @@ def _pairing(markers: Sequence[Marker], lines: Sequence[Line], places: Sequence[
     tail = runs[-1][0][0] if runs and not runs[-1][1] else len(markers)  # first of the last questions, unanswered
     last, style = 0, ""
     asked_later = {marker.number: place for place, marker in enumerate(markers) if marker.role == QUESTION}
+    texts = [0, *itertools.accumulate(bool(line.text.strip()) for line in lines)]  # lines with text before each line
     alternate = all(len(asked) == 1 and len(told) <= 1 for asked, told in runs)
     for asked, told in runs:
         for question, answer in _matches(markers, asked, told, None if alternate else last):
             marker = markers[question]
             if last and marker.number not in (None, last + 1) and asked_later.get(last + 1, -1) > answer:
                 continue  # "Q4: good" in the answer to question 1, before question 2
-            if style and (marker.number is None) != (style == "bare"):
-                between = lines[places[question] + 1 : places[answer]]
-                if sum(bool(line.text.strip()) for line in between) > MAX_BETWEEN:
-                    continue
+            unlike = style and (marker.number is None) != (style == "bare")
+            if unlike and texts[places[answer]] - texts[places[question] + 1] > MAX_BETWEEN:
+                continue
             keys[question] = keys[answer] = question
             style = style or ("bare" if marker.number is None else "numbered")
             last = last if PLACEHOLDER.fullmatch(marker.text.strip()) else marker.number or last

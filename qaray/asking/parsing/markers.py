@@ -62,8 +62,8 @@ QUESTION_WORDS, ANSWER_WORDS = tuple(_words(0).split("|")), tuple(_words(1).spli
 _DECORATION = r"[ \t\u00a0\u3000>#*_`~•·◦▪●○➤▶\U0001f300-\U0001faff\u2600-\u27bf\ufe0f-]*"
 _DIGITS = r"(?:\d{1,9}|[一二三四五六七八九十]{1,3}|(?-i:[ivx]{1,5}|[IVX]{1,5})(?=\W))"
 _NUMBER = (
-    rf"[ \t\u00a0]*[-_.]?(?:#|№|No\.?|Nr\.?|n[°º]|第)?[ \t]*\(?(?P<number>{_DIGITS})?\)?"
-    r"(?:[ \t]*(?:/|of)[ \t]*\d+)?"
+    rf"[ \t\u00a0]*+[-_.]?(?:#|№|No\.?|Nr\.?|n[°º]|第)?[ \t]*+\(?(?P<number>{_DIGITS})?\)?"
+    r"(?:[ \t]*+(?:/|of)[ \t]*+\d+)?"
 )
 _LABEL = r"(?:[ \t]?[(\[][^()\[\]\n]{1,40}[)\]](?=[*_`]{0,3}[ \t]*[:：]))?"  # Question 1 (easy):
 _ADJECTIVE = (
@@ -79,7 +79,7 @@ def _marker(words: str, own: str) -> str:  # pragma: no mutate block (at import)
     return (
         rf"(?P<decoration>{_DECORATION}(?:\(?\d{{1,4}}[ \t]*[.):](?!\d){_DECORATION})?)(?P<bracket>[\[(<【「（]?)"
         rf"(?P<word>{word})(?:[ \t]+(?:to|for)[ \t]+(?:{_words(0)}|Q))?{_NUMBER}{_LABEL}(?P<early>{_EMPHASIS})"
-        r"[ \t\u00a0]*"
+        r"[ \t\u00a0]*+"
         rf"(?P<end>{_END_OF_NUMBER}[ \t]*[:：]?|:|：|(?=[ \t]*$))(?P<late>{_EMPHASIS})[ \t\u00a0\u3000]*(?P<text>.*)$"
     )
 
@@ -183,7 +183,8 @@ _LIST_NUMBER = re.compile(r"(\d{1,4})[.)]\s+")
 _ENDS = re.compile(rf"[ \t]*\[(?:/?END|/(?:{_words(0)}|{_words(1)}|[QA])\d*)\](?P<text>.*)$", re.I)
 _BOLD_MARKER = re.compile(rf"<(?:b|strong|p|li|h\d|div)>\s{{0,4}}(?:Q|{_words(0)})[\s\d:.]", re.I)
 _BOLD, _BREAK = re.compile(r"</?(?:b|strong)>", re.I), re.compile(r"</?(?:p|li|ul|ol|h\d|div|br)\s?/?>", re.I)
-_WRAPPED = re.compile(r"\s*<(?:answers?|output|response|result)>((?:(?!</?q).)*?)(?:</\w+>)?\s*", re.I | re.S)
+_WRAPPER = re.compile(r"\s*<(?:answers?|output|response|result)>", re.I)
+_CLOSING, _QUESTION_TAG = re.compile(r"</\w+>"), re.compile(r"</?q", re.I)
 _TAG = re.compile(
     rf"<(?P<close>/?)(?:(?P<question>q|{_words(0)})|(?P<answer>a|{_words(1)})|(?P<pair>(?:qn?a|q_a|pair|item|entry)s?|"
     rf"(?:qa|question[_-]?answer)[_-]?(?:pairs?|list|set)))(?:[_-]?text)?[_-]?(?P<number>\d{{0,4}})(?:\s[^<>\n]{{0,80}})?/?>",
@@ -195,8 +196,12 @@ def without_tags(text: str) -> str:
     """XML tags as markers: ``<question>What …?</question>`` → ``[Q] What …?`` and an end; bold in HTML as Markdown."""
     if _BOLD_MARKER.search(text):
         text = _BREAK.sub("\n", _BOLD.sub("**", text))
-    if wrapped := _WRAPPED.fullmatch(text):
-        text = wrapped[1]
+    if wrapper := _WRAPPER.match(text):
+        inner = text[wrapper.end() :].rstrip()
+        closing = inner.rfind("</")
+        if closing >= 0 and _CLOSING.fullmatch(inner, closing):
+            inner = inner[:closing]
+        text = text if _QUESTION_TAG.search(inner) else inner
     closed = {name for match in _TAG.finditer(text) if match["close"] for name in ("question", "answer") if match[name]}
     if closed != {"question", "answer"}:
         return text

@@ -35,7 +35,7 @@ _BARE_CHANNEL = re.compile(r"\s*analysis(?=[A-Z]|\s*\n)")
 # Phrases of models without tags: Granite, and Ollama's terminal.
 _PHRASES = re.compile(
     r"\A\s*(?:<unused\d+>thought.*?<unused\d+>|here is my thought process:.*?here is my response:|"
-    r"thinking\.\.\.\s*\n.*?\n\s*\.\.\.\s?done thinking\.)",
+    r"thinking\.\.\.[^\S\n]*\n.*?\n[^\S\n]*\.\.\.\s?done thinking\.)",
     re.I | re.S,
 )
 
@@ -47,7 +47,7 @@ _TURN_ENDS = re.compile(
 )
 _TURN_BEGINS = re.compile(
     r"<[|｜](?:im_start|start|start_header_id)[|｜]>\s*(?:assistant|model)?\s*(?:<[|｜](?:end_header_id|message)[|｜]>)?|"
-    r"<[|｜]start_of_role[|｜]>\s*\w*\s*<[|｜]end_of_role[|｜]>|"
+    r"<[|｜]start_of_role[|｜]>\s*+\w*+\s*+<[|｜]end_of_role[|｜]>|"
     r"<[|｜](?:begin_of_text|begin▁of▁sentence|assistant|Assistant|message|START_RESPONSE|begin_of_solution|"
     r"START_OF_TURN_TOKEN|CHATBOT_TOKEN)[|｜]>|<(?:bos|s|pad)>(?=\s*(?:\n|Q|<|\Z))|"
     r"\[gMASK\]|<sop>|\A\s*<[|｜][\w▁]{2,40}[|｜]>|<start_of_turn>\s*(?:model)?"
@@ -80,10 +80,13 @@ def reasoning_spans(text: str) -> list[tuple[int, int]]:
         close = _CHANNEL_ENDS.search(text, channel.end())
         end = close.end() if close else len(text)
         spans.append((channel.start(), end))
+    seen = 0  # the end of the tag before: another one in the same line stands within a sentence
     for opened in _OPENS.finditer(text, end):
-        line = text[text.rfind("\n", 0, opened.start()) + 1 : opened.start()]
-        if not line.strip(" \t*#>`-\ufeff\u200b"):  # else the tag is quoted within a sentence
+        newline = text.rfind("\n", seen, opened.start())
+        line = text[max(newline + 1, seen) : opened.start()]
+        if (newline >= 0 or seen == 0) and not line.strip(" \t*#>`-\ufeff\u200b"):
             return [*spans, (opened.start(), len(text))]
+        seen = opened.end()
     return spans
 
 

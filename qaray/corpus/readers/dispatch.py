@@ -14,7 +14,8 @@ from qaray.corpus.readers.json_list import json_values
 from qaray.corpus.readers.parquet import parquet_rows
 from qaray.corpus.readers.stream import Chunks, chunks, utf8_chunks
 from qaray.corpus.records import FIELDS, Problem, Record
-from qaray.run.storage import Location, expand
+from qaray.run.globs import expand
+from qaray.run.storage import Location
 from qaray.schema import RejectReason
 
 FORMATS = (".json", ".jsonl", ".ndjson", ".parquet")

@@ -3,29 +3,74 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import gzip
+import io
 import json
+import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 
+import pyarrow as pa
+
+from qaray.corpus.readers import limits
 from qaray.corpus.records import Problem
-from qaray.run.storage import Location, StoreFailed
+from qaray.run.storage import COMPRESSION, Location, StoreFailed
 from qaray.schema import RejectReason
 
 CHUNK = 1 << 20  # bytes read at a time
+PIECE = 1 << 16  # bytes decompressed at a time: at most as many are lost before damage
 
 Chunks = Iterator[bytes | Problem]
 
 
 def chunks(file: Location) -> Chunks:
-    """Yields the file's decompressed bytes; damaged content ends in a Problem. Raises StoreFailed."""
+    """Yields the file's decompressed bytes; damaged content ends in a Problem. Raises StoreFailed.
+
+    What could be decompressed before the damage comes before the Problem.
+    """
+    pieces: list[bytes] = []
+    size = total = 0
+    problem = None
     try:
-        with file.open() as stream:
-            while chunk := stream.read(CHUNK):
-                yield chunk
+        with _decompressed(file) as read:
+            while piece := read():
+                pieces.append(piece)
+                size += len(piece)
+                total += len(piece)
+                if size >= CHUNK:
+                    yield b"".join(pieces)
+                    pieces, size = [], 0
     except StoreFailed:
         raise
-    except OSError as error:
-        yield Problem(RejectReason.UNDECODABLE, f"the file cannot be read: {error}")
+    except (OSError, EOFError, zlib.error) as error:
+        behind = isinstance(error, gzip.BadGzipFile) and total and str(error).startswith("Not a gzipped")
+        detail = f"{'behind the end of its gzip data: ' if behind else ''}{error}"
+        problem = Problem(RejectReason.UNDECODABLE, f"the file cannot be read: {detail}")
+    if pieces:
+        yield b"".join(pieces)
+    if problem:
+        yield problem
+
+
+@contextlib.contextmanager
+def _decompressed(file: Location) -> Iterator[Callable[[], bytes]]:
+    """A function that reads the next bytes, at most CHUNK; b"" at the end.
+
+    The gzip module skips zeros behind the last member, which pyarrow does not.
+    """
+    compression = COMPRESSION.get(os.path.splitext(file.path)[1].lower())
+    raw = io.BufferedReader(file.open_raw(), max(CHUNK, PIECE))
+    if compression == "gzip":
+        with gzip.GzipFile(fileobj=raw, mode="rb") as member:
+            yield lambda: member.read1(PIECE)
+    elif compression:
+        with pa.input_stream(raw, compression=compression) as stream:
+            yield lambda: stream.read(PIECE)
+    else:
+        with raw:
+            yield lambda: raw.read(CHUNK)
 
 
 def utf8_chunks(raw: Chunks) -> Chunks:
@@ -64,10 +109,10 @@ class Buffer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def more(self) -> bool:
-        """Reads at least as much as is unread, so that a long record is decoded O(log n) times. False at the end."""
+        """Reads as much as is unread, so that a record is decoded O(log n) times. False at the end."""
         if self.ended:
             return False
-        wanted = max(CHUNK, len(self.text) - self.at)
+        wanted = max(CHUNK, min(len(self.text) - self.at, limits.MAX_RECORD // 2))
         parts = [self.text[self.at :]]
         while wanted > 0 and not self.ended:
             chunk = next(self._pieces, None)

@@ -13,18 +13,22 @@ from itertools import islice, takewhile
 import torch
 
 from qaray.asking.grammar import answer_end
+from qaray.config import ConfigError
 from qaray.engines.attempts import stream_seed, unanswerable
 from qaray.engines.endings import is_repetitive
 from qaray.engines.local.causal_lm import CausalLM
 from qaray.engines.local.cpu import compute_on
-from qaray.engines.local.sampling import RandomStream, Sampling, sample
+from qaray.engines.local.sampling import NOT_FINITE, RandomStream, Sampling, not_finite, sample
 from qaray.engines.pool import worker_name
+from qaray.models.loading import is_out_of_memory
 from qaray.run.stopping import StopCheck
 from qaray.schema import Completion, Failure, FinishReason, Prompt, RejectReason, complete
 
-POLL_SECONDS = 16  # tokens between checks of a sequence's text
+POLL_TOKENS = 16  # tokens between checks of a sequence's text; twice as many with each doubling of DENSE_TOKENS
+DENSE_TOKENS = 1024  # so that all checks of a long answer take time in proportion to its length
 ROUND = 64  # slot lengths are multiples of this
 RECOVERY = 64  # answers since the last out-of-memory error after which the slots may double again
+MOST_UNUSABLE = 16  # prompts in a row without finite logits that end the run
 GROWTH = 128  # positions by which slots grow; each growth copies the cache
 
 
@@ -86,6 +90,7 @@ class ContinuousBatcher:
         self.prefill_seconds = self.decode_seconds = 0.0
         self._queue: deque[_Sequence] = deque()
         self._active: list[_Sequence] = []
+        self._unusable = 0  # prompts in a row whose logits are not finite
         self._since_shrink = 0  # answers since the last out-of-memory error
         self._longest = 0  # positions that any slot may need
         self._threads = torch.get_num_threads()
@@ -269,6 +274,15 @@ class ContinuousBatcher:
             for row, sequence in enumerate(sequences):
                 if len(sequence.tokens) < self.sampling.min_tokens:
                     logits[row, list(self.model.eos_ids)] = float("-inf")
+        unusable = not_finite(logits).tolist()
+        if any(unusable):
+            usable = [row for row, is_unusable in enumerate(unusable) if not is_unusable]
+            for sequence, is_unusable in zip(sequences, unusable, strict=True):
+                if is_unusable:
+                    self._give_up(sequence)
+            logits, sequences = logits[usable], [sequences[row] for row in usable]
+            if not sequences:
+                return
         draws = [s.draws.next() for s in sequences]
         tokens = sample(logits, draws, self.sampling.temperature, self.sampling.top_p)
         for sequence, token in zip(sequences, tokens, strict=True):
@@ -283,7 +297,7 @@ class ContinuousBatcher:
         """Finishes a sequence at its token limit, at the end of the answer grammar, or in a repetition loop."""
         num_tokens = len(sequence.tokens)
         full = num_tokens >= sequence.prompt["max_tokens"]
-        if (full or num_tokens % POLL_SECONDS == 0) and num_tokens > self.sampling.min_tokens:
+        if (full or is_polled(num_tokens)) and num_tokens > self.sampling.min_tokens:
             text = self._text(sequence)
             end = answer_end(text, sequence.prompt["num_qas"])
             if end is not None:
@@ -297,6 +311,7 @@ class ContinuousBatcher:
 
     def _finish(self, sequence: _Sequence, reason: FinishReason, text: str | None = None) -> None:
         """Completes an attempt, then starts the next one in the same slot or frees the slot."""
+        self._unusable = 0
         seconds = time.monotonic() - sequence.begun
         completion = complete(
             sequence.prompt,
@@ -317,6 +332,15 @@ class ContinuousBatcher:
             return
         self._free(sequence)
         sequence.future.set_result(sequence.done)
+
+    def _give_up(self, sequence: _Sequence) -> None:
+        """Ends a prompt whose logits are not finite. Raises ConfigError if the model gives nothing else."""
+        self._unusable += 1
+        if self._unusable >= MOST_UNUSABLE:
+            raise ConfigError(f"model {self.model.name}: {NOT_FINITE} for {self._unusable} prompts in a row")
+        failure = Failure.of(RejectReason.ENGINE_ERROR, f"model {self.model.name}: {NOT_FINITE}")
+        self._free(sequence)
+        sequence.future.set_result([*sequence.done, complete(sequence.prompt, failure=failure)])
 
     def _free(self, sequence: _Sequence) -> None:
         """Removes a sequence; the last active one moves to its slot, so that active slots stay contiguous."""
@@ -347,6 +371,7 @@ class ContinuousBatcher:
             self._queue.extendleft(reversed(in_flight))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the host ran out of memory. PyTorch's CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+def is_polled(num_tokens: int) -> bool:
+    """Whether the text of a sequence is checked at this length."""
+    doublings = max(1, num_tokens // DENSE_TOKENS).bit_length() - 1
+    return num_tokens % (POLL_TOKENS << doublings) == 0

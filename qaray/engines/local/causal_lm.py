@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from qaray.config import ConfigError
 from qaray.engines.local.cpu import set_up
 from qaray.engines.local.kv_cache import ATTENTION, SlotCache, Step
+from qaray.engines.local.sampling import NOT_FINITE, not_finite
 from qaray.models.catalogue import resolve
 from qaray.models.hardware import available_memory, pick_dtype
-from qaray.models.loading import load_config, quiet_transformers
+from qaray.models.loading import load_config, loading, one_line
 from qaray.models.rope import scale_rope
 from qaray.models.tokenizer import HFTokenizer, eos_ids, load_tokenizer
 
@@ -47,6 +47,7 @@ class CausalLM:
 
     def __init__(self, settings: ModelSettings) -> None:
         """Raises ConfigError if the model cannot be loaded, or is not supported by the slot cache."""
+        self.name = settings.name
         set_up(settings.threads, settings.actors)
         self.device = torch.device("cuda" if settings.gpus and torch.cuda.is_available() else "cpu")
         self.dtype = pick_dtype(settings.dtype, self.device)
@@ -71,7 +72,14 @@ class CausalLM:
         return "flash-attn" if self.flash is not None else "SDPA"
 
     def new_cache(self, budget_tokens: int) -> SlotCache:
-        return SlotCache(self.layers, self.kv_heads, self.head_dim, budget_tokens, self.dtype, self.device)
+        """Raises ConfigError if the memory cannot hold ``budget_tokens``."""
+        try:
+            return SlotCache(self.layers, self.kv_heads, self.head_dim, budget_tokens, self.dtype, self.device)
+        except (MemoryError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"model {self.name}: no memory for the keys and values of {budget_tokens:,} tokens "
+                f"({one_line(error)}): lower --seq_len, --context_size or --batch_tokens"
+            ) from None
 
     @torch.inference_mode()
     def prefill(self, slot: int, ids: Sequence[int], start: int = 0) -> torch.Tensor:
@@ -138,20 +146,20 @@ class CausalLM:
         folder = resolve(settings.name, settings.cache_dir)
         config = load_config(folder, settings.cache_dir, settings.trust_remote_code, settings.name)
         scale_rope(config, settings.rope_factor)
-        try:
-            with quiet_transformers():
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    config=config,
-                    dtype=self.dtype,
-                    cache_dir=settings.cache_dir,
-                    trust_remote_code=settings.trust_remote_code,
-                    use_safetensors=True,
-                    attn_implementation="sdpa",
-                )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ConfigError(f"model {settings.name}: {str(error).strip().splitlines()[0]}") from None
-        return model.to(self.device).eval()
+        with loading(f"model {settings.name}"):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=self.dtype,
+                cache_dir=settings.cache_dir,
+                trust_remote_code=settings.trust_remote_code,
+                use_safetensors=True,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # reported below, in one line
+                output_loading_info=True,
+            )
+            check_loaded(found)
+            return model.to(self.device).eval()
 
     @torch.inference_mode()
     def _check(self, cache: SlotCache) -> None:
@@ -159,8 +167,15 @@ class CausalLM:
 
         Raises ConfigError if they disagree: the slot cache does not support the model's layers.
         """
-        ids = [7 + (i * 37) % 200 for i in range(24)]
-        expected = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
+        vocabulary = self.model.config.get_text_config().vocab_size
+        ids = [(7 + (i * 37) % 200) % vocabulary for i in range(24)]
+        with loading(f"model {self.name}"):
+            tokens = torch.tensor([ids], device=self.device)
+            expected = self.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+        if bool(not_finite(expected[None])[0]):
+            raise ConfigError(
+                f"model {self.name}: {NOT_FINITE}: its weights are damaged, or exceed the range of {self.dtype}"
+            )
         self.model.set_attn_implementation(ATTENTION)
         self.cache = cache
         cache.shape(slots=2, capacity=32)
@@ -188,6 +203,20 @@ class CausalLM:
         else:
             free = available_memory() * 0.25 / settings.actors
         return int(free) // per_token
+
+
+def check_loaded(found: dict[str, Any]) -> None:
+    """Raises ValueError if weights are missing, or do not have the shapes that config.json implies.
+
+    ``found``: transformers' loading information. transformers fills such weights with random numbers.
+    """
+    if mismatched := sorted(found.get("mismatched_keys") or []):
+        name, stored, wanted = mismatched[0]
+        raise ValueError(
+            f"{name} has the shape {list(stored)}, config.json implies {list(wanted)} ({len(mismatched)} such weights)"
+        )
+    if missing := sorted(found.get("missing_keys") or []):
+        raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
 
 
 def _flash_attn(wanted: bool, device: torch.device, dtype: torch.dtype) -> Any:

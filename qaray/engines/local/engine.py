@@ -13,7 +13,7 @@ import pyarrow as pa
 from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.attempts import attempts, next_attempt
 from qaray.engines.guarded import guarded_answers, guarded_scores
-from qaray.engines.pool import Share, actor_name, actor_resources, describe_pool, pool
+from qaray.engines.pool import Share, Startup, actor_resources, describe_pool, pool
 from qaray.engines.worker import WorkerInfo
 from qaray.models.planner import ModelPlan
 from qaray.run.stopping import StopCheck
@@ -113,18 +113,18 @@ class _Generator:
         from qaray.engines.local.causal_lm import CausalLM
         from qaray.engines.local.sampling import Sampling
 
-        with tries.starting(actor_name(), "loading the model"):
-            model = CausalLM(settings)
-        self.guard = Guard(tries)
+        self.guard, self.startup = Guard(tries), Startup(tries)
         sampling = Sampling(
             config.sampling.temperature, config.sampling.top_p, config.sampling.seed, config.sampling.min_gen_len
         )
         self.max_attempts = attempts(config)
         self.should_stop = should_stop
-        self.batcher = ContinuousBatcher(model, sampling, max_batch, self._again, should_stop)
-        EngineMeter(self.batcher.figures)
+        with self.startup():
+            self.batcher = ContinuousBatcher(CausalLM(settings), sampling, max_batch, self._again, should_stop)
+            EngineMeter(self.batcher.figures)
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
+        self.startup.check()
         return guarded_answers(self.guard, prompts, self._answers)
 
     def _answers(self, prompts: pa.Table) -> pa.Table:
@@ -143,11 +143,12 @@ class _Scorer:
         from qaray.engines.local.scoring import Scorer
 
         self.should_stop = should_stop
-        with tries.starting(actor_name(), "loading the model"):
+        self.guard, self.startup = Guard(tries), Startup(tries)
+        with self.startup():
             self.scorer = Scorer(CausalLM(settings))
-        self.guard = Guard(tries)
 
     def __call__(self, requests: pa.Table) -> pa.Table:
+        self.startup.check()
         return guarded_scores(self.guard, requests, self._scores)
 
     def _scores(self, requests: pa.Table) -> pa.Table:

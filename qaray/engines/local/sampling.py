@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+NOT_FINITE = "its logits are not finite"
 SHORTLIST = 512  # most likely tokens, sorted first: their mass nearly always exceeds top_p
 
 
@@ -29,6 +30,11 @@ class RandomStream:
 
     def next(self) -> float:
         return float(self._bits.random())
+
+
+def not_finite(logits: torch.Tensor) -> torch.Tensor:
+    """Which rows of ``logits`` [B, V] no token can be chosen from, bool [B]: NaN, +∞, or all −∞."""
+    return ~torch.isfinite(logits.amax(dim=-1))  # the maximum of a row with NaN is NaN
 
 
 def sample(logits: torch.Tensor, uniforms: Sequence[float], temperature: float, top_p: float) -> list[int]:

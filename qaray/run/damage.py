@@ -1,0 +1,25 @@
+"""Damaged and missing files of a run: named, set aside, and made again where the run can make them."""
+
+from __future__ import annotations
+
+from logging import WARNING
+
+from qaray.run.directory import Run
+from qaray.run.errors import Damaged
+from qaray.run.events import log_event
+from qaray.run.storage import Location
+
+
+def set_aside(run: Run, file: Location, damage: Damaged) -> str:
+    """Moves a damaged file to OUT/damaged/, where no reader looks; returns a line about it. Raises Superseded."""
+    run.view.check()
+    target = run.root / "damaged" / file.path[len(run.root.path.rstrip("/")) + 1 :].replace("/", "-")
+    line = f"{file} {damage.what}: set aside as {target}"
+    log_event("damaged", run, "storage", None, WARNING, file=str(file), detail=line)
+    file.move_to(target)
+    return line
+
+
+def damaged_files(run: Run) -> list[Location]:
+    """The files that were set aside."""
+    return (run.root / "damaged").files()
