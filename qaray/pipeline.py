@@ -331,11 +331,7 @@ def open_session(
             run.clean()
             stack.enter_context(stop_on_signal(run))  # after Ray, which installs handlers of its own
         meter = stack.enter_context(Meter(shown_as or run))
-        try:
-            yield Session(config, run, held, display, meter, StopSignal(run.stop_flag), worker, reason, begun)
-        except Exception:
-            held.check()  # whatever failed, it may be because another driver has taken over
-            raise
+        yield Session(config, run, held, display, meter, StopSignal(run.stop_flag), worker, reason, begun)
 
 
 def fan_out(*listeners: Callable[[Any], None]) -> Callable[[Any], None]:

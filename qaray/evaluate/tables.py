@@ -141,6 +141,8 @@ class Table:
         for file in self.files(run, shard):
             try:
                 yield self._as_written(file, file.read_table(columns))
+            except FileNotFoundError:
+                continue  # merged into another since it was listed
             except Damaged as damage:
                 if run.epoch is None or not run.epoch.number:
                     cure = "rerun `qaray evaluate`, which measures its papers again"

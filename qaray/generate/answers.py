@@ -50,6 +50,8 @@ def read_answers(
         file = Location(fs, path)
         try:
             found = file.read_table(columns or PARSED_SCHEMA.names)
+        except FileNotFoundError:
+            continue  # merged into another since it was listed; answers that are missed are found missing
         except Damaged as damage:
             if damaged is None:
                 raise Damaged(file, damage.what, "rerun `qaray generate`, which makes its answers again") from None

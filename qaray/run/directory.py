@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from qaray.run.epochs import Epoch, stem_of
+from qaray.run.epochs import Epoch, epoch_of, stem_of
 from qaray.run.errors import Damaged, RunRefused
 from qaray.run.storage import Location
 
@@ -249,18 +249,19 @@ class Run:
     def read_manifest(self) -> dict[str, Any] | None:
         """The manifest of the finished run, None if it is not finished.
 
-        The copy in ``records`` replaces a manifest.json that is missing, damaged or of an earlier epoch. Raises Damaged
-        if there is none either.
+        Its copy in ``records`` decides: a manifest.json that a superseded driver wrote, or removed, has no say. Raises
+        Damaged if the copy is damaged and manifest.json is not of its epoch.
         """
         copies = self._manifest_copies()
-        copied = _object(copies[-1]) if copies else None
+        if not copies:
+            return None if self.view.number else _object(self.manifest)
         try:
-            manifest = _object(self.manifest)
+            return _object(copies[-1])
         except Damaged:
-            if copied is None:
+            manifest = _readable(self.manifest)
+            if manifest is None or manifest.get("epoch") != epoch_of(copies[-1].name):
                 raise
-            return copied
-        return copied if copied and (manifest or {}).get("epoch") != copied["epoch"] else manifest
+            return manifest
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Writes the manifest, which says that the run is finished. Raises Superseded."""
@@ -284,20 +285,23 @@ class Run:
     def restore(self) -> list[str]:
         """Restores run.json and manifest.json from their copies, if they are missing or differ; returns their names.
 
-        A damaged manifest.json without a copy is removed: a finished run writes it again.
+        A manifest that is damaged, or that no copy vouches for, is removed: a finished run writes it again.
         """
         restored = []
         try:
             manifest = self.read_manifest()
         except Damaged:
+            for copy in self._manifest_copies():
+                self.view.remove(copy)
+            manifest = None
+        if manifest is None and self.manifest.exists():
             self.view.check()
             self.manifest.remove()
-            manifest = None
             restored.append(self.manifest.name)
-        for file, copy in ((self.identity, self.stored_identity()), (self.manifest, manifest)):
-            if copy is not None and _readable(file) != copy:
+        for file, known in ((self.identity, self.stored_identity()), (self.manifest, manifest)):
+            if known is not None and _readable(file) != known:
                 self.view.check()
-                file.write_json(copy)
+                file.write_json(known)
                 restored.append(file.name)
         return restored
 
@@ -332,6 +336,7 @@ class Run:
 
     def clean(self) -> None:
         """Removes what killed and superseded writers left. Only the holder of the lease may call it."""
+        self.view.check()
         report = self.root / "report"
         for folder in (
             self.root, self.papers, self.rejected_papers, self.left_out, self.generations, self.records,

@@ -51,7 +51,7 @@ class Epoch:
     """An epoch as seen by its writer, or by a reader. Picklable."""
 
     root: Location  # the run directory
-    number: int = 0  # 0: of a run that no driver has begun
+    number: int = 0  # 0: of a run that no driver has begun, or whose claims are gone: every file counts
     adopted: frozenset[str] | None = None  # paths within the run; None: every file of an earlier epoch counts
 
     @classmethod
@@ -69,7 +69,7 @@ class Epoch:
     @classmethod
     def claim(cls, root: Location, holder: dict[str, Any]) -> Epoch:
         """Claims the next epoch. Raises RunRefused if another driver claims it at the same moment."""
-        number = latest_claim(root) + 1
+        number = 1 + (latest_claim(root) or max((epoch_of(file.name) for file in shard_files(root)), default=0))
         folder, content = _folder(root), json.dumps({**holder, "epoch": number}, indent=2).encode() + b"\n"
         try:
             won = (folder / f"{number:06d}.json").create(content)
@@ -111,6 +111,8 @@ class Epoch:
     def counts(self, file: Location) -> bool:
         """Whether the file counts: it was written by this epoch, or adopted by it."""
         written = epoch_of(file.name)
+        if self.number == 0:
+            return True
         if written >= self.number:
             return written == self.number
         return self.adopted is None or self._relative(file) in self.adopted
@@ -138,7 +140,11 @@ class Epoch:
         Raises Superseded if a later epoch was claimed.
         """
         self.check()
-        write()
+        try:
+            write()
+        except OSError:
+            self.check()  # a later driver has removed what this one was writing
+            raise
         try:
             self.check()
         except Superseded:

@@ -50,6 +50,9 @@ def lease(
     held.acquire(notify, relist)
     try:
         yield held
+    except Exception:
+        held.check()  # whatever failed, it may be because another driver has taken over
+        raise
     finally:
         held.release()
 

@@ -205,6 +205,8 @@ class Drivers(RuleBasedStateMachine):
         run = Run(self.root, epoch.adopt())
         run.view.check()
         run.restore()
+        pause("connect")  # to Ray, which may take minutes
+        run.clean()
         self.ingest(run, papers)
         owed = sorted(set(paper_keys(run)) - answered(run))
         if owed:
@@ -221,6 +223,7 @@ class Drivers(RuleBasedStateMachine):
             if task.error:
                 raise task.error
         merge_answers(run, "part-000000", [file.path for file in run.view.counting(run.generations.files(".parquet"))])
+        run.view.check()
         run.clean()
         count = len(answered(run))
         assert count == len(paper_keys(run)) or latest_claim(self.root) > epoch.number, "a driver counts wrongly"
@@ -432,7 +435,7 @@ def test_a_manifest_that_comes_after_a_takeover_counts_for_nobody(model: Drivers
     first = driver(model)
     first.advance_to("wait")
     model.finish(*model.live[1:])
-    first.advance_to("name", r"/out/manifest\.json$")
+    first.advance_to("write", r"/out/manifest\.json$")
     second = driver(model, papers=4)
     second.advance_to("wait")
     assert model.unfinished == 2
@@ -452,3 +455,16 @@ def test_the_driver_survives_that_a_superseded_one_removes_what_it_has_merged(mo
     model.finish(second)
     assert isinstance(first.error, Superseded)
     assert second.error is None
+
+
+def test_a_superseded_driver_leaves_what_the_driver_is_writing(model: Drivers) -> None:
+    first = driver(model)
+    first.advance_to("connect")
+    second = driver(model)
+    second.advance_to("connect")
+    second.advance_to("wait")
+    task = model.live[-1]
+    task.advance_to("name")
+    model.finish(first)
+    model.finish(task)
+    assert task.error is None
