@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from logging import WARNING
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from qaray.run.damage import set_aside
 from qaray.run.directory import Run
 from qaray.run.epochs import epoch_of, stem_of
 from qaray.run.errors import Damaged, RunError
+from qaray.run.events import log_event
 from qaray.run.storage import Location
 from qaray.schema import (
     COVERAGE_SCHEMA,
@@ -147,7 +149,8 @@ class Table:
                 if run.epoch is None or not run.epoch.number:
                     cure = "rerun `qaray evaluate`, which measures its papers again"
                     raise Damaged(file, damage.what, cure) from None
-                set_aside(run, file, damage)
+                line = set_aside(run, file, damage)
+                log_event("damaged", run, self.name, None, WARNING, file=str(file), detail=line)
 
 
 COVERAGE = Table("coverage", COVERAGE_SCHEMA)

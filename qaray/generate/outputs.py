@@ -81,8 +81,8 @@ def settle_shard(run: Run, shard: str, files: list[str], make_builder: MakeBuild
         raise RunError(f"{damaged[0]}; rerun the command to make its answers again")
     if strays := sorted(answers.keys() - {paper["doi"] for paper in papers}):
         raise RunRefused(
-            f"{len(strays)} papers of {run.generations}/{stem_of(shard)} have answers and are not in {run.papers} "
-            f"({', '.join(strays[:5])}): `qaray status {run.root} --repair` reads them again"
+            f"{len(strays)} papers with answers in {run.generations}/{stem_of(shard)} are not in {run.papers}/{shard} "
+            f"({', '.join(strays[:5])}): `qaray status {run.root} --repair` asks them again"
         )
     ledger = Ledger.of(row for own in answers.values() for row in own)
     settled = Settled(Totals(papers=len(papers), ledger=ledger), [])

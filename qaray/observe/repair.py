@@ -129,8 +129,13 @@ def _answers(run: Run, tell: Notify) -> bool:
             tell(f"{set_aside(run, Location(run.root.fs, path), damage)}: its answers are made again")
         here = set(shards[stem].read_table(["doi"])["doi"].to_pylist()) if stem in shards else set()
         if strays := rows.keys() - here:
-            tell(f"{len(strays)} papers with answers are not in {run.papers}/{stem}: their answers are removed")
-            drop_answers(run, [path for path in paths if path not in damaged], set(strays))
+            whole = [Location(run.root.fs, path) for path in paths if path not in damaged]
+            for file in whole:
+                if not here.intersection(file.read_table(["doi"])["doi"].to_pylist()):
+                    tell(set_aside(run, file, Damaged(file, f"has answers of papers that are not in {stem}")))
+            left = [file.path for file in whole if file.exists()]
+            tell(f"{len(strays)} papers with answers are not in {run.papers}/{stem}: they are asked again")
+            drop_answers(run, left, set(strays))
         found = found or bool(damaged or strays)
     return found
 

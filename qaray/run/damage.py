@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from logging import WARNING
-
 from qaray.run.directory import Run
 from qaray.run.errors import Damaged
-from qaray.run.events import log_event
 from qaray.run.storage import Location
 
 
@@ -15,7 +12,6 @@ def set_aside(run: Run, file: Location, damage: Damaged) -> str:
     run.view.check()
     target = run.root / "damaged" / file.path[len(run.root.path.rstrip("/")) + 1 :].replace("/", "-")
     line = f"{file} {damage.what}: set aside as {target}"
-    log_event("damaged", run, "storage", None, WARNING, file=str(file), detail=line)
     file.move_to(target)
     return line
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from qaray.run.epochs import Epoch, epoch_of, stem_of
 from qaray.run.errors import Damaged, RunRefused
@@ -25,7 +26,7 @@ from qaray.run.storage import Location
 SHARD = "part-{:06d}"
 FORMAT = 3  # version of the layout: files and their columns
 CURE = "restore it from a copy, or use another --output_dir"
-BEFORE_IDENTITY = frozenset({"lease.json", "epochs", "stop"})  # what a run has before its run.json
+BEFORE_IDENTITY = frozenset({"lease.json", "epochs", "stop", "tries"})  # what a run has before its run.json
 BESIDE_EVALUATION = BEFORE_IDENTITY | {"evaluation", "report"}  # and the evaluation of a processed output
 THE_RUN = "the run itself"  # source of the pairs of an evaluation, unless they were imported from a file
 
@@ -194,6 +195,8 @@ class Run:
 
     def refuse_foreign(self) -> None:
         """Raises RunRefused if the folder has content, and no run.json that says that it is a run."""
+        if self.root.info().type == pafs.FileType.File:
+            raise RunRefused(f"{self.root} is a file: pass a folder as --output_dir")
         names = [info.base_name for info in self.root.listing() if not info.base_name.startswith(".")]
         foreign = [name for name in names if name not in BEFORE_IDENTITY]
         if not foreign or self.stored_identity() is not None:

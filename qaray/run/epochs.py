@@ -130,9 +130,14 @@ class Epoch:
         return [found[stem] for stem in sorted(found)]
 
     def check(self) -> None:
-        """Raises Superseded if a later epoch was claimed."""
-        if self.number and latest_claim(self.root) > self.number:
+        """Raises Superseded if a later epoch was claimed, or if this one's claim is gone."""
+        if not self.number:
+            return
+        latest = latest_claim(self.root)
+        if latest > self.number:
             raise Superseded(f"another driver took over {self.root}; this one stops")
+        if latest < self.number:
+            raise Superseded(f"{self.root} was moved or removed: this driver stops; rerun the command to resume")
 
     def commit(self, file: Location, write: Callable[[], None]) -> None:
         """Writes a file of this epoch, between two checks. A file that came too late to be adopted is removed.
@@ -182,7 +187,8 @@ def shard_files(root: Location) -> Iterator[Location]:
 
 def latest_claim(root: Location, but: str = "") -> int:
     """The highest claimed epoch, 0 if there is none. ``but``: the name of a claim to leave out."""
-    claims = (CLAIM.fullmatch(name) for name in _names(root) if name != but)
+    names = (info.base_name for info in _folder(root).listing())  # a folder of this name is in the way of a claim
+    claims = (CLAIM.fullmatch(name) for name in names if name != but)
     return max((int(found[1]) for found in claims if found), default=0)
 
 
@@ -191,7 +197,8 @@ def _folder(root: Location) -> Location:
 
 
 def _names(root: Location) -> list[str]:
-    return [info.base_name for info in _folder(root).listing()]
+    """The files of the folder of claims and lists."""
+    return [info.base_name for info in _folder(root).listing() if info.type == pafs.FileType.File]
 
 
 def _read_list(root: Location, number: int) -> frozenset[str]:

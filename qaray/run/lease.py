@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.fs as pafs
 
 from qaray.run.directory import Run
 from qaray.run.epochs import Epoch, latest_claim
@@ -29,6 +30,7 @@ from qaray.run.storage import Location
 HEARTBEAT = 5.0  # seconds between heartbeats
 STALE = 30.0  # seconds of this machine's monotonic clock without a heartbeat until a driver counts as dead
 LOOKS = 10  # at the lease, in the time of a heartbeat
+LONGEST = 1 << 16  # bytes that are read of what may be a lease
 LENGTH = 1024  # bytes of a lease, which is padded with blanks
 
 _HELD: set[str] = set()  # ids of the leases that this process holds
@@ -218,9 +220,11 @@ def _is_earlier(holder: dict[str, Any], epoch: int) -> bool:
 
 def _content(file: Location) -> bytes | None:
     """What the lease holds, None if there is none."""
+    if file.info().type == pafs.FileType.Unknown:
+        return b""  # a pipe, which would not answer
     try:
         with file.fs.open_input_stream(file.path, compression=None) as stream:
-            return bytes(stream.read())
+            return bytes(stream.read(LONGEST))
     except FileNotFoundError:
         return None
 

@@ -31,6 +31,7 @@ from qaray.run.errors import Damaged
 from qaray.run.stores import URI, open_store
 
 THREADS = 16  # concurrent storage requests
+LONGEST_JSON = 1 << 28  # bytes of a JSON file of a run
 ROW_GROUP = 1 << 28  # bytes of a row group, about: pyarrow cannot read nested strings of more than 2 GiB back
 SPOOLED = 1 << 26  # bytes of an upload that are kept in memory; a larger one goes to a local temporary file
 PAUSES = (0.5, 2.0, 8.0)  # seconds to wait before each retry of a storage request
@@ -272,7 +273,12 @@ class Location:
             with self.fs.open_output_stream(temporary.path, compression=None) as stream:
                 yield stream
             _sync(temporary.path)
-            os.replace(temporary.path, self.path)
+            try:
+                os.replace(temporary.path, self.path)
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    raise  # the temporary file is gone
+                raise OSError(error.errno, error.strerror, self.path) from None
             _sync(folder)
         except BaseException:
             temporary.remove()
@@ -374,7 +380,10 @@ class Location:
 
     @patient
     def read_json(self) -> Any:
-        """The file's JSON value, None if there is no file. Raises ValueError on invalid JSON."""
+        """The file's JSON value, None if there is no file. Raises ValueError if it is none, or too long."""
+        info = self.info()
+        if info.type == pafs.FileType.Unknown or (info.size or 0) > LONGEST_JSON:
+            raise ValueError(f"{self} is corrupt: it is not a regular file of at most {LONGEST_JSON:,} bytes")
         try:
             with self.fs.open_input_stream(self.path, compression=None) as stream:
                 return json.loads(stream.read())

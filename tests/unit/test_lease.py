@@ -172,3 +172,20 @@ def test_status_sees_no_other_driver_than_the_living_one(run, quick):
     assert Lease(run).live_driver(0.2) == ""
     with lease(run):
         assert "running" in Lease(run).live_driver(0.2)
+
+
+def test_a_driver_whose_directory_was_moved_stops(run, tmp_path):
+    with lease(run) as held:
+        (tmp_path / "out").rename(tmp_path / "moved")
+        with pytest.raises(Superseded, match="was moved or removed"):
+            held.run.epoch.check()
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "moved").rename(tmp_path / "out")
+
+
+def test_a_pipe_is_no_lease_that_would_be_waited_for(run, quick):
+    run.root.make_folder()
+    os.mkfifo(run.root.path + "/lease.json")
+    with pytest.raises(Superseded, match=r"lease\.json was replaced|was removed"), lease(run) as held:
+        os.unlink(held.file.path) if os.path.exists(held.file.path) else None
+        held.check()

@@ -286,3 +286,21 @@ def test_a_signal_asks_for_a_stop_of_this_start_only(run):
         assert run.stop_flag.exists()
     assert not run.stop_flag.exists()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_pipe_or_a_file_without_end_is_no_manifest(run):
+    run.identify({"seed": 0})
+    os.mkfifo(run.manifest.path)
+    with pytest.raises(Damaged, match=r"manifest\.json is damaged \(it is not a regular file"):
+        run.finished()
+    os.unlink(run.manifest.path)
+    with open(run.manifest.path, "wb") as stream:
+        stream.truncate(1 << 33)  # takes no room
+    with pytest.raises(Damaged, match=r"it is not a regular file of at most 268,435,456 bytes"):
+        run.finished()
+
+
+def test_a_file_is_no_run(run):
+    run.root.write_bytes(b"papers")
+    with pytest.raises(RunRefused, match="is a file: pass a folder"):
+        run.refuse_foreign()
