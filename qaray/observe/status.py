@@ -102,7 +102,8 @@ def _state(run: Run) -> tuple[str, str]:
     """(state, description of the driver) of a run directory."""
     if driver := Lease(run).live_driver(LOOK):
         return ("stopping" if run.stop_flag.exists() else "working"), driver
-    return ("finished" if run.read_manifest() is not None else "interrupted"), ""
+    finished = run.manifest.exists() and run.read_manifest() is not None
+    return ("finished" if finished else "interrupted"), ""
 
 
 def _generation(run: Run) -> StageStatus:

@@ -51,7 +51,8 @@ def as_drivers_connect(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr("ray.is_initialized", lambda: False)
-        patch.setattr(cluster, "_init", lambda options: None)
+        patch.setattr(cluster, "_init", lambda options, cluster: None)
+        patch.setattr(cluster, "watch_cluster", lambda: None)
         cluster.connect(config.cluster)
 
 
