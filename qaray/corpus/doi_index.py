@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,11 +66,11 @@ class DoiIndex:
         self._folder = tempfile.TemporaryDirectory(prefix="qaray-")
         self.changed: dict[str, list[str]] = {}  # dois of papers with another text than in the run, by file
         self._db = sqlite3.connect(Path(self._folder.name) / "ids.sqlite", isolation_level=None)
-        for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
-            self._execute(f"PRAGMA {pragma}")
-        self._execute(
-            "CREATE TABLE papers (key TEXT PRIMARY KEY, file TEXT, position INT, digest TEXT, now INT) WITHOUT ROWID"
-        )
+        columns = "key TEXT PRIMARY KEY, file TEXT, position INT, digest TEXT, now INT"
+        with self._space():
+            for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-65536"):
+                self._db.execute(f"PRAGMA {pragma}")
+            self._db.execute(f"CREATE TABLE papers ({columns}) WITHOUT ROWID")
         self.counts = Ingested()
 
     @classmethod
@@ -83,15 +85,16 @@ class DoiIndex:
         index = cls(inputs)
         papers, rejected = run.paper_shards(), run.rejected_shards()
         columns = ["row", "tokens", "doi"] if counts_alone else ["row", "tokens", *IDS]
-        keys = [np.empty(0, np.uint64)]
+        hashes = [np.empty(0, np.uint64)]
         for rows in in_threads(lambda shard: _read(run, shard, columns), papers):
-            if not counts_alone:
-                index._add(rows)
             index._count(rows)
-            keys.append(_hashes(rows))
-        hashes, times = np.unique(np.concatenate(keys), return_counts=True)
-        if len(hashes) < index.counts.papers:
-            _refuse_copies(run, set(hashes[times > 1].tolist()))
+            if counts_alone:
+                hashes.append(_hashes(rows))
+            else:
+                index._add(rows)
+        distinct = len(np.unique(np.concatenate(hashes))) if counts_alone else index._size()
+        if distinct < index.counts.papers:
+            _refuse_copies(run)
         for rows in in_threads(lambda shard: _read(run, shard, ["what"]), run.left_out_shards()):
             index.counts.left_out.update(rows["what"].to_pylist())
         index.counts.rejected = sum(in_threads(lambda shard: _read(run, shard, ["doi"]).num_rows, rejected))
@@ -106,18 +109,24 @@ class DoiIndex:
         self._db.close()
         self._folder.cleanup()
 
-    def _execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+    @contextlib.contextmanager
+    def _space(self) -> Iterator[None]:
+        """Raises RunError where the temporary folder has no room for the index."""
         try:
-            return self._db.execute(statement, *values)
+            yield
         except sqlite3.OperationalError as error:
             raise RunError(f"{self._folder.name}: {error}: set TMPDIR to a folder with more space") from None
 
     def _add(self, rows: pa.Table) -> None:
         dois, *places = (rows[name].to_pylist() for name in IDS)
-        self._execute("BEGIN")
-        for entry in zip(map(doi_key, dois), *places, strict=True):
-            self._execute("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, ?, 0)", entry)
-        self._execute("COMMIT")
+        rows_of_index = zip(map(doi_key, dois), *places, strict=True)
+        with self._space():
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, ?, 0)", rows_of_index)
+            self._db.execute("COMMIT")
+
+    def _size(self) -> int:
+        return int(self._db.execute("SELECT COUNT(*) FROM papers").fetchone()[0])
 
     def _count(self, rows: pa.Table) -> None:
         self.counts.papers += rows.num_rows
@@ -130,9 +139,10 @@ class DoiIndex:
         The verdict is '' for a new paper, AGAIN for one that was ingested before, CHANGED for one that had another text
         then, else the reason of the rejection. Each entry of ``ids`` is (doi, file, position, digest, reason).
         """
-        self._execute("BEGIN")
-        verdicts = [self._verdict(*record) for record in ids[:room]]
-        self._execute("COMMIT")
+        with self._space():
+            self._db.execute("BEGIN")
+            verdicts = [self._verdict(*record) for record in ids[:room]]
+            self._db.execute("COMMIT")
         return verdicts
 
     def _verdict(self, doi: str | None, file: str, position: int, digest: str | None, reason: str | None) -> str:
@@ -141,14 +151,14 @@ class DoiIndex:
         assert doi is not None  # an accepted record has one
         key = doi_key(doi)
         entry = (key, file, position, digest)
-        if self._execute("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, ?, 1)", entry).rowcount:
+        if self._db.execute("INSERT OR IGNORE INTO papers VALUES (?, ?, ?, ?, 1)", entry).rowcount:
             return ""
-        first_file, first_position, first_digest, now = self._execute(
+        first_file, first_position, first_digest, now = self._db.execute(
             "SELECT file, position, digest, now FROM papers WHERE key = ?", (key,)
         ).fetchone()
         # A paper of an earlier start, seen for the first time in this one: in the same file, or the file was moved.
         if not now and (first_file == file or first_file not in self._inputs):
-            self._execute("UPDATE papers SET now = 1 WHERE key = ?", (key,))
+            self._db.execute("UPDATE papers SET now = 1 WHERE key = ?", (key,))
             if digest == first_digest:
                 return AGAIN
             self.changed.setdefault(file, []).append(doi)
@@ -170,14 +180,18 @@ def _hashes(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.fromiter((int.from_bytes(each, "little") for each in hashes), np.uint64, rows.num_rows)
 
 
-def _refuse_copies(run: Run, hashes: set[int]) -> None:
-    """Raises RunRefused with the papers that are stored more than once, among those with these hashes."""
-    times: Counter[str] = Counter()
-    for shard in run.paper_shards():
+def _refuse_copies(run: Run) -> None:
+    """Raises RunRefused with the papers that are stored more than once."""
+    shards = run.paper_shards()
+    every = np.concatenate([_hashes(shard.read_table(["doi"])) for shard in shards])
+    hashes, times = np.unique(every, return_counts=True)
+    twice = set(hashes[times > 1].tolist())
+    keys: Counter[str] = Counter()
+    for shard in shards:
         rows = shard.read_table(["doi"])
         found = zip(rows["doi"].to_pylist(), _hashes(rows).tolist(), strict=True)
-        times.update(doi_key(doi) for doi, key in found if key in hashes)
-    if copies := [key for key, number in times.items() if number > 1]:
+        keys.update(doi_key(doi) for doi, key in found if key in twice)
+    if copies := [key for key, number in keys.items() if number > 1]:
         named = ", ".join(copies[:SHOWN]) + (", …" if len(copies) > SHOWN else "")
         raise RunRefused(
             f"{len(copies)} papers are stored more than once in {run.papers} ({named}): `qaray status {run.root} "

@@ -62,16 +62,14 @@ def _papers(run: Run, tell: Notify) -> bool:
     inventory = Inventory.of(run)
     if inventory.damaged:
         tell(inventory.damaged)
-    faults = list(inventory.problems(run))
-    wrong = {str(fault.file) for fault in faults}
+    faults = {str(fault.file): fault for fault in inventory.problems(run)}
     for shard, facts in zip(shards := shards_of(run), in_threads(_facts, shards), strict=True):
-        known = inventory.shards.get(shard.path[len(run.papers.path) + 1 :])
+        known = inventory.shards.get(shard.within(run.papers))
         if isinstance(facts, Damaged):
-            wrong.add(shard.path)
-            faults.append(facts)
-        elif known and known["sha256"] != facts["sha256"] and shard.path not in wrong:
-            faults.append(Damaged(shard, "is not what was written"))
-    for path, fault in {str(fault.file): fault for fault in faults}.items():
+            faults[shard.path] = facts
+        elif known and known["sha256"] != facts["sha256"]:
+            faults.setdefault(shard.path, Damaged(shard, "is not what was written"))
+    for path, fault in faults.items():
         file = Location(run.root.fs, path)
         tell(set_aside(run, file, fault) if file.exists() else f"{path} {fault.what}: its papers are read again")
     copies = _drop_copies(run, tell)
@@ -115,10 +113,7 @@ def _answers(run: Run, tell: Notify) -> bool:
     """Sets damaged answers aside, and removes those of papers that are not there; whether there were any."""
     found = False
     shards = {stem_of(shard.name): shard for shard in run.paper_shards()}
-    files: dict[str, list[str]] = {}
-    for file in run.view.counting(run.generations.files(".parquet")):
-        files.setdefault(stem_of(file.name), []).append(file.path)
-    for stem, paths in files.items():
+    for stem, paths in run.generation_files().items():
         damaged: dict[str, Damaged] = {}
 
         def note(file: Location, damage: Damaged, damaged: dict[str, Damaged] = damaged) -> None:

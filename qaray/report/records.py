@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qaray.run.errors import Damaged
-from qaray.run.storage import Location
+from qaray.run.storage import Location, NotJson
 
 MEASURE_AGAIN = "rerun `qaray evaluate`"
 
@@ -204,5 +204,5 @@ def read_checked(file: Location, shape: type[BaseModel], cure: str) -> Any:
     """The content of a JSON file, like ``checked``."""
     try:
         return checked(file, file.read_json(), shape, cure)
-    except ValueError as error:
-        raise Damaged(file, f"is damaged ({str(error).removeprefix(f'{file} is corrupt: ')})", cure) from None
+    except NotJson as error:
+        raise Damaged(file, f"is damaged ({error.why})", cure) from None

@@ -10,12 +10,7 @@ from qaray.run.storage import Location
 def set_aside(run: Run, file: Location, damage: Damaged) -> str:
     """Moves a damaged file to OUT/damaged/, where no reader looks; returns a line about it. Raises Superseded."""
     run.view.check()
-    target = run.root / "damaged" / file.path[len(run.root.path.rstrip("/")) + 1 :].replace("/", "-")
+    target = run.root / "damaged" / file.within(run.root).replace("/", "-")
     line = f"{file} {damage.what}: set aside as {target}"
     file.move_to(target)
     return line
-
-
-def damaged_files(run: Run) -> list[Location]:
-    """The files that were set aside."""
-    return (run.root / "damaged").files()

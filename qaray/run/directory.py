@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from qaray.run.epochs import Epoch, epoch_of, stem_of
 from qaray.run.errors import Damaged, RunRefused
-from qaray.run.storage import Location
+from qaray.run.storage import Location, NotJson
 
 SHARD = "part-{:06d}"
 FORMAT = 3  # version of the layout: files and their columns
@@ -355,8 +355,8 @@ def _object(file: Location) -> dict[str, Any] | None:
     """The JSON object in a file, None if there is no file. Raises Damaged."""
     try:
         value = file.read_json()
-    except ValueError as error:
-        raise Damaged(file, f"is damaged ({str(error).removeprefix(f'{file} is corrupt: ')})", CURE) from None
+    except NotJson as error:
+        raise Damaged(file, f"is damaged ({error.why})", CURE) from None
     if value is not None and not isinstance(value, dict):
         raise Damaged(file, f"is damaged (an object is expected, not {str(value)[:40]!r})", CURE)
     return value

@@ -95,7 +95,7 @@ class Epoch:
                 raise
             relist(f"{damage.file} {damage.what}: every file is listed again")
             before = Epoch(self.root, self.number, None)
-        files = sorted(self._relative(file) for file in before.counting(shard_files(self.root)))
+        files = sorted(file.within(self.root) for file in before.counting(shard_files(self.root)))
         listed = pa.table({"file": pa.array(files, pa.string())})
         (_folder(self.root) / f"{self.number:06d}.parquet").write_table(listed)
         for name in _names(self.root):
@@ -110,12 +110,12 @@ class Epoch:
 
     def counts(self, file: Location) -> bool:
         """Whether the file counts: it was written by this epoch, or adopted by it."""
-        written = epoch_of(file.name)
         if self.number == 0:
             return True
+        written = epoch_of(file.name)
         if written >= self.number:
             return written == self.number
-        return self.adopted is None or self._relative(file) in self.adopted
+        return self.adopted is None or file.within(self.root) in self.adopted
 
     def counting(self, files: Iterable[Location]) -> list[Location]:
         return [file for file in files if self.counts(file)]
@@ -171,9 +171,6 @@ class Epoch:
         for file in files:
             if file.path not in kept:
                 self.remove(file)
-
-    def _relative(self, file: Location) -> str:
-        return file.path[len(self.root.path.rstrip("/")) + 1 :]
 
 
 def shard_files(root: Location) -> Iterator[Location]:

@@ -16,8 +16,8 @@ import pyarrow.fs as pafs
 
 from qaray.config import ConfigError
 from qaray.run.storage import Location, patient
+from qaray.run.stores import URI
 
-_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _HIDDEN = (".", "_")  # names that begin so are skipped in folders
 
 
@@ -27,7 +27,7 @@ def expand(pattern: str, suffixes: tuple[str, ...]) -> list[Location]:
     Raises FileNotFoundError if there is none, ConfigError if a file cannot be read by its name or from its server.
     """
     _named_in_utf8([pattern])
-    is_uri = _URI.match(pattern) is not None
+    is_uri = URI.match(pattern) is not None
     wildcards = "*[" if is_uri else "*?["  # in a URI, a question mark starts the query
     if any(c in pattern for c in wildcards) and (is_uri or not Location.of(pattern).exists()):
         files = _matches(Location.of(pattern))

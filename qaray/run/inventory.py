@@ -16,7 +16,7 @@ from typing import Any
 from qaray.run.directory import Run
 from qaray.run.epochs import stem_of
 from qaray.run.errors import Damaged
-from qaray.run.storage import Location, in_threads
+from qaray.run.storage import Location, NotJson, in_threads
 
 NAMED = 1000  # changed papers whose dois are kept
 
@@ -46,7 +46,7 @@ class Inventory:
                 [str(doi) for doi in content["changed_dois"]],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = str(error).removeprefix(f"{files[-1]} is corrupt: ")
+            what = error.why if isinstance(error, NotJson) else error
             return cls(damaged=f"{files[-1]} is damaged ({what}): the input files are read again")
 
     def write(self, run: Run) -> None:
@@ -67,7 +67,7 @@ class Inventory:
 
     def add_shards(self, run: Run) -> None:
         """Adds an entry for every shard that has none; removes those of shards that are not there."""
-        files = {relative(run, file): file for file in shards_of(run)}
+        files = {file.within(run.papers): file for file in shards_of(run)}
         new = [name for name in files if name not in self.shards]
         facts = in_threads(lambda name: shard_facts(files[name]), new)
         added = dict(zip(new, facts, strict=True))
@@ -75,8 +75,14 @@ class Inventory:
 
     def problems(self, run: Run) -> Iterator[Damaged]:
         """Shards that are missing, or whose size is not that of their entry. Reads listings only."""
-        sizes = {info.path: info.size for folder in folders(run) for info in folder.infos(".parquet")}
-        stems = {_key(relative(run, file)) for file in shards_of(run)}
+        view = run.view
+        sizes: dict[str, int] = {}
+        stems: set[tuple[str, str]] = set()
+        for folder in folders(run):
+            infos = folder.infos(".parquet")
+            sizes.update((info.path, info.size) for info in infos)
+            counting = view.newest(Location(folder.fs, info.path) for info in infos)
+            stems.update(_key(file.within(run.papers)) for file in counting)
         for name, facts in self.shards.items():
             file = run.papers / name
             if file.path in sizes:
@@ -118,10 +124,6 @@ def shard_facts(file: Location) -> dict[str, Any]:
     with file.fs.open_input_stream(file.path, compression=None) as stream:
         content = stream.read()
     return {"rows": file.count_rows(), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def relative(run: Run, file: Location) -> str:
-    return file.path[len(run.papers.path) + 1 :]
 
 
 def _key(name: str) -> tuple[str, str]:

@@ -156,22 +156,18 @@ class Lease:
 
     def _look(self) -> None:
         """Sets ``lost`` if the epoch was superseded, or the lease is not this one's any more."""
-        with self._lock:
-            self._look_at_it()
-
-    def _look_at_it(self) -> None:
         epoch = self.run.epoch
-        if self.lost or epoch is None:
-            return
-        if latest_claim(self.run.root) > epoch.number:
-            self.lost = f"another driver took over {self.run.root}; this one stops"
-            return
-        content = _content(self.file)
-        holder = _parsed(content)
-        if content is None:
-            self.lost = f"{self.file} was removed: this driver stops; rerun the command to resume"
-        elif holder.get("id") != self.id and not _is_earlier(holder, epoch.number):
-            self.lost = f"{self.file} was replaced: this driver stops; rerun the command to resume"
+        with self._lock:
+            if self.lost or epoch is None:
+                return
+            content = _content(self.file)
+            holder = _parsed(content)
+            if latest_claim(self.run.root) > epoch.number:
+                self.lost = f"another driver took over {self.run.root}; this one stops"
+            elif content is None:
+                self.lost = f"{self.file} was removed: this driver stops; rerun the command to resume"
+            elif holder.get("id") != self.id and not _is_earlier(holder, epoch.number):
+                self.lost = f"{self.file} was replaced: this driver stops; rerun the command to resume"
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT):

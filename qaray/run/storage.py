@@ -53,6 +53,14 @@ class StoreFailed(OSError):
     """Storage kept failing. Says nothing about the content of the file."""
 
 
+class NotJson(ValueError):
+    """A file of ours has no valid JSON."""
+
+    def __init__(self, file: Location, why: str) -> None:
+        self.why = why
+        super().__init__(f"{file} is corrupt: {why}")
+
+
 class NoExclusiveCreate(Exception):
     """The file system cannot create a file only where there is none."""
 
@@ -174,6 +182,10 @@ class Location:
     @property
     def name(self) -> str:
         return self.path.rsplit("/", 1)[-1]
+
+    def within(self, folder: Location) -> str:
+        """The path of a file in ``folder`` relative to it."""
+        return self.path[len(folder.path.rstrip("/")) + 1 :]
 
     @property
     def is_local(self) -> bool:
@@ -380,17 +392,17 @@ class Location:
 
     @patient
     def read_json(self) -> Any:
-        """The file's JSON value, None if there is no file. Raises ValueError if it is none, or too long."""
+        """The file's JSON value, None if there is no file. Raises NotJson if it is none, or too long."""
         info = self.info()
         if info.type == pafs.FileType.Unknown or (info.size or 0) > LONGEST_JSON:
-            raise ValueError(f"{self} is corrupt: it is not a regular file of at most {LONGEST_JSON:,} bytes")
+            raise NotJson(self, f"it is not a regular file of at most {LONGEST_JSON:,} bytes")
         try:
             with self.fs.open_input_stream(self.path, compression=None) as stream:
                 return json.loads(stream.read())
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{self} is corrupt: {error}") from None
+            raise NotJson(self, str(error)) from None
 
 
 def _sync(path: str) -> None:

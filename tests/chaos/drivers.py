@@ -8,7 +8,6 @@ and every paper must be there once.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -17,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections import Counter
@@ -29,7 +27,18 @@ from typing import Any
 import pyarrow.dataset as pads
 
 from tests.chaos.faults import VARIABLE, held, release
-from tests.chaos.runs import NOT_STRUCK, PAIRS, Outcome, as_json, check_evaluated, check_generated, table_of
+from tests.chaos.runs import (
+    NOT_STRUCK,
+    PAIRS,
+    Outcome,
+    as_json,
+    check_evaluated,
+    check_generated,
+    folder_of,
+    parser_of,
+    table_of,
+    verdict,
+)
 from tests.commands import PATIENCE
 from tests.conftest import make_paper, python_path, with_pairs, write_jsonl
 
@@ -445,16 +454,11 @@ def one_node() -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0, help="the first; the others follow")
-    parser.add_argument("--folder", type=Path, help="keeps what failed; default: a temporary one")
-    options = parser.parse_args()
+    options = parser_of(__doc__, runs=40).parse_args()
     if reason := no_namespaces():
         print(reason, file=sys.stderr)
         return 1
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="drivers-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_of(options, "drivers-")
     outcomes = []
     with one_node() as address:
         attacks = Attacks(folder, address)
@@ -462,10 +466,7 @@ def main() -> int:
             outcomes.append(attacks.run(seed))
             print(as_json(outcomes[-1]), file=sys.stderr, flush=True)
     print(table_of(outcomes))
-    bad = [outcome for outcome in outcomes if not outcome.good]
-    lost, twice = sum(o.lost for o in outcomes), sum(o.duplicated for o in outcomes)
-    print(f"{len(outcomes)} runs: {len(bad)} bad, {lost} papers lost, {twice} duplicated; what failed is in {folder}")
-    return 1 if bad else 0
+    return verdict(outcomes, folder)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ is started again, as a user would, until it ends well, four times at most.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -424,6 +426,29 @@ def table_of(outcomes: list[Outcome]) -> str:
         for o in outcomes
     ]
     return "\n".join(lines)
+
+
+def parser_of(description: str | None, runs: int) -> argparse.ArgumentParser:
+    """The flags of a command that draws runs by seed."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--runs", type=int, default=runs)
+    parser.add_argument("--seed", type=int, default=0, help="the first; the others follow")
+    parser.add_argument("--folder", type=Path, help="keeps what failed; default: a temporary one")
+    return parser
+
+
+def folder_of(options: argparse.Namespace, prefix: str) -> Path:
+    folder = Path(options.folder or tempfile.mkdtemp(prefix=prefix))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def verdict(outcomes: list[Outcome], folder: Path) -> int:
+    """Prints how the runs ended; returns the exit code."""
+    bad = [outcome for outcome in outcomes if not outcome.good]
+    lost, twice = sum(o.lost for o in outcomes), sum(o.duplicated for o in outcomes)
+    print(f"{len(outcomes)} runs: {len(bad)} bad, {lost} papers lost, {twice} duplicated; what failed is in {folder}")
+    return 1 if bad else 0
 
 
 def as_json(outcome: Outcome) -> str:
