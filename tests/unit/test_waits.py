@@ -19,10 +19,11 @@ from qaray.run.errors import RunError
 from tests.conftest import python_path
 
 IN_NATIVE_CODE = """
-import ctypes
+import ctypes, signal
 from qaray.run.waiting import bounded_waits, waiting
 mutex, locks = ctypes.create_string_buffer(64), ctypes.CDLL(None)
 locks.pthread_mutex_lock(mutex)
+signal.signal(signal.SIGINT, lambda number, frame: None)  # also for the moment between "ready" and the wait
 with bounded_waits(), waiting("a lock"):
     print("ready", flush=True)
     locks.pthread_mutex_lock(mutex)  # blocks for ever, and no signal handler of Python runs
@@ -32,14 +33,7 @@ with bounded_waits(), waiting("a lock"):
 def test_a_signal_ends_a_wait_in_native_code():
     environment = {**os.environ, "PYTHONPATH": python_path()}
     command = [sys.executable, "-c", IN_NATIVE_CODE]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell ignores in the background
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
