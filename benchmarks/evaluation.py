@@ -84,7 +84,7 @@ def similarity(papers: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     scorer, prompts, rows = judge(papers)
-    requests = [prompts.similarity(row, np.ones((len(row["pairs"]),) * 2), []).request for row in rows]
+    requests = [prompts.similarity(row, np.ones((len(row["pairs"]),) * 2), [])[0] for row in rows]
     scorer.logprobs(requests[0]["prefix"], requests[0]["suffixes"][:4], requests[0]["choices"])
     read, begun = scorer.computed, time.perf_counter()
     for request in requests:
@@ -112,7 +112,7 @@ def racar(papers: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     scorer, prompts, rows = judge(papers)
-    requests = [prompts.racar(row, []).request for row in rows]
+    requests = [prompts.racar(row, [])[0] for row in rows]
     begun = time.perf_counter()
     answers = [scorer.logprobs(r["prefix"], r["suffixes"], r["choices"]) for r in requests]
     ours = time.perf_counter() - begun

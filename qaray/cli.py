@@ -64,6 +64,10 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     terminal.prepare()
     try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _fail("the working directory no longer exists: change to another one", USER_ERROR)
+    try:
         return _commands().main(args=given, prog_name="qaray", standalone_mode=False) or 0
     except click.exceptions.Abort:
         return _fail("interrupted", INTERRUPTED)

@@ -61,6 +61,8 @@ class Config(Settings):
         for name, value in values.items():
             if isinstance(value, str) and not _is_text(value):
                 raise ConfigError(f"--{name} must be valid Unicode text without NUL, got {shown(value)}")
+            if value == "" and (flag := self.flags().get(name)) and flag.field.default != "":
+                raise ConfigError(f"--{name} is empty: give it a value or leave it out")
         try:
             super().__init__(**_grouped(type(self), values))
         except ValidationError as error:

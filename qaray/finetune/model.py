@@ -18,7 +18,7 @@ from qaray.models.planner import ModelPlan
 from qaray.models.rope import check_rope, model_context, rope_factor, scale_rope
 from qaray.models.templates import named_template
 from qaray.models.tokenizer import load_tokenizer
-from qaray.models.weights import check_weights
+from qaray.models.weights import check_loaded, check_weights
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -102,7 +102,7 @@ def load_model(
     device = torch.device("cpu") if device is None else device
     kernel = attention.implementation(config, device, compute_dtype or dtype) if training else "sdpa"
     with loading(f"model {config.model_name_or_path}"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=hf_config,
             dtype=dtype,
@@ -110,7 +110,9 @@ def load_model(
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             attn_implementation=kernel,
+            output_loading_info=True,
         )
+        check_loaded(found)
     with quiet_transformers():
         tokenizer = load_tokenizer(
             config.model_name_or_path, config.cache_dir, config.trust_remote_code, add_special=True

@@ -1,9 +1,10 @@
-"""Checks a model folder's weights from their headers, before a cluster is asked for anything."""
+"""Checks a model's weights: from the headers of their files before a cluster is asked for anything, and once loaded."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from qaray.models.loading import loading
 
@@ -22,6 +23,20 @@ def check_weights(folder: str, name: str) -> None:
         for path in _files(place):
             with safe_open(path, framework="numpy"):  # compares the header with the length of the file
                 pass
+
+
+def check_loaded(found: dict[str, Any]) -> None:
+    """Raises ValueError if weights are missing, or do not have the shapes that config.json implies.
+
+    ``found``: transformers' loading information. transformers fills such weights with random numbers.
+    """
+    if mismatched := sorted(found.get("mismatched_keys") or []):
+        name, stored, wanted = mismatched[0]
+        raise ValueError(
+            f"{name} has the shape {list(stored)}, config.json implies {list(wanted)} ({len(mismatched)} such weights)"
+        )
+    if missing := sorted(found.get("missing_keys") or []):
+        raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
 
 
 def _files(folder: Path) -> list[Path]:

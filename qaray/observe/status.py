@@ -19,7 +19,8 @@ from qaray.observe.terminal import reader_gone
 from qaray.run.directory import Run, logged_steps
 from qaray.run.durations import time_left
 from qaray.run.epochs import Epoch
-from qaray.run.errors import RunRefused
+from qaray.run.errors import Damaged, RunRefused
+from qaray.run.inventory import Inventory
 from qaray.run.lease import HEARTBEAT, Lease
 from qaray.run.storage import Location, in_threads
 from qaray.schema import ParseStatus
@@ -34,7 +35,7 @@ class StageStatus:
     """Status of one stage of a run."""
 
     name: str
-    state: str  # working, stopping, interrupted, finished
+    state: str  # working, stopping, interrupted, damaged, finished
     done: int = 0
     total: int = 0
     unit: str = "papers"
@@ -42,10 +43,11 @@ class StageStatus:
     per_hour: float | None = None  # units per hour, recently
     driver: str = ""  # host, process, last heartbeat
     more: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)  # of a damaged run: file, what is wrong, cure
 
     @property
-    def line(self) -> str:
-        """The status in one line."""
+    def lines(self) -> list[str]:
+        """The status in one line, and a line for each problem."""
         left = ""
         if self.state == "working" and self.per_hour:
             left = time_left(3600 * self.done / self.per_hour, self.done, self.total - self.done)
@@ -53,9 +55,8 @@ class StageStatus:
         rejected = f", {self.rejected:,} rejected" if self.rejected else ""
         more = "".join(f", {name} {value}" for name, value in self.more.items())
         who = f" ({self.driver})" if self.driver else ""
-        return (
-            f"{self.name}: {self.state}{who}, {self.done:,} of {self.total:,} {self.unit}{rejected}{more}{rate}{left}"
-        )
+        progress = f"{self.done:,} of {self.total:,} {self.unit}{rejected}{more}{rate}{left}"
+        return [f"{self.name}: {self.state}{who}, {progress}", *(f"  {problem}" for problem in self.problems)]
 
 
 def show(config: StatusConfig) -> int:
@@ -75,7 +76,7 @@ def show(config: StatusConfig) -> int:
         if config.json_lines:
             print(json.dumps({stage.name: asdict(stage) for stage in stages}), flush=True)
         else:
-            print("\n".join(stage.line for stage in stages), flush=True)
+            print("\n".join(line for stage in stages for line in stage.lines), flush=True)
         if config.watch is None or reader_gone() or not any(stage.state in ("working", "stopping") for stage in stages):
             return 0
         time.sleep(config.watch)
@@ -110,6 +111,7 @@ def _generation(run: Run) -> StageStatus:
     state, driver = _state(run)
     answered = failed = recent = 0
     now = oldest = time.time()
+    again: list[str] = []  # damaged files of answers
 
     def counts(files: list[pafs.FileInfo]) -> tuple[int, int, int, float]:
         """Of one shard: papers answered, without pairs, and recently answered; time of the oldest recent file."""
@@ -118,7 +120,11 @@ def _generation(run: Run) -> StageStatus:
         fresh: set[str] = set()
         first = now
         for info in files:
-            rows = _rows(run.root.fs, info.path, ["doi", "status"])
+            try:
+                rows = _rows(run.root.fs, info.path, ["doi", "status"])
+            except Damaged as damage:
+                again.append(f"{damage}: the next start makes its answers again")
+                continue
             dois.update(row["doi"] for row in rows)
             paired.update(row["doi"] for row in rows if row["status"] != ParseStatus.MALFORMED)
             written = info.mtime.timestamp() if info.mtime else 0.0
@@ -130,11 +136,31 @@ def _generation(run: Run) -> StageStatus:
     for each in in_threads(counts, _by_shard(run.view, run.generations)):
         answered, failed, recent = answered + each[0], failed + each[1], recent + each[2]
         oldest = min(oldest, each[3])
-    papers = sum(in_threads(Location.count_rows, run.paper_shards()))
-    records = sum(in_threads(Location.count_rows, run.rejected_shards()))
+    papers, records, problems = _ingested(run, working=bool(driver))
+    if problems:
+        state = "damaged"
+    elif state == "finished" and answered < papers:
+        state = "interrupted"
+    problems += again
     seconds = time.time() - oldest
     rate = 3600 * recent / seconds if recent and seconds > 1 else None
-    return StageStatus("generate", state, answered, papers, rejected=records + failed, per_hour=rate, driver=driver)
+    rejected = records + failed
+    return StageStatus(
+        "generate", state, answered, papers, rejected=rejected, per_hour=rate, driver=driver, problems=problems
+    )
+
+
+def _ingested(run: Run, working: bool) -> tuple[int, int, list[str]]:
+    """(papers, rejected records, problems): of a damaged ingest what was written, as its inventory has it."""
+    inventory = Inventory.of(run)
+    problems = [] if working else [str(problem) for problem in inventory.problems(run)]
+    if not problems:
+        shards = run.paper_shards(), run.rejected_shards()
+        papers, records = (sum(in_threads(Location.count_rows, each)) for each in shards)
+        return papers, records, problems
+    rows = {name: facts["rows"] for name, facts in inventory.shards.items()}
+    papers = sum(number for name, number in rows.items() if "/" not in name)
+    return papers, sum(number for name, number in rows.items() if name.startswith("_rejected/")), problems
 
 
 def _evaluation(run: Run) -> StageStatus:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from qaray.config import Cluster
+from qaray.config import Cluster, ConfigError
 from qaray.run.addresses import check_address
 from qaray.run.cluster_watch import watch_cluster
 from qaray.run.errors import RunError
@@ -39,7 +39,7 @@ def connect(cluster: Cluster = Cluster()) -> None:  # noqa: B008  frozen
 
     Keeps the connection of a process that is already connected. A local cluster gets ``cluster.local_cpus`` logical
     CPUs, by default at least four, which the light stages share. Raises RunError if the cluster does not respond, or
-    does not start in time, ConfigError if the address is none.
+    does not start in time, ConfigError if the address is none, or the cluster demands a token.
     """
     # Light stages share CPUs, so Ray warns that there are more workers than CPUs, which is harmless. Ray reads this
     # variable on import.
@@ -69,6 +69,10 @@ def connect(cluster: Cluster = Cluster()) -> None:  # noqa: B008  frozen
         _init(options, f"the Ray cluster at {named}" if options["address"] != "local" else "a local Ray cluster")
     except Exception as error:  # Ray raises many types here, and a bare Exception if a node is late
         problem = f"the Ray cluster at {named} cannot be joined" if named else "no local Ray cluster could be started"
+        if _lacks_token(error):
+            raise ConfigError(
+                f"{problem}: it demands a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            ) from error
         message = " ".join((str(error) or type(error).__name__).split())[:300]
         raise RunError(f"{problem}: {message} ({DEBUG}=1 shows Ray's log)") from error
     configure()
@@ -106,11 +110,16 @@ def _init(options: dict[str, Any], cluster: str) -> None:
                 ray.init(**options)
         except Exception as error:
             late = isinstance(error, ConnectionError) or type(error) is Exception
-            if not left or not late:
+            if not left or not late or _lacks_token(error):
                 raise
             ray.shutdown()  # cleans up after a late start
         else:
             return
+
+
+def _lacks_token(error: Exception) -> bool:
+    """Whether a cluster with token authentication has refused this process. Ray's cause is the text of a traceback."""
+    return "AuthenticationError" in f"{error}{error.__cause__}"
 
 
 @contextlib.contextmanager

@@ -279,7 +279,7 @@ class Location:
     def _write_local(self) -> Iterator[IO[bytes]]:
         """Writes a temporary file in the same folder, then renames it."""
         folder, name = self.path.rsplit("/", 1)
-        temporary = Location(self.fs, f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}")
+        temporary = Location(self.fs, _temporary(folder, name))
         self.fs.create_dir(folder, recursive=True)
         try:
             with self.fs.open_output_stream(temporary.path, compression=None) as stream:
@@ -315,7 +315,7 @@ class Location:
         """A hard link fails if the name exists, on network file systems too, and shows only a whole file."""
         folder, name = self.path.rsplit("/", 1)
         os.makedirs(folder, exist_ok=True)
-        temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name}"
+        temporary = _temporary(folder, name)
         try:
             with open(temporary, "wb") as stream:
                 stream.write(content)
@@ -403,6 +403,11 @@ class Location:
             return None
         except ValueError as error:
             raise NotJson(self, str(error)) from None
+
+
+def _temporary(folder: str, name: str) -> str:
+    """A new path for a file that is being written, valid for any valid ``name``."""
+    return f"{folder}/{TEMPORARY}{uuid.uuid4().hex}-{name[-50:]}"
 
 
 def _sync(path: str) -> None:

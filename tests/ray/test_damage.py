@@ -107,10 +107,13 @@ def test_damaged_answers_are_named_set_aside_and_made_again(finished):
     second.write_bytes(b"")
     third.unlink()
     ends_badly(qaray("evaluate", "--output_dir", out, "--engine", "echo", "--embedding_model", "echo"), first, "rerun")
+    status = qaray("status", out).stdout
     said = ends_well(qaray(*args_of(file, out)))
     for broken in (first, second):
         assert f"{broken} is damaged" in said
+        assert f"{broken} is damaged" in status
         assert (out / "damaged" / f"generations-{broken.name}").exists()
+    assert status.startswith("generate: interrupted, 10 of 40 papers, 2 rejected\n")
     check_complete(out, dois(range(40)))
     assert len(generations(out)) == 40
 
@@ -144,6 +147,10 @@ def test_a_damaged_shard_of_papers_stops_the_run_until_it_is_repaired(finished, 
     damage(shard)
     for command in (args_of(file, out), args_of(file, out)):
         ends_badly(qaray(*command), shard if damage is not exchanged else "", "`qaray status")
+    if damage is not exchanged:
+        status = qaray("status", out).stdout
+        assert status.startswith("generate: damaged, 40 of 40 papers, 2 rejected\n")
+        assert f"  {shard} " in status
     if folder == "papers":
         ends_badly(qaray("evaluate", "--output_dir", out, "--engine", "echo", "--embedding_model", "echo"))
     mended = qaray("status", out, "--repair")

@@ -107,6 +107,34 @@ def test_a_cluster_that_does_not_start_is_one_line(capsys, monkeypatch):
     assert "the Ray cluster at 127.0.0.1:1 cannot be joined" in capsys.readouterr().err
 
 
+def test_a_cluster_that_demands_a_token_is_asked_once(capsys, monkeypatch):
+    import ray
+
+    asked = []
+
+    def refuses(**options):
+        asked.append(options)
+        cause = RuntimeError(
+            "Last connection error: …\nray.exceptions.AuthenticationError: RPC error: InvalidAuthToken"
+        )
+        raise ConnectionError("Failed to connect to Ray cluster.") from cause
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuses)
+    monkeypatch.setattr(cluster, "check_address", lambda *_: None)
+    assert _run(lambda _: connect(Cluster(address="127.0.0.1:1")), None) == 2
+    assert "127.0.0.1:1 cannot be joined: it demands a token: set RAY_AUTH_MODE=token" in capsys.readouterr().err
+    assert len(asked) == 1
+
+
+def test_a_working_directory_that_was_removed_is_named(capsys, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["status", "out"]) == 2
+    assert capsys.readouterr().err == "qaray: the working directory no longer exists: change to another one\n"
+
+
 def test_a_busy_head_is_asked_again(monkeypatch):
     import ray
 

@@ -27,6 +27,7 @@ def config(**values):
         ({"batch": 3}, "unknown setting batch"),
         ({"model": "m"}, "unknown setting model"),  # the name of a group is not a flag
         ({"file_path": None}, "file_path must be a valid string"),
+        ({"output_dir": ""}, "--output_dir is empty: give it a value or leave it out"),  # not the working directory
         ({"min_gen_len": 9, "max_gen_len": 8}, "min_gen_len 9 exceeds max_gen_len 8"),
     ],
 )

@@ -151,7 +151,7 @@ TEXT = "".join(json.dumps({**GOOD, "doi": f"10.1/{i}"}) + "\n" for i in range(30
         ("p.jsonl.gz", gzip.compress(TEXT)[:-8] + b"\1" * 8, 2900, "cannot be read: CRC check failed"),
         ("p.jsonl.gz", TEXT, 0, "cannot be read: Not a gzipped file"),
         ("p.jsonl.zst", pa.compress(TEXT, codec="zstd", asbytes=True) + b"garbage", 2000, "cannot be read: ZSTD"),
-        ("p.jsonl.zst", b"", 0, "the file is empty"),
+        ("p.jsonl.zst", b"", 0, "p.jsonl.zst is empty"),
     ],
     ids=range(11),
 )  # fmt: skip

@@ -54,6 +54,14 @@ def test_what_a_killed_writer_left_is_not_listed_and_can_be_removed(tmp_path):
     assert os.listdir(tmp_path) == ["a.parquet"]
 
 
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    for name in ("x" * 250 + ".json", "é" * 120 + ".json"):
+        file = Location.of(str(tmp_path)) / name
+        file.write_json(1)
+        assert file.read_json() == 1
+        assert not file.create(b"2")
+
+
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match="x.json is corrupt"):

@@ -1,12 +1,14 @@
 """The model to train: embeddings of new tokens and initial LoRA weights."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from qaray.config import FineTuneConfig
+from qaray.config import ConfigError, FineTuneConfig
 from qaray.finetune.arguments import training_arguments
 from qaray.finetune.callback import RunCallback
 from qaray.finetune.loop import make_trainer
@@ -53,6 +55,20 @@ def test_new_tokens_begin_as_the_mean_of_the_vocabulary(tmp_path, rows, tied, tr
         assert torch.equal(new[:VOCABULARY], old[:VOCABULARY])
         torch.testing.assert_close(new[ADDED], old[:VOCABULARY].mean(dim=0).expand(2, -1))
         assert torch.equal(new[260:], old[260:])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"num_hidden_layers": 3}, "weights are missing, such as model.layers.2"), ({"hidden_size": 128}, "size")],
+    ids=["missing", "misshapen"],
+)
+def test_random_weights_are_not_trained(tmp_path, values, words):
+    """transformers fills what a file lacks with random numbers."""
+    path = Path(save_tiny_model(tmp_path / "model"))
+    described = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**described, **values}))
+    with pytest.raises(ConfigError, match=words):
+        load_model(settings(str(path)), 1.0, torch.float32)
 
 
 def small_model(rows, bias=False):

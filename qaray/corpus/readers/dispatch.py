@@ -93,7 +93,7 @@ def _opened(file: Location) -> tuple[bytes, Chunks, Problem | None]:
     whole = itertools.chain(first, pieces)
     if head:
         return head, whole, None if _BEGINS_AS_JSON.search(head) else _not_json(file, head)
-    empty = Problem(RejectReason.NOT_JSON, "the file is empty")
+    empty = Problem(RejectReason.NOT_JSON, f"{file.name} is empty")
     return head, whole, next((piece for piece in first if isinstance(piece, Problem)), empty)
 
 

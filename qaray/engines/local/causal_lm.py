@@ -21,6 +21,7 @@ from qaray.models.hardware import available_memory, pick_dtype
 from qaray.models.loading import load_config, loading, one_line
 from qaray.models.rope import scale_rope
 from qaray.models.tokenizer import HFTokenizer, eos_ids, load_tokenizer
+from qaray.models.weights import check_loaded
 
 CHUNK = {"cpu": 1024, "cuda": 4096}  # tokens per prefill step
 
@@ -203,20 +204,6 @@ class CausalLM:
         else:
             free = available_memory() * 0.25 / settings.actors
         return int(free) // per_token
-
-
-def check_loaded(found: dict[str, Any]) -> None:
-    """Raises ValueError if weights are missing, or do not have the shapes that config.json implies.
-
-    ``found``: transformers' loading information. transformers fills such weights with random numbers.
-    """
-    if mismatched := sorted(found.get("mismatched_keys") or []):
-        name, stored, wanted = mismatched[0]
-        raise ValueError(
-            f"{name} has the shape {list(stored)}, config.json implies {list(wanted)} ({len(mismatched)} such weights)"
-        )
-    if missing := sorted(found.get("missing_keys") or []):
-        raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
 
 
 def _flash_attn(wanted: bool, device: torch.device, dtype: torch.dtype) -> Any:
