@@ -53,12 +53,12 @@ def inspect_worker(config: EngineConfig, notify: Callable[[str], None]) -> Worke
 
 
 def wait_for_node(config: EngineConfig, notify: Callable[[str], None]) -> None:
-    """Waits for the first node that can hold an actor, if actors need a GPU or node labels.
+    """Waits for the first node that can hold an actor, if actors need a GPU, several CPUs or node labels.
 
     Raises RunError if no node joins within ``config.cluster.wait_hours``.
     """
     gpus = actor_gpus(config.resources.gpus_per_actor)
-    if gpus or config.cluster.labels:
+    if gpus or config.cluster.labels or config.resources.cpus_per_actor > 1:
         _answer_of(_here, (), gpus, config, notify)
 
 
@@ -73,9 +73,11 @@ def _answer_of(
     import ray
 
     # One call per process: the imports do not stay in memory during the run.
-    remote_work = ray.remote(max_calls=1, **actor_resources(0 if gpus else LIGHT, gpus, config.cluster.labels))(work)
+    cpus = config.resources.cpus_per_actor
+    wanted = cpus if cpus > 1 else 0 if gpus else LIGHT  # one CPU or less is free on any node sooner or later
+    remote_work = ray.remote(max_calls=1, **actor_resources(wanted, gpus, config.cluster.labels))(work)
     task = remote_work.remote(*arguments)
-    needed = node_description(gpus, config.cluster.labels)
+    needed = node_description(cpus, gpus, config.cluster.labels)
     start, timeout = time.monotonic(), FIRST_NOTICE
     while not ray.wait([task], timeout=min(timeout, seconds_left(start, config.cluster.wait_hours)))[0]:
         waited = time.monotonic() - start
@@ -91,9 +93,10 @@ def _answer_of(
     return answer
 
 
-def node_description(gpus: float, labels: Mapping[str, str]) -> str:
+def node_description(cpus: float, gpus: float, labels: Mapping[str, str]) -> str:
     """The resources and labels that an actor needs, as text."""
-    device = f"{gpus:g} GPU" if gpus else "a free CPU"
+    several = f"{cpus:g} free CPUs" if cpus > 1 else ""
+    device = " and ".join(filter(None, [f"{gpus:g} GPU" if gpus else "", several])) or "a free CPU"
     return f"{device} and the labels {', '.join(f'{k}={v}' for k, v in labels.items())}" if labels else device
 
 

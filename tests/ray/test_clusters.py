@@ -71,7 +71,10 @@ def test_a_node_that_never_comes_is_told_after_the_stated_wait(tmp_path, tiny_mo
     assert "no node with 1 GPU joined the cluster within 0.0001 hours" in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("qaray: ")]) == 1
     assert "Traceback" not in done.stderr
-    done = qaray(*args, "--engine", "transformers", "--node_labels", "kind=none", "--wait_hours", "0.0001")
+    more = ("--cpus_per_actor", "1000", "--node_labels", "kind=none")
+    done = qaray(*args, "--engine", "transformers", *more, "--wait_hours", "0.0001")
+    assert "no node with 1000 free CPUs and the labels kind=none joined" in done.stderr
+    done = qaray(*args, "--engine", "transformers", *more[2:], "--wait_hours", "0.0001")
     assert "no node with a free CPU and the labels kind=none joined" in done.stderr
 
 
