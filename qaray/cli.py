@@ -27,6 +27,7 @@ WRONG_PATH = frozenset([
     errno.ELOOP,
 ])  # fmt: skip
 LONGEST_LINE = 900  # characters of an error
+RETRIES = re.compile(r"Failed to .+ after \d+/\d+ attempts")
 USER_ERROR, FAILED = 2, 1
 STOPPED, INTERRUPTED = 143, 130  # 128 + SIGTERM: stopped, to be resumed; 128 + SIGINT
 
@@ -272,11 +273,13 @@ def _cause(error: BaseException | None, kinds: tuple[type[BaseException], ...]) 
 
 
 def _message(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename:
+    """Without what Ray adds to the error of a task, advice on its own retries: a further argument of an OSError."""
+    if isinstance(error, OSError) and error.filename and not RETRIES.match(str(error.filename)):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError):  # pyarrow's say the number twice
-        return re.sub(r"(?:Detail: )?\[errno \d+\] ", "", str(error), flags=re.IGNORECASE)
-    return str(error).partition("\nFailed to ")[0]  # Ray adds advice on its own retries
+        message = error.strerror if error.filename else str(error)
+        return re.sub(r"(?:Detail: )?\[errno \d+\] ", "", str(message), flags=re.IGNORECASE)
+    return str(error).partition("\nFailed to ")[0]
 
 
 def _fail(message: str, code: int) -> int:

@@ -7,7 +7,7 @@ import hashlib
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ class Ingested:
 class DoiIndex:
     """An index on disk (SQLite), so that memory does not grow with the corpus."""
 
-    def __init__(self, inputs: set[str]) -> None:
-        self._inputs = inputs
+    def __init__(self, inputs: set[str], read: Collection[str] = ()) -> None:
+        self._inputs, self._read = inputs, frozenset(read)
         self._folder = tempfile.TemporaryDirectory(prefix="qaray-")
         self.changed: dict[str, list[str]] = {}  # dois of papers with another text than in the run, by file
         self._db = sqlite3.connect(Path(self._folder.name) / "ids.sqlite", isolation_level=None)
@@ -74,15 +74,15 @@ class DoiIndex:
         self.counts = Ingested()
 
     @classmethod
-    def of(cls, run: Run, inputs: set[str], counts_alone: bool) -> DoiIndex:
+    def of(cls, run: Run, inputs: set[str], read: Collection[str]) -> DoiIndex:
         """The index of the papers that the run has already ingested. Raises RunRefused if one is stored twice.
 
         Args:
             run: The run directory.
             inputs: Paths of the input files of this start.
-            counts_alone: Load only the counts, for a start that judges no records.
+            read: Paths of those that it reads; without any, only the counts are loaded.
         """
-        index = cls(inputs)
+        index, counts_alone = cls(inputs, read), not read
         papers, rejected = run.paper_shards(), run.rejected_shards()
         columns = ["row", "tokens", "doi"] if counts_alone else ["row", "tokens", *IDS]
         hashes = [np.empty(0, np.uint64)]
@@ -156,9 +156,12 @@ class DoiIndex:
         first_file, first_position, first_digest, now = self._db.execute(
             "SELECT file, position, digest, now FROM papers WHERE key = ?", (key,)
         ).fetchone()
-        # A paper of an earlier start, seen for the first time in this one: in the same file, or the file was moved.
-        if not now and (first_file == file or first_file not in self._inputs):
-            self._db.execute("UPDATE papers SET now = 1 WHERE key = ?", (key,))
+        # A paper of an earlier start, seen for the first time in this one: in the same file, or the file was moved, or
+        # exchanged with another one that is read again, too.
+        exchanged = first_file in self._read and digest == first_digest
+        if not now and (first_file == file or first_file not in self._inputs or exchanged):
+            place = (file, position, key)
+            self._db.execute("UPDATE papers SET now = 1, file = ?, position = ? WHERE key = ?", place)
             if digest == first_digest:
                 return AGAIN
             self.changed.setdefault(file, []).append(doi)

@@ -95,8 +95,9 @@ def ingest(
     before = {file.path: entry for file, entry in zip(files, found, strict=True)}
     counts = Ingested()
     for attempt in range(1, READS + 1):
-        _forget_rejects(run, {file.path for file in fresh})
-        with DoiIndex.of(run, {file.path for file in files}, counts_alone=not fresh) as index:
+        reading = {file.path for file in fresh}
+        _forget_rejects(run, reading)
+        with DoiIndex.of(run, {file.path for file in files}, reading) as index:
             counts = index.counts
             if fresh and not _read(intake, run, fresh, index, count_tokens, should_stop, report):
                 break  # stopped: nothing counts as read

@@ -15,6 +15,11 @@ from qaray.run.errors import RunError, RunRefused
 from qaray.run.stopping import Stopped
 from qaray.run.storage import StoreFailed
 
+RETRIES = (
+    "Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo change retry attempts, backoff, or "
+    "which errors are retried, configure `ray.data.DataContext.get_current()`"
+)
+
 
 def in_a_task(error):
     return RayTaskError("work", "Traceback (most recent call last):\n  …\n", error).as_instanceof_cause()
@@ -47,6 +52,11 @@ def in_a_task(error):
             in_a_task(OSError(errno.ENOSPC, "No space left", "out/x")),
             1,
             "out/x: No space left; completed work is saved",
+        ),
+        (  # as Ray Data passes on what pyarrow raised
+            in_a_task(OSError(errno.ENOSPC, "Cannot write. Detail: [errno 28] No space left", RETRIES)),
+            1,
+            "Cannot write. No space left; completed work is saved",
         ),
         (
             in_a_task(StoreFailed("cannot read s3/a: SLOW_DOWN")),

@@ -79,6 +79,17 @@ def test_a_paper_of_an_earlier_start_with_another_text_is_changed():
         assert index.changed == {"f": ["10.5555/A"]}
 
 
+def test_a_paper_of_a_file_whose_name_another_one_has_now_is_known():
+    """Two files exchanged their names: ``g`` has the record of ``f``, which is read again, too."""
+    with DoiIndex({"f", "g"}, {"f", "g"}) as index:
+        index._add(EARLIER)
+        assert index.judge([("10.5555/A", "g", 4, "d", None)], None) == [AGAIN]
+        assert index.judge([("10.5555/A", "f", 0, "d", None)], None) == ["record 4 of g has the same doi"]
+    with DoiIndex({"f", "g"}, {"g"}) as index:  # f is as it was, and has the record still
+        index._add(EARLIER)
+        assert index.judge([("10.5555/A", "g", 4, "d", None)], None) == ["record 0 of f has the same doi"]
+
+
 def test_notes_count_papers():
     found = Ingested()
     found.left_out.update(["title was not a string"] * 2 + ["keywords is written Keywords"])
@@ -97,7 +108,7 @@ def test_a_block_is_written_with_its_rejected_records_and_what_was_left_out(tmp_
         verdicts = index.judge(_identify(staged), None)
     what = ["title was not a string", "source was not a string"]
     assert _write(staged, verdicts, run, "000000", 0, PAPER_SCHEMA) == (0, what)
-    with DoiIndex.of(run, {"f"}, counts_alone=True) as index:
+    with DoiIndex.of(run, {"f"}, read=()) as index:
         assert (index.counts.papers, index.counts.rejected, index.counts.left_out) == (2, 1, Counter(what))
     (shard,) = run.left_out.files(".parquet")
     assert [(row["doi"], row["detail"]) for row in shard.read_table().to_pylist()] == [
