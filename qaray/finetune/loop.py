@@ -8,6 +8,7 @@ once it is complete.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,7 @@ def train_loop(values: dict[str, Any]) -> None:
 def _train(settings: LoopSettings, callback: RunCallback) -> None:
     import ray.train
 
+    use_own_ninja()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None and settings.resume is not None:
         checkpoint = ray.train.Checkpoint(settings.resume.path, settings.resume.fs)
@@ -91,6 +93,15 @@ def _train(settings: LoopSettings, callback: RunCallback) -> None:
             state = TrainerState.load_from_json(os.path.join(folder, "trainer_state.json"))
             if state.global_step < state.max_steps:  # otherwise only the export is missing
                 trainer.train(resume_from_checkpoint=folder)
+
+
+def use_own_ninja() -> None:
+    """Has DeepSpeed compile its operators with the ninja beside this interpreter, which need not be in PATH.
+
+    Another version of ninja takes what the first has compiled for outdated, and compiles it again.
+    """
+    own = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join(filter(None, [own, os.environ.get("PATH")]))
 
 
 def make_trainer(settings: LoopSettings, arguments: TrainingArguments, callback: RunCallback) -> AnswerTrainer:

@@ -144,6 +144,7 @@ def test_coverage_recomputed_from_the_stored_matrix(tmp_path):
             assert all(one["text"] == row["sentences"][one["sentence"]].strip() for one in best)
 
 
+@pytest.mark.long
 def test_killed_and_stopped_evaluation_goes_on(tmp_path):
     """SIGKILL while texts are embedded, SIGTERM while pairs are judged, and the same command each time."""
     records, out = [with_pairs(i) for i in range(24)], tmp_path / "out"

@@ -59,6 +59,7 @@ def test_requests_are_in_flight_together(tmp_path, tiny_model):
     assert manifest["ledger"]["workers"] == 1
 
 
+@pytest.mark.long
 def test_the_agent_exports_the_run(cluster, tmp_path, tiny_model):
     """What Prometheus would scrape while a run waits for its next answers."""
 

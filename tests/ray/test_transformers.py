@@ -96,6 +96,7 @@ def test_a_pool_grows_while_there_is_more_to_do(tmp_path, tiny_model):
     check_complete(tmp_path / "out", dois(40))
 
 
+@pytest.mark.long
 def test_a_killed_actor_loses_nothing(tmp_path, tiny_model):
     args = args_for(tmp_path, tiny_model, 12, *SHORT)
     running = start(*args, faults={"hold": {"transformers": 3}, "folder": tmp_path})

@@ -17,45 +17,57 @@ import deepspeed, torch
 from transformers import set_seed
 from transformers.integrations import HfDeepSpeedConfig
 from qaray.config import FineTuneConfig
+from qaray.finetune.loop import use_own_ninja
 from qaray.finetune.model import load_model
 
-path, out = sys.argv[1:]
+use_own_ninja()
+*paths, out = sys.argv[1:]
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 deepspeed.init_distributed("gloo", verbose=False)
 zero = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
-config = FineTuneConfig(model_name_or_path=path, data_path="-", output_dir="-", low_rank_training=True)
-loaded = []
-for seed in (1, 1, 2):
-    set_seed(seed)
-    model = load_model(config, 1.0, torch.float32)
-    layers = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
-    named = {name: layer.weight for name, layer in layers.items()}
-    named |= {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
-    weights = {}
-    for name, parameter in named.items():
-        partitioned = hasattr(parameter, "ds_id")
-        with deepspeed.zero.GatheredParameters(parameter, enabled=partitioned):
-            weights[name] = (partitioned, parameter.detach().clone())
-    loaded.append(weights)
+loaded = {}
+for path in paths:
+    config = FineTuneConfig(model_name_or_path=path, data_path="-", output_dir="-", low_rank_training=True)
+    loaded[path] = []
+    for seed in (1, 1, 2):
+        set_seed(seed)
+        model = load_model(config, 1.0, torch.float32)
+        layers = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+        named = {name: layer.weight for name, layer in layers.items()}
+        named |= {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+        weights = {}
+        for name, parameter in named.items():
+            partitioned = hasattr(parameter, "ds_id")
+            with deepspeed.zero.GatheredParameters(parameter, enabled=partitioned):
+                weights[name] = (partitioned, parameter.detach().clone())
+        loaded[path].append(weights)
 torch.save(loaded, out)
 """
+ROWS = (300, 259)  # of the embeddings: padding, fewer than are needed
 
 
-def load_under_zero3(path, out):
-    """Per seed 1, 1 and 2: name → (whether it is partitioned, the whole weight)."""
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """By rows of the embeddings: the model's folder, and per seed 1, 1, 2 name → (partitioned, the whole weight)."""
+    folder = tmp_path_factory.mktemp("zero3")
+    paths = [padded_model(folder / str(rows), rows) for rows in ROWS]
+    found = load_under_zero3(paths, folder / "weights.pt")
+    return {rows: (path, found[path]) for rows, path in zip(ROWS, paths, strict=True)}
+
+
+def load_under_zero3(paths, out):
     environment = {**os.environ, "PYTHONPATH": python_path(), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, path, out], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", LOAD, *paths, out], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return torch.load(out)
 
 
-@pytest.mark.parametrize("rows", [300, 259], ids=["padding", "resized"])
-def test_new_tokens_and_lora_begin_as_they_do_without_zero3(tmp_path, rows):
+@pytest.mark.parametrize("rows", ROWS, ids=["padding", "resized"])
+def test_new_tokens_and_lora_begin_as_they_do_without_zero3(loaded, rows):
     """Where no resize is needed, the embeddings are partitioned; a resized matrix is whole."""
-    path = padded_model(tmp_path / "model", rows)
-    first, again, other = load_under_zero3(path, tmp_path / "weights.pt")
+    path, (first, again, other) = loaded[rows]
     before = embeddings(AutoModelForCausalLM.from_pretrained(path))
     for name, old in zip(("input", "output"), before, strict=True):
         partitioned, new = first[name]
