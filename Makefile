@@ -56,6 +56,8 @@ bench: $(VENV)/demo
 	$(BIN)/python benchmarks/generation.py --plain 4 --repeat $(REPEAT)
 	$(BIN)/python benchmarks/overhead.py --repeat $(REPEAT)
 	$(BIN)/python benchmarks/endpoint.py
+	$(BIN)/python benchmarks/long_paper.py
+	$(BIN)/python benchmarks/lengths.py
 	if test -e $(VLLM)/ready; then $(VLLM)/bin/python benchmarks/vllm_engine.py --plain 4 --repeat $(REPEAT); fi
 
 preflight:

@@ -36,7 +36,7 @@ class Meter(contextlib.AbstractContextManager["Meter"]):
     """Exports the progress of stages, within a ``with`` block. Ray must be connected when progress is reported."""
 
     def __init__(self, run: Run) -> None:
-        self._tags = {"run": run.root.name}
+        self._tags = {"run": run.root.name.encode("ascii", "backslashreplace").decode()}  # Ray takes nothing else
         self._gauges: dict[str, Any] = {}
         self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # last value of each (name, tags)
         self._done = threading.Event()

@@ -79,7 +79,8 @@ def test_optional_fields_that_were_left_out_are_counted_once(tmp_path):
 
 
 def test_same_command_again_does_nothing_and_new_papers_are_added(tmp_path):
-    out, file = tmp_path / "out", tmp_path / "p.jsonl"
+    """With names beyond ASCII, which Ray's metrics refuse."""
+    out, file = tmp_path / "läufe 文", tmp_path / "päpers.jsonl"
     write_jsonl(file, [make_paper(i) for i in range(20)])
     args = ("generate", "--file_path", tmp_path, "--output_dir", out, *ECHO)
     assert qaray(*args).returncode == 0
