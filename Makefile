@@ -26,7 +26,7 @@ test-part-1: $(VLLM)/ready
 test-part-2: $(VENV)/dev
 	$(BIN)/python -m pytest tests/chaos
 
-# Autoscaling, jobs, actor pools, a large run, the demo.
+# Autoscaling, jobs, actor pools, actors and endpoints that are lost, a large run, the demo.
 test-part-3: $(VENV)/dev
 	$(BIN)/python -m pytest tests/ray -m long
 

@@ -81,6 +81,7 @@ def test_the_agent_exports_the_run(cluster, tmp_path, tiny_model):
     assert 'stage="generate"' in found["ray_qaray_papers_done"]
 
 
+@pytest.mark.long
 def test_an_endpoint_that_goes_away_costs_nothing_but_time(tmp_path, tiny_model):
     port = free_port()
     args = (*args_for(tmp_path, f"http://127.0.0.1:{port}/v1", 48, tiny_model), "--http_retries", "0")

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.commands import PATIENCE
 
 MORE_WORKERS_THAN_CPUS = """
@@ -26,6 +28,7 @@ print(sum(ray.get([one.remote(number) for number in range(12)])))
 """
 
 
+@pytest.mark.long
 def test_ray_does_not_speak_into_the_results(tmp_path):
     line = [sys.executable, "-c", MORE_WORKERS_THAN_CPUS, str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
