@@ -85,7 +85,7 @@ def show(config: StatusConfig) -> int:
 def status(run: Run) -> list[StageStatus]:
     """The stages of a run that have begun. Raises RunRefused if there is no run."""
     _refuse_no_run(run)
-    identity = run.stored_identity()
+    identity, run = run.stored_identity(), run.pinned()
     stages = []
     if identity is not None:
         stages.append(_training(run) if "training" in identity else _generation(run))
@@ -164,7 +164,7 @@ def _ingested(run: Run, working: bool) -> tuple[int, int, list[str]]:
 
 
 def _evaluation(run: Run) -> StageStatus:
-    own = run.evaluation
+    own = run.evaluation.pinned()
     state, driver = _state(own)
     shards = own.paper_shards() or run.paper_shards()  # the run's shards may include papers without pairs
     done = {}
