@@ -131,7 +131,7 @@ def shared_cluster(folder: Path) -> Iterator[dict[str, str]]:
     share ``folder`` starts it, the last one ends it."""
     note, lock = folder / "cluster.json", FileLock(folder / "cluster.lock")
     with lock:
-        known = json.loads(note.read_text()) if note.exists() else {"users": 0, **_start_head()}
+        known = json.loads(note.read_text()) if note.exists() else {"users": 0, **start_head()}
         note.write_text(json.dumps({**known, "users": known["users"] + 1}))
     CLUSTER.update(known["environment"], PID=str(known["pid"]))
     os.environ.update({name: CLUSTER[name] for name in ("RAY_ADDRESS", "PATH")})
@@ -150,7 +150,16 @@ def shared_cluster(folder: Path) -> Iterator[dict[str, str]]:
                 end_tree(known["pid"])
 
 
-def _start_head() -> dict[str, Any]:
+def start_head() -> dict[str, Any]:
+    """A head that ends while it starts is started again: a busy machine exceeds Ray's limits, others take its ports."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        if (head := _start_head()) is not None:
+            return head
+        assert time.monotonic() < end, "no Ray head could be started"
+
+
+def _start_head() -> dict[str, Any] | None:
     port, dashboard, metrics = free_port(), free_port(), free_port()
     token = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -167,10 +176,11 @@ def _start_head() -> dict[str, Any]:
     )
     try:
         wait_for(lambda: head.poll() is not None or (listens(port) and listens(dashboard)))
-        assert head.poll() is None, "the head ended: another process took one of its ports"
     except BaseException:
         end_tree(head.pid)
         raise
+    if head.poll() is not None:
+        return None
     addresses = {"RAY_ADDRESS": f"127.0.0.1:{port}", "JOBS": f"http://127.0.0.1:{dashboard}"}
     addresses["METRICS"] = f"http://127.0.0.1:{metrics}/metrics"
     return {"pid": head.pid, "environment": {**token, **addresses, "PATH": path}}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +25,9 @@ from qaray.run.waiting import waiting
 # of the engine's actors, and still run on a cluster with two CPUs.
 LIGHT = 0.25
 DEBUG = "QARAY_DEBUG"  # environment variable
-CONNECTIONS = 3  # attempts to connect to or start a cluster
+CONNECTIONS = 3  # attempts to connect to a cluster
 CONNECT_LIMIT = 150.0  # seconds of an attempt: Ray waits without limit for a cluster of which a part is lost
+START_LIMIT = 600.0  # seconds in which late starts of a local cluster are repeated
 TEMPORARY_BYTES = 16 << 20  # for the sockets and logs of a local cluster
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
@@ -96,21 +99,23 @@ def check_temporary_folder(folder: str) -> None:
 
 
 def _init(options: dict[str, Any], cluster: str) -> None:
-    """Calls ray.init, with up to CONNECTIONS attempts.
+    """Calls ray.init, and again if it is late: CONNECTIONS times in all, or for START_LIMIT seconds to start a cluster.
 
-    A busy machine may exceed Ray's limits of 20 s to connect and 30 s to start. Ray raises a bare Exception if a local
-    node is late.
+    A busy machine may exceed Ray's limits: 20 s to connect, and 15 s for the agent of a local node, without which the
+    node ends. Ray raises a bare Exception then.
     """
     import ray
 
-    for left in reversed(range(CONNECTIONS)):
+    begun, local = time.monotonic(), options["address"] == "local"
+    for attempt in itertools.count(1):
         try:
             # The core reports on standard error that it uses RAY_BACKEND_LOG_LEVEL.
             with waiting(cluster, CONNECT_LIMIT), no_standard_error():
                 ray.init(**options)
         except Exception as error:
             late = isinstance(error, ConnectionError) or type(error) is Exception
-            if not left or not late or _lacks_token(error):
+            last = time.monotonic() - begun > START_LIMIT if local else attempt == CONNECTIONS
+            if not late or last or _lacks_token(error):
                 raise
             ray.shutdown()  # cleans up after a late start
         else:
