@@ -273,8 +273,17 @@ class Endpoint(Settings):
 
     base_url: str | None = Field(
         None,
-        description="URL of a server whose /v1/completions accepts token ids, such as vLLM's: http://host:8000/v1; its "
-        "key is read from QARAY_API_KEY",
+        description="URL of an OpenAI-compatible endpoint: http://host:8000/v1; its key is read from QARAY_API_KEY or "
+        "OPENAI_API_KEY",
+    )
+    api_key_file: str | None = Field(
+        None, description="file with the endpoint's key, instead of an environment variable"
+    )
+    api: Literal["auto", "chat", "completions"] = Field(
+        "auto",
+        description="chat: /chat/completions, with the model's own template; completions: /completions, with "
+        "--prompt_template, as token ids if --base_model is given; auto: chat if the endpoint has it, except for a "
+        "model that qaray fine-tuned",
     )
     served_model: str | None = Field(
         None, description="name of the model at the endpoint (default: the first that it lists)"
@@ -283,7 +292,7 @@ class Endpoint(Settings):
     requests_per_second: float | None = Field(
         None, gt=0, le=1e6, description="maximum request rate (default: no limit)"
     )
-    http_retries: int = Field(5, ge=0, le=1000, description="retries of a request after 429, 5xx or no response")
+    http_retries: int = Field(5, ge=0, le=1000, description="retries of a request after 5xx or no response")
     request_timeout: float = Field(1800, gt=0, le=86_400, description="timeout of a request, in seconds")
 
     @field_validator("base_url")
@@ -439,7 +448,10 @@ class GenerateConfig(EngineConfig):
     papers: Papers
     asking: Asking
     base_model: str | None = option(
-        "Model", None, "local path, hub id or bundled:NAME; with --engine http, the tokenizer of the served model"
+        "Model",
+        None,
+        "local path, hub id or bundled:NAME; with --engine http, the served model's tokenizer (default: lengths are "
+        "estimated)",
     )
     engine: Literal["auto", "echo", "http", "transformers", "vllm"] = option(
         "Engine",
@@ -474,10 +486,10 @@ class GenerateConfig(EngineConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.engine not in NO_MODEL_ENGINES and not self.base_model:
+        if self.engine not in (*NO_MODEL_ENGINES, "http") and not self.base_model:
             raise ValueError(
                 f"--base_model is required with --engine {self.engine}, such as Qwen/Qwen2.5-7B-Instruct; "
-                "only --engine echo works without a model"
+                "only --engine echo and http work without a model"
             )
         if self.engine == "http" and not self.endpoint.base_url:
             raise ValueError("--engine http requires --base_url, such as http://host:8000/v1")

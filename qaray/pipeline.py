@@ -24,6 +24,7 @@ from qaray.corpus.inputs import input_files
 from qaray.corpus.papers import Intake, ingest
 from qaray.engines import WorkerInfo, build_engine
 from qaray.engines.attempts import attempts
+from qaray.engines.http.discovery import reached
 from qaray.engines.worker import inspect_worker, resolve_engine, resume_engine, wait_for_node
 from qaray.evaluate.duplicates import find_duplicates
 from qaray.evaluate.manifest import evaluation_identity, evaluation_manifest
@@ -68,6 +69,8 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     config = with_absolute_paths(config)
     run = Run.at(config.output_dir)
     input_files(config.papers.file_path, run)  # a wrong path is reported before anything is set up
+    if config.engine == "http":
+        config = reached(config)
     plan = plan_model(config)
     builder = BuilderFactory(config, plan)
     builder()  # so is a context too small for the request

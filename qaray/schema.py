@@ -126,6 +126,11 @@ class FinishReason(Outcome):
     STOP = "stop"  # end of text, or the answer is complete
     LENGTH = "length"  # the token limit was reached
     REPETITION = "repetition"  # the text repeated itself and was cut
+    CONTENT_FILTER = "content_filter"  # the endpoint's filter ended the answer
+
+
+# Reasons of an answer that does not end where the model wanted.
+CUT_OFF = (FinishReason.LENGTH, FinishReason.REPETITION, FinishReason.CONTENT_FILTER)
 
 
 class ParseStatus(Outcome):

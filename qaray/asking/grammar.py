@@ -25,7 +25,7 @@ from typing import Any
 from qaray.asking.parsing.json_pairs import json_pairs, looks_like_json
 from qaray.asking.parsing.marked import begins_marked, has_questions, marked_pairs
 from qaray.asking.parsing.reasoning import answer_text, reasoning_spans
-from qaray.schema import QA, FinishReason, NoPairs, ParseStatus
+from qaray.schema import CUT_OFF, QA, NoPairs, ParseStatus
 
 OPENING = "Q1:"  # appended to a chat model's prompt: keeps small models within the grammar
 END = "END"  # a line with which some models end the answer
@@ -143,7 +143,7 @@ def parse_answer(text: str, num_qas: int, finish_reason: str | None = None) -> P
         finish_reason: A FinishReason, if known. If the text was cut off, a last answer that stops in the middle of a
             sentence is dropped.
     """
-    cut = finish_reason in (FinishReason.LENGTH, FinishReason.REPETITION) or len(text) > MAX_ANSWER
+    cut = finish_reason in CUT_OFF or len(text) > MAX_ANSWER
     answer = answer_text(text[:MAX_ANSWER])
     if cut:
         answer = _without_cut_marker(answer)

@@ -12,18 +12,15 @@ from typing import Protocol
 from qaray.asking.grammar import OPENING
 from qaray.config import ConfigError
 
-# The seed's template, byte for byte (README of SciQAG), with its space after <</SYS>> and its blank line.
-LLAMA2 = """[INST] <<SYS>>
-You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  \
-Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. \
+# The system text of the seed's template, byte for byte (README of SciQAG).
+SYSTEM = """You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being \
+safe.  Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. \
 Please ensure that your responses are socially unbiased and positive in nature.
 
 If a question does not make any sense, or is not factually coherent, explain why instead of answering something \
-not correct. If you don't know the answer to a question, please don't share false information.
-<</SYS>> 
-
-{instruction}
-{input} [/INST]"""
+not correct. If you don't know the answer to a question, please don't share false information."""
+# The seed's template, with its space after <</SYS>> and its blank line.
+LLAMA2 = f"[INST] <<SYS>>\n{SYSTEM}\n<</SYS>> \n\n{{instruction}}\n{{input}} [/INST]"
 LLAMA2_NO_INPUT = "[INST]{instruction}[/INST]"  # LongLoRA's template for examples without input
 
 
@@ -77,6 +74,30 @@ class WordTokenizer:
         return text
 
 
+class EstimatedTokenizer:
+    """Estimates tokens without a tokenizer: pieces of words of up to six Latin letters, three digits, or one sign."""
+
+    bos_id: int | None = None
+    adds_bos = False
+    _token = re.compile(r"\s*(?:[A-Za-z]{1,6}|\d{1,3}|[^\W\d_A-Za-z]{1,2}|[^\w\s]|_)")
+    # What chat formats mark turns with: most servers read it as special tokens, even in a message.
+    _special = re.compile(
+        r"</?s>|<(?=[|｜][^<>\s]{1,60}[|｜]>)|<(?=(?:start|end)_of_\w{1,20}>)|<(?=</?SYS>>)|\[(?=/?INST\])"
+    )
+
+    def encode(self, text: str) -> list[int]:
+        return []
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        return [m.span() for m in self._token.finditer(text)]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [sum(1 for _ in self._token.finditer(text)) for text in texts]
+
+    def literal(self, text: str) -> str:
+        return self._special.sub(lambda token: "‹" + token[0][1:], text)
+
+
 @dataclass(frozen=True)
 class Template:
     """A prompt template with the slots {instruction} and {input}.
@@ -84,7 +105,7 @@ class Template:
     Raises ConfigError unless the text contains each slot exactly once.
     """
 
-    name: str  # llama2, chat or file
+    name: str  # llama2, chat, messages or file
     text: str  # for chat, the rendered user turn with the slots
     opening: str = ""  # start of the answer, appended to the prompt
     source: str = ""  # the chat template that text was rendered from: the rendering may contain the date
@@ -132,6 +153,10 @@ def with_bos(ids: list[int], tokenizer: Tokenizer) -> list[int]:
     while len(ids) > 1 and ids[0] == ids[1] == bos:
         ids = ids[1:]
     return [bos, *ids] if tokenizer.adds_bos and ids[:1] != [bos] else ids
+
+
+# The user message of a chat endpoint. The system text that goes with it identifies the template, too.
+MESSAGES = Template("messages", "{instruction}\n{input}", source=f"{SYSTEM}\0{{instruction}}\n{{input}}")
 
 
 def chat_template(turn: str, source: str = "") -> Template:

@@ -6,12 +6,12 @@ from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.base import Engine
 from qaray.engines.worker import WorkerInfo
 from qaray.models.planner import ModelPlan
-from qaray.run.stopping import StopCheck
+from qaray.run.stopping import StopSignal
 from qaray.run.tries import Tries
 
 
 def build_engine(
-    config: EngineConfig, plan: ModelPlan, worker: WorkerInfo, should_stop: StopCheck, tries: Tries
+    config: EngineConfig, plan: ModelPlan, worker: WorkerInfo, should_stop: StopSignal, tries: Tries
 ) -> Engine:
     """The engine named by ``config.engine``, for nodes like ``worker``. Its dependencies are imported here only."""
     if config.engine == "echo":
@@ -23,13 +23,13 @@ def build_engine(
 
         return VLLMEngine(config, plan, worker, should_stop, tries)
     if config.engine == "http":
-        from qaray.engines.http import HttpEngine
+        from qaray.engines.http.engine import HttpEngine
 
         assert isinstance(config, GenerateConfig)
-        return HttpEngine(config, should_stop)
+        return HttpEngine(config, plan, should_stop)
     from qaray.engines.local.engine import TransformersEngine
 
     return TransformersEngine(config, plan, worker, should_stop, tries)
 
 
-__all__ = ["Engine", "StopCheck", "WorkerInfo", "build_engine"]
+__all__ = ["Engine", "WorkerInfo", "build_engine"]

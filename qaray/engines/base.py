@@ -30,6 +30,10 @@ class Engine(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Raises RunError if the engine has ended the last generation early: it cannot answer what is left."""
+        return
+
     def score(self, requests: Dataset) -> Dataset:
         """Dataset[ScoreRequest] → Dataset[ScoreResult]; additional columns are kept.
 

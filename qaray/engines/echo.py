@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from qaray.asking.grammar import question_key, write_pairs
+from qaray.engines.base import Engine
 from qaray.engines.guarded import guarded_answers, guarded_scores
 from qaray.engines.pool import worker_name
 from qaray.run.cluster import LIGHT
@@ -55,7 +56,7 @@ ROWS, PACED_ROWS = 500, 16  # prompts per block, without and with a delay per an
 SHORTEST_USED = 4000  # minimum characters of the paper searched per requested pair
 
 
-class EchoEngine:
+class EchoEngine(Engine):
     def __init__(self, should_stop: StopCheck, tries: Tries, seconds: float = 0.0) -> None:
         """``seconds``: delay per answer."""
         self.should_stop, self.tries, self.seconds = should_stop, tries, seconds

@@ -21,6 +21,7 @@ import pyarrow as pa
 from qaray.asking.grammar import json_schema, stop_strings
 from qaray.config import ConfigError, EngineConfig, GenerateConfig
 from qaray.engines.attempts import as_completed, attempts, attempts_of, select, stream_seed, unpacked
+from qaray.engines.base import Engine
 from qaray.engines.choices import TokenizedSuffix, tokenised
 from qaray.engines.endings import LONGEST_PERIOD, LOOP_TOKENS, ending
 from qaray.engines.guarded import TOO_MANY_DEATHS, given_up, prompt_key, request_key
@@ -62,7 +63,7 @@ STAGE = "vLLMEngineStage"
 PARAMETERS = "sampling_params"
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     def __init__(
         self, config: EngineConfig, plan: ModelPlan, worker: WorkerInfo, should_stop: StopCheck, tries: Tries
     ) -> None:

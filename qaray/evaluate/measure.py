@@ -17,7 +17,7 @@ from qaray.run.directory import Run
 from qaray.run.events import log_event
 from qaray.run.lease import Lease
 from qaray.run.rounds import Owed, run_rounds
-from qaray.run.stopping import StopCheck
+from qaray.run.stopping import StopSignal
 from qaray.schema import Paired, ScoreKey, arrow_schema
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Context:
 
     run: Run  # the evaluation's folder
     source: Source
-    should_stop: StopCheck
+    should_stop: StopSignal
 
     def papers(self, shard: str) -> list[Paired]:
         """The papers of a shard; an empty list once the run stops."""

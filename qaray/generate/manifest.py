@@ -36,7 +36,15 @@ def generation_identity(config: GenerateConfig, plan: ModelPlan) -> dict[str, An
         "seed": config.sampling.seed,
         "dtype": config.model.dtype,
         **({"structured": True} if config.asking.structured else {}),
+        **_endpoint_identity(config),
     }
+
+
+def _endpoint_identity(config: GenerateConfig) -> dict[str, Any]:
+    """The served model and the API. The address is not part of it: a server may move."""
+    if config.engine != "http":
+        return {}
+    return {"served_model": config.endpoint.served_model, "api": config.endpoint.api}
 
 
 @dataclass(frozen=True)

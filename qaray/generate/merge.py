@@ -7,7 +7,7 @@ from typing import Any
 
 from qaray.asking.grammar import no_pairs, question_key
 from qaray.generate.answers import best_answers
-from qaray.schema import FinishReason, Pair, Paper, Parsed, ParseStatus, Rejected, RejectReason, failure_of
+from qaray.schema import CUT_OFF, Pair, Paper, Parsed, ParseStatus, Rejected, RejectReason, failure_of
 
 SHOWN = 200  # characters of an output without pairs in rejected.jsonl
 
@@ -17,7 +17,7 @@ def paper_outcome(paper: Paper, answers: list[Parsed]) -> tuple[list[Pair], Pars
     best = best_answers(answers)
     pairs = paper_pairs(answers)
     wanted = sum(answer["num_qas"] for answer in best)
-    cut = any(a["finish_reason"] in (FinishReason.LENGTH, FinishReason.REPETITION) for a in best)
+    cut = any(a["finish_reason"] in CUT_OFF for a in best)
     if pairs:
         short = ParseStatus.TRUNCATED if cut else ParseStatus.SHORT
         return pairs, ParseStatus.COMPLETE if len(pairs) >= wanted else short, None

@@ -101,6 +101,7 @@ def generate(
             _add(progress, summary)
             report(progress)
             yield
+        engine.check()
 
     run_rounds("generate", run, lease, owed, ask, lambda: owed_prompts(run, ingested.papers, max_attempts))
     return progress

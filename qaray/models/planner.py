@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from qaray.asking.request import Request, default_request
-from qaray.asking.templates import LLAMA2, Template
+from qaray.asking.templates import LLAMA2, MESSAGES, Template
 from qaray.config import ConfigError, EngineConfig, GenerateConfig, seq_len_message
 from qaray.models.catalogue import resolve
 from qaray.models.contract import Contract
@@ -13,6 +13,8 @@ from qaray.models.rope import check_rope, model_context, rope_factor
 from qaray.models.templates import default_template, named_request, named_template
 from qaray.models.tokenizer import load_tokenizer
 from qaray.models.weights import check_weights
+
+UNKNOWN_CONTEXT = 1 << 20  # tokens, for a model whose context nobody names
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class ModelPlan:
 def plan_model(config: EngineConfig) -> ModelPlan:
     """The model settings of a run. Raises ConfigError if the configuration contradicts the model or its contract."""
     name = config.model_name
-    if name is None:  # echo without a model
-        size = config.model.context_size or config.model.seq_len or 1 << 20
+    if isinstance(config, GenerateConfig) and config.endpoint.api == "chat":
+        return _chat_plan(config)
+    if name is None:  # echo without a model, an endpoint without a tokenizer
+        size = config.model.context_size or config.model.seq_len or UNKNOWN_CONTEXT
         template = named_template(config.model.prompt_template, None) or Template("llama2", LLAMA2)
         return ModelPlan(template, size, _seq_len(config, size), 1.0, _request(config, None))
     tokenizer = load_tokenizer(name, config.model.cache_dir, config.model.trust_remote_code)
@@ -59,6 +63,19 @@ def plan_model(config: EngineConfig) -> ModelPlan:
     needed_factor = max(rope_factor(size, max_positions, factor), contract.rope_factor if contract else 0.0)
     check_rope(needed_factor, max_positions, factor, rope_type, name, f"context_size {size}", "--context_size")
     return ModelPlan(template, size, _seq_len(config, size), needed_factor, _request(config, contract))
+
+
+def _chat_plan(config: GenerateConfig) -> ModelPlan:
+    """The settings of a chat endpoint, which has a template and a context of its own."""
+    name, size = config.model_name, config.model.context_size
+    if name and not size:
+        load_tokenizer(name, config.model.cache_dir, config.model.trust_remote_code)
+        positions, factor, _ = model_context(
+            name, resolve(name, config.model.cache_dir), config.model.cache_dir, config.model.trust_remote_code
+        )
+        size = int(positions * factor)
+    size = size or config.model.seq_len or UNKNOWN_CONTEXT
+    return ModelPlan(MESSAGES, size, _seq_len(config, size), 1.0, _request(config, None))
 
 
 def _request(config: EngineConfig, contract: Contract | None) -> Request:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from qaray.asking.templates import Tokenizer, WordTokenizer
+from qaray.asking.templates import EstimatedTokenizer, Tokenizer, WordTokenizer
 from qaray.config import ConfigError, EngineConfig
 from qaray.models.catalogue import resolve
 from qaray.models.loading import load_config, loading
@@ -84,7 +84,7 @@ def eos_ids(name: str, cache_dir: str, trust_remote_code: bool = False) -> froze
 
 
 def tokenizer_of(config: EngineConfig) -> Tokenizer:
-    """The tokenizer of the configuration's model; a WordTokenizer without a model."""
+    """The tokenizer of the configuration's model; without a model, one that estimates or counts words."""
     if config.model_name is None:
-        return WordTokenizer()
+        return EstimatedTokenizer() if config.engine == "http" else WordTokenizer()
     return load_tokenizer(config.model_name, config.model.cache_dir, config.model.trust_remote_code)

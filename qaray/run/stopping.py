@@ -27,6 +27,11 @@ class StopSignal:
     def __reduce__(self) -> tuple[type[StopSignal], tuple[Location]]:
         return StopSignal, (self.flag,)  # monotonic clocks differ between machines
 
+    def request(self) -> None:
+        """Requests a stop: work in progress is finished and saved."""
+        self.flag.write_json({"asked": utc_now()})
+        self._seen = True
+
     def __call__(self) -> bool:
         if not self._seen and time.monotonic() >= self._next:
             self._seen, self._next = self.flag.exists(), time.monotonic() + CHECK_EVERY
@@ -76,11 +81,8 @@ def stop_on_signal(run: Run) -> Iterator[None]:
 
     def handle() -> None:
         restore()
-        writers.append(threading.Thread(target=request_stop, name="qaray-stop"))
+        writers.append(threading.Thread(target=StopSignal(run.stop_flag).request, name="qaray-stop"))
         writers[-1].start()  # a signal handler must not block on storage
-
-    def request_stop() -> None:
-        run.stop_flag.write_json({"asked": utc_now()})
 
     run.stop_flag.remove()
     try:

@@ -53,6 +53,7 @@ def test_requests_are_in_flight_together(tmp_path, tiny_model):
         assert done.returncode == 0, done.stderr
         seen = stats(url)
     assert "http: echo at" in done.stderr
+    assert ", chat, " in done.stderr
     manifest = check_complete(tmp_path / "out", dois(40))
     assert manifest["counts"]["by_status"] == {"complete": 40}
     assert seen["served"] == manifest["counts"]["prompts"] == 40
@@ -92,7 +93,8 @@ def test_an_endpoint_that_goes_away_costs_nothing_but_time(tmp_path, tiny_model)
         server.kill()
         output, _ = running.communicate(timeout=PATIENCE)
     assert running.returncode == 1, output
-    assert "stopped responding" in output.splitlines()[-1], output
+    assert "connection attempts failed" in output.splitlines()[-1], output
+    assert "completed work is saved" in output.splitlines()[-1]
     before = len(generations(tmp_path / "out"))
     assert 0 < before <= 20
     with endpoint("--slots", 64, "--decode_rate", 1e5, "--base_model", tiny_model, port=port) as (url, _):
@@ -100,6 +102,30 @@ def test_an_endpoint_that_goes_away_costs_nothing_but_time(tmp_path, tiny_model)
         assert done.returncode == 0, done.stderr
         assert stats(url)["served"] == 48 - before
     check_complete(tmp_path / "out", dois(48))
+
+
+def test_token_ids_are_sent_where_they_are_asked_for(tmp_path, tiny_model):
+    """A tokenizer, a template, and an answer to what the ids say."""
+    with endpoint("--base_model", tiny_model) as (url, _):
+        done = qaray(*args_for(tmp_path, url, 3, tiny_model, "--api", "completions"))
+    assert done.returncode == 0, done.stderr
+    assert check_complete(tmp_path / "out", dois(3))["run"]["template"] == "llama2"
+    rows = generations(tmp_path / "out")
+    assert all("the echo" not in row["pairs"][0]["Q"] for row in rows)  # which is asked about an empty prompt
+    assert all(row["prompt_tokens"] > 500 for row in rows)
+
+
+def test_an_endpoint_needs_no_tokenizer(tmp_path):
+    with endpoint() as (url, _):
+        file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(3)])
+        done = qaray(
+            "generate", "--engine", "http", "--base_url", url, "--file_path", file, "--output_dir", tmp_path / "out",
+            "--num_qas", "2",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    manifest = check_complete(tmp_path / "out", dois(3))
+    assert manifest["run"]["served_model"] == "echo"
+    assert manifest["counts"]["by_status"] == {"complete": 3}
 
 
 def test_what_an_endpoint_refuses_is_rejected_with_its_words(tmp_path, tiny_model):

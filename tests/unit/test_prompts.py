@@ -1,6 +1,7 @@
 """Templates byte for byte, BOS once, budgets never exceeded, nothing of a paper lost without being counted."""
 
 import itertools
+import json
 import re
 
 import pytest
@@ -17,7 +18,7 @@ from qaray.evaluate.rubrics import JudgePrompts
 from qaray.finetune.encoding import Encoder
 from qaray.models.templates import default_template, named_template
 from qaray.models.tokenizer import HFTokenizer, load_tokenizer
-from tests.conftest import SHARED, make_paper, sentencepiece_tokenizer
+from tests.conftest import ROOT, SHARED, make_paper, sentencepiece_tokenizer
 
 SEED = SHARED.parent / "seed" / "seed_readme.md"
 
@@ -388,3 +389,21 @@ def test_templates_by_name(tokenizer, tmp_path):
             self.hf.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
 
     assert re.fullmatch(r"<user>a\nb<assistant>Q1:", default_template(Chat()).render("a", "b"))
+
+
+def test_lengths_are_estimated_without_a_tokenizer():
+    """Within a third of what a real tokenizer counts, on scientific text."""
+    from qaray.asking.templates import EstimatedTokenizer
+    from qaray.models.tokenizer import load_tokenizer
+
+    estimated = EstimatedTokenizer()
+    papers = json.loads((ROOT / "qaray/sample/papers.json").read_text())
+    texts = [paper["txt"] for paper in papers]
+    real = load_tokenizer("bundled:smollm2-135m", str(ROOT / "cache")).count(texts)
+    for own, counted in zip(estimated.count(texts), real, strict=True):
+        assert 0.67 < own / counted < 1.5
+    spans = estimated.spans(texts[0])
+    assert len(spans) == estimated.count(texts[:1])[0]
+    assert "".join(texts[0][begin:end] for begin, end in spans) == texts[0].rstrip()
+    hostile = "a <|im_end|> b [/INST] <</SYS>> </s> <end_of_turn> <b> x < y"
+    assert estimated.literal(hostile) == "a ‹|im_end|> b ‹/INST] ‹</SYS>> ‹/s> ‹end_of_turn> <b> x < y"

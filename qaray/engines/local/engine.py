@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from qaray.config import EngineConfig, GenerateConfig
 from qaray.engines.attempts import attempts, next_attempt
+from qaray.engines.base import Engine
 from qaray.engines.guarded import guarded_answers, guarded_scores
 from qaray.engines.pool import Share, Startup, actor_resources, describe_pool, pool
 from qaray.engines.worker import WorkerInfo
@@ -41,7 +42,7 @@ MAX_BATCH = {"cpu": 16, "cuda": 64}  # slots per actor
 AHEAD = 1.5  # prompts held per slot: the next one is ready when one finishes
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     def __init__(
         self, config: EngineConfig, plan: ModelPlan, worker: WorkerInfo, should_stop: StopCheck, tries: Tries
     ) -> None:
