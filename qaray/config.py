@@ -294,6 +294,16 @@ class Endpoint(Settings):
     )
     http_retries: int = Field(5, ge=0, le=1000, description="retries of a request after 5xx or no response")
     request_timeout: float = Field(1800, gt=0, le=86_400, description="timeout of a request, in seconds")
+    input_price: float | None = Field(
+        None,
+        ge=0,
+        le=1e6,
+        description="price of a million prompt tokens, in any currency; adds the cost to the manifest",
+    )
+    output_price: float | None = Field(None, ge=0, le=1e6, description="price of a million output tokens")
+    max_cost: float | None = Field(
+        None, gt=0, le=1e9, description="stop before the run has cost more, all starts together; needs both prices"
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -301,6 +311,21 @@ class Endpoint(Settings):
         if value and not re.match(r"https?://[^/]", value):
             raise ValueError(f"must be http://… or https://…, got {shown(value)}")
         return value
+
+    @model_validator(mode="after")
+    def _prices(self) -> Self:
+        if (self.input_price is None) != (self.output_price is None):
+            given, other = ("input", "output") if self.output_price is None else ("output", "input")
+            raise ValueError(f"--{given}_price requires --{other}_price")
+        if self.max_cost is not None and self.input_price is None:
+            raise ValueError("--max_cost requires --input_price and --output_price")
+        return self
+
+    def cost(self, prompt_tokens: float, output_tokens: float) -> float | None:
+        """The price of so many tokens, None without prices."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        return (prompt_tokens * self.input_price + output_tokens * self.output_price) / 1e6
 
 
 METRICS = ("coverage", "similarity", "racar", "grounding")
@@ -776,6 +801,12 @@ class PlanConfig(Config):
         le=10**6,
     )
     gpu_hour_price: float | None = option("Cluster", None, "price of a GPU hour (default: the run's)", gt=0, le=1e6)
+    input_price: float | None = option(
+        "Endpoint", None, "price of a million prompt tokens (default: the run's)", ge=0, le=1e6
+    )
+    output_price: float | None = option(
+        "Endpoint", None, "price of a million output tokens (default: the run's)", ge=0, le=1e6
+    )
 
 
 class StatusConfig(Config):

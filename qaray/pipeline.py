@@ -89,7 +89,8 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         engine = build_engine(config, plan, session.worker, session.should_stop, Tries.of(run))
         display.notify(f"engine: {engine.describe()}")
         report = fan_out(display.generated, meter.generated)
-        progress = generate(run, engine, builder, attempts(config), papers, session.lease, report, display.notify)
+        arguments = (attempts(config), papers, session.lease, report, display.notify, config.endpoint.cost)
+        progress = generate(run, engine, builder, *arguments)
         session.end_stage(f"{progress.settled} of {papers.papers} papers are done")
         session.end_stages()
 

@@ -30,6 +30,10 @@ class Engine(Protocol):
         """
         ...
 
+    def resume(self, prompt_tokens: int, output_tokens: int) -> None:
+        """Tells the engine, before it generates, the tokens of the answers that are saved: they may have cost money."""
+        return
+
     def check(self) -> None:
         """Raises RunError if the engine has ended the last generation early: it cannot answer what is left."""
         return

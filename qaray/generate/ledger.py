@@ -89,18 +89,25 @@ class Ledger:
         return sum(own.spans[-1][1] - own.spans[0][0] for own in self.busy.values() if own.spans)
 
     def account(
-        self, devices: float, loading: float, pairs: int, price: float | None, utilisation: dict[str, Any]
+        self,
+        devices: float,
+        loading: float,
+        pairs: int,
+        price: float | None,
+        utilisation: dict[str, Any],
+        token_cost: float | None = None,
     ) -> dict[str, Any]:
         """The ledger's entry in the manifest.
 
         ``devices``: GPUs per worker, or 1 for a CPU actor; ``loading``: seconds before a worker's first admission;
-        ``price``: per device hour; ``utilisation``: result of ``utilisation()``.
+        ``price``: per device hour; ``utilisation``: result of ``utilisation()``; ``token_cost``: of an endpoint's
+        tokens, which costs instead of device hours.
         """
         busy = sum(own.seconds for own in self.busy.values())
         prefill = sum(own.seconds for own in self.prefill.values())
         decode = sum(own.seconds for own in self.decode.values())
         device_seconds = devices * (self.present_seconds + loading * len(self.busy))
-        cost = None if price is None else price * device_seconds / 3600
+        cost = price * device_seconds / 3600 if price is not None and token_cost is None else token_cost
         return {
             "workers": len(self.busy),
             "devices_per_worker": devices,

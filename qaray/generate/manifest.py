@@ -47,6 +47,14 @@ def _endpoint_identity(config: GenerateConfig) -> dict[str, Any]:
     return {"served_model": config.endpoint.served_model, "api": config.endpoint.api}
 
 
+def _prices(config: GenerateConfig) -> dict[str, Any]:
+    """The prices of an endpoint's tokens, where they are known."""
+    endpoint = config.endpoint
+    if endpoint.input_price is None:
+        return {}
+    return {"prices": {"input": endpoint.input_price, "output": endpoint.output_price}}
+
+
 @dataclass(frozen=True)
 class Account:
     """What the manifest of a generation run is made from."""
@@ -75,6 +83,7 @@ def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
         work, loading = previous["last_start"], previous["ledger"]["loading_seconds_per_worker"]
     worker, devices = account.worker, account.devices
     used = totals.ledger.utilisation(worker.shape, worker.peaks, devices)
+    paid = config.endpoint.cost(totals.prompt_tokens, totals.output_tokens)
     return {
         "run": run.stored_identity(),
         "versions": versions(),
@@ -109,7 +118,8 @@ def generation_manifest(run: Run, account: Account) -> dict[str, Any]:
             "truncated": totals.truncated_tokens,
         },
         "answer_seconds": round(totals.answer_seconds, 2),
-        "ledger": totals.ledger.account(devices, loading, totals.pairs, config.gpu_hour_price, used),
+        "ledger": totals.ledger.account(devices, loading, totals.pairs, config.gpu_hour_price, used, paid),
+        **_prices(config),
         "bytes": run.size(),
         "last_start": work,
     }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from logging import DEBUG
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -35,7 +35,7 @@ from qaray.run.stopping import StopSignal
 from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, RejectReason, table
 
 MakeBuilder = Callable[[], PromptBuilder]
-OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "reason", "pairs"]
+OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "reason", "pairs", "prompt_tokens", "output_tokens"]
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,17 @@ class Progress:
     prompt_tokens: int = 0
     output_tokens: int = 0
     pairs: int = 0
+    price: Callable[[float, float], float | None] = lambda prompt_tokens, output_tokens: None  # of tokens
+    before: tuple[int, int] = (0, 0)  # prompt tokens and output tokens of earlier starts
     begun: float = field(default_factory=time.monotonic)  # start, seconds of the monotonic clock
     began: float = field(default_factory=time.time)  # start, seconds since the epoch
     first_answer: float | None = None  # first saved answer, seconds of the monotonic clock
     first_admission: float | None = None  # first admission of a prompt, seconds since the epoch
+
+    @property
+    def cost(self) -> float | None:
+        """What the tokens of all starts have cost, None without prices."""
+        return self.price(self.before[0] + self.prompt_tokens, self.before[1] + self.output_tokens)
 
 
 def generate(
@@ -82,14 +89,18 @@ def generate(
     lease: Lease,
     report: Callable[[Progress], None],
     notify: Callable[[str], None] = lambda line: None,
+    price: Callable[[float, float], float | None] = lambda prompt_tokens, output_tokens: None,
 ) -> Progress:
     """Generates until every paper has its pairs or no attempts left, or a stop is requested; returns the counts.
 
-    ``report`` is called after each saved block, ``notify`` with lines about damaged answers. Raises RunError if a round
-    makes no progress, Superseded if another driver has taken over the run.
+    ``report`` is called after each saved block, ``notify`` with lines about damaged answers; ``price`` is that of
+    prompt and output tokens. Raises RunError if a round makes no progress or the engine gives up, Superseded if another
+    driver has taken over the run.
     """
-    progress = Progress(papers=ingested.papers, rejected=ingested.rejected)
     owed = owed_prompts(run, ingested.papers, max_attempts, notify)
+    before = (owed.prompt_tokens, owed.output_tokens)
+    progress = Progress(papers=ingested.papers, rejected=ingested.rejected, price=price, before=before)
+    engine.resume(*before)
     progress.settled = progress.settled_before = ingested.papers - owed.papers
     if owed.papers:
         run.unfinish()
@@ -245,26 +256,44 @@ def owed_prompts(run: Run, papers: int, max_attempts: int, notify: Callable[[str
     fresh = [name for name in names if stem_of(name) not in files]
     work = ((name, files[stem_of(name)], max_attempts) for name in begun)
     counts = list(in_order(_owed_papers, run, work, ahead=64))
-    owing = [name for name, (owed, _, _) in zip(begun, counts, strict=True) if owed]
-    looked_at = sum(members for _, members, _ in counts)
-    for _, _, damaged in counts:
-        for line in damaged:
+    owing = [name for name, count in zip(begun, counts, strict=True) if count.owed]
+    for count in counts:
+        for line in count.damaged:
             notify(line)
-    return Owed(sorted([*owing, *fresh]), sum(owed for owed, _, _ in counts) + papers - looked_at)
+    return Owed(
+        sorted([*owing, *fresh]),
+        sum(count.owed for count in counts) + papers - sum(count.papers for count in counts),
+        sum(count.prompt_tokens for count in counts),
+        sum(count.output_tokens for count in counts),
+    )
 
 
-def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> tuple[int, int, list[str]]:
-    """(papers with a pending prompt, papers, lines about damaged files) of a shard.
+class _ShardCount(NamedTuple):
+    """Counts of a shard of papers that was begun."""
 
-    Nothing else may write to the shard meanwhile.
-    """
+    owed: int  # papers with a pending prompt
+    papers: int
+    prompt_tokens: int  # of its answers
+    output_tokens: int
+    damaged: list[str]  # lines about damaged files
+
+
+def _owed_papers(run: Run, shard: str, answers: list[str], max_attempts: int) -> _ShardCount:
+    """The counts of a shard. Nothing else may write to the shard meanwhile."""
     papers = (run.papers / f"{shard}.parquet").read_table(["doi"])["doi"].to_pylist()
     lines: list[str] = []
     answers = merge_answers(run, shard, answers)
     rows = read_answers(
         run.root.fs, answers, OWED_COLUMNS, lambda file, damage: lines.append(set_aside(run, file, damage))
     )
-    return sum(_paper_is_owed(rows.get(doi, []), max_attempts) for doi in papers), len(papers), lines
+    asked = [row for own in rows.values() for row in own if row["reason"] is None]
+    return _ShardCount(
+        sum(_paper_is_owed(rows.get(doi, []), max_attempts) for doi in papers),
+        len(papers),
+        sum(row["prompt_tokens"] for row in asked),
+        sum(row["output_tokens"] for row in asked),
+        lines,
+    )
 
 
 def _paper_is_owed(answers: list[Parsed], max_attempts: int) -> bool:

@@ -27,9 +27,11 @@ def plan_corpus(config: PlanConfig) -> dict[str, Any]:
     working = ledger["device_seconds"] - devices * loading * ledger["workers"]
     each = working / papers * (prefill_share * length_ratio + 1 - prefill_share)
     seconds = each * config.papers + loading * config.gpus
-    price = config.gpu_hour_price or _price(ledger)
     pairs = round(counts["pairs"] / papers * config.papers)
-    cost = None if price is None else price * seconds / 3600
+    cost = _cost_of_tokens(config, manifest, length_ratio)
+    price = config.gpu_hour_price or _price(ledger)
+    if cost is None and price is not None:
+        cost = price * seconds / 3600
     return {
         "papers": config.papers,
         "devices": config.gpus,
@@ -47,6 +49,17 @@ def plan_corpus(config: PlanConfig) -> dict[str, Any]:
             "busy_share": ledger["busy_share"],
         },
     }
+
+
+def _cost_of_tokens(config: PlanConfig, manifest: dict[str, Any], length_ratio: float) -> float | None:
+    """What the endpoint's tokens cost, None without prices. Prompts grow with the papers' length, outputs do not."""
+    prices = manifest.get("prices") or {}
+    given = (config.input_price, prices.get("input")), (config.output_price, prices.get("output"))
+    per_input, per_output = (own if own is not None else default for own, default in given)
+    if per_input is None or per_output is None:
+        return None
+    tokens, scale = manifest["tokens"], config.papers / manifest["counts"]["papers"]
+    return float(scale * (tokens["prompts"] * length_ratio * per_input + tokens["outputs"] * per_output) / 1e6)
 
 
 def _price(ledger: dict[str, Any]) -> float | None:

@@ -105,5 +105,7 @@ def describe(progress: Progress, eta: bool = True) -> str:
     parts = [f"{progress.pairs} pairs", f"{progress.output_tokens / seconds:,.0f} tokens/s"]
     if progress.rejected:
         parts.append(f"{progress.rejected} rejected")
+    if (cost := progress.cost) is not None:
+        parts.append(f"cost {cost:,.2f}")
     left = time_left(seconds, progress.settled - progress.settled_before, progress.papers - progress.settled)
     return ", ".join(parts) + (left if eta else "")

@@ -19,6 +19,8 @@ class Owed:
 
     shards: list[str]  # names of the paper shards with unfinished papers
     papers: int  # number of unfinished papers
+    prompt_tokens: int = 0  # of the answers that are saved
+    output_tokens: int = 0
 
 
 def run_rounds(

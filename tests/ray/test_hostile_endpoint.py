@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -102,6 +101,7 @@ def test_every_kind_of_response(tmp_path, monkeypatch):
     assert holds(Path(tempfile.gettempdir()) / "ray", key.encode()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "words"),
     [("redirect", "it redirects to http://127.0.0.2:9/v1/chat/completions"), ("expired", "401: Incorrect API key")],
@@ -121,47 +121,9 @@ def test_what_no_request_survives_ends_the_run_and_keeps_the_answers(tmp_path, m
     assert holds(tmp_path, key.encode()) == []
 
 
-def test_an_endpoint_that_mostly_fails_ends_the_run(tmp_path):
-    papers = [paper("always_500", title=str(number)) for number in range(40)]
-    for number, each in enumerate(papers):
-        each["doi"] += f"-{number}"
-    with hostile() as url:
-        done = run(tmp_path, url, papers, "--http_retries", "9")
-    assert done.returncode == 1
-    assert "more than half of its latest responses were failures, the last one 500: an internal error" in done.stderr
-
-
-def test_a_paper_that_always_fails_does_not_keep_the_run_from_ending(tmp_path):
-    """It is the only one left, so that no other paper is answered meanwhile."""
-    with hostile() as url:
-        done = run(tmp_path, url, [paper("always_503")], "--http_retries", "1")
-        assert done.returncode == 0, done.stderr
-        assert asked(url)["asked"] == {"always_503": 2, "well": 1}  # and the request of a few tokens
-    (rejected,) = read_jsonl(tmp_path / "out/rejected.jsonl")
-    assert rejected["detail"] == "the endpoint: 503: overloaded"
-
-
 def test_a_key_that_no_header_takes_is_not_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("QARAY_API_KEY", "sk-one\rsk-two")
     done = run(tmp_path, "http://127.0.0.1:9/v1", [make_paper(1)])
     assert done.returncode == 2
     assert "QARAY_API_KEY holds characters that a key cannot have" in done.stderr
     assert "sk-" not in done.stderr
-
-
-def test_a_key_may_be_in_a_file(tmp_path):
-    file = tmp_path / "key"
-    file.write_text("sk-of-a-file\n")
-    with hostile() as url:
-        done = run(tmp_path, url, [make_paper(1)], "--api_key_file", file)
-        assert done.returncode == 0, done.stderr
-        assert asked(url)["keys"] == ["Bearer sk-of-a-file"]
-
-
-def test_an_endpoint_of_the_environment_needs_no_key(tmp_path, monkeypatch):
-    for name in ("QARAY_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    assert "HTTP_PROXY" not in os.environ
-    with hostile() as url:
-        assert run(tmp_path, url, [make_paper(1)]).returncode == 0
-        assert asked(url)["keys"] == [""]

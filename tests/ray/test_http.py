@@ -104,6 +104,7 @@ def test_an_endpoint_that_goes_away_costs_nothing_but_time(tmp_path, tiny_model)
     check_complete(tmp_path / "out", dois(48))
 
 
+@pytest.mark.long
 def test_token_ids_are_sent_where_they_are_asked_for(tmp_path, tiny_model):
     """A tokenizer, a template, and an answer to what the ids say."""
     with endpoint("--base_model", tiny_model) as (url, _):
@@ -126,6 +127,38 @@ def test_an_endpoint_needs_no_tokenizer(tmp_path):
     manifest = check_complete(tmp_path / "out", dois(3))
     assert manifest["run"]["served_model"] == "echo"
     assert manifest["counts"]["by_status"] == {"complete": 3}
+
+
+@pytest.mark.long
+def test_a_run_ends_before_it_costs_more(tmp_path):
+    """And goes on with a higher limit: the answers of both starts together cost what the manifest says."""
+
+    def generate(most):
+        return qaray(
+            "generate", "--engine", "http", "--base_url", url, "--file_path", file, "--output_dir", tmp_path / "out",
+            "--num_qas", "2", "--max_attempts", "1", "--max_gen_len", "100", "--requests_at_once", "4",
+            "--input_price", "1000", "--output_price", "10000", "--max_cost", most,
+        )  # fmt: skip
+
+    with endpoint() as (url, _):
+        file = write_jsonl(tmp_path / "p.jsonl", [make_paper(i) for i in range(30)])
+        done = generate("10")
+        assert done.returncode == 1
+        assert "--max_cost 10 is reached" in done.stderr.splitlines()[-1]
+        rows = generations(tmp_path / "out")
+        spent = sum(row["prompt_tokens"] * 1e-3 + row["output_tokens"] * 1e-2 for row in rows)
+        assert 5 < spent <= 10
+        assert 0 < len(rows) < 30
+        done = generate("1000")
+        assert done.returncode == 0, done.stderr
+        assert stats(url)["served"] == 30
+    manifest = check_complete(tmp_path / "out", dois(30))
+    rows = generations(tmp_path / "out")
+    spent = sum(row["prompt_tokens"] * 1e-3 + row["output_tokens"] * 1e-2 for row in rows)
+    assert manifest["ledger"]["cost"] == pytest.approx(spent)
+    assert f"cost {spent:,.2f}" in done.stderr
+    planned = qaray("plan", "--output_dir", tmp_path / "out", "--papers", "300")
+    assert f"cost {10 * spent:,.2f}" in planned.stdout
 
 
 def test_what_an_endpoint_refuses_is_rejected_with_its_words(tmp_path, tiny_model):

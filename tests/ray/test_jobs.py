@@ -1,18 +1,20 @@
 """A real `ray job submit` on a real head with a token, and the README's commands."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 from transformers import TrainingArguments
 
 from qaray.cli import CONFIGS
 from qaray.schema import pair_id
-from tests.commands import PATIENCE, check_complete, qaray, shards, shell, start, wait_for
+from tests.commands import PATIENCE, check_complete, free_port, listens, qaray, shards, shell, start, wait_for
 from tests.conftest import ROOT, make_paper, write_jsonl
 from tests.train.conftest import write_examples
 
@@ -165,23 +167,31 @@ def test_commands_of_the_readme(tmp_path, monkeypatch):
     trainer = {f"--{field.name}" for field in dataclasses.fields(TrainingArguments)}
     ran = 0
     monkeypatch.chdir(ROOT)
-    for words in lines:
-        if words[0] != ".venv/bin/qaray":
-            continue
-        args = [f"{tmp_path}/{w}" if w.startswith("runs/") else w for w in words[1:]]
-        if words[1] == "submit":  # of a cluster that is not here: its own flags and the command's
-            known = qaray("submit", "--help").stdout + qaray(words[2], "--help").stdout
-            assert all(flag in known for flag in args if flag.startswith("--"))
-            continue
-        if {"--base_model", "--model_name_or_path", "--checkpoint"} & set(args):
-            known = qaray(args[0], "--help").stdout
-            others = trainer if args[0] == "fine-tune" else set()
-            assert all(flag in known or flag in others for flag in args if flag.startswith("--"))
-            continue
-        done = qaray(*args)
-        assert done.returncode == 0, done.stderr
-        ran += 1
-    assert ran == 9
+    port = str(free_port())
+    with contextlib.ExitStack() as stack:
+        for words in lines:
+            words = [word.replace("8001", port) for word in words]
+            if words[1:3] == ["-m", "qaray.engines.echo_server"]:
+                server = [sys.executable, *words[1:-1]]  # without the ampersand
+                process = stack.enter_context(subprocess.Popen(server, cwd=ROOT))
+                stack.callback(process.kill)
+                wait_for(lambda: listens(int(port)))
+            if words[0] != ".venv/bin/qaray":
+                continue
+            args = [f"{tmp_path}/{w}" if w.startswith("runs/") else w for w in words[1:]]
+            if words[1] == "submit":  # of a cluster that is not here: its own flags and the command's
+                known = qaray("submit", "--help").stdout + qaray(words[2], "--help").stdout
+                assert all(flag in known for flag in args if flag.startswith("--"))
+                continue
+            if {"--base_model", "--model_name_or_path", "--checkpoint"} & set(args):
+                known = qaray(args[0], "--help").stdout
+                others = trainer if args[0] == "fine-tune" else set()
+                assert all(flag in known or flag in others for flag in args if flag.startswith("--"))
+                continue
+            done = qaray(*args)
+            assert done.returncode == 0, done.stderr
+            ran += 1
+    assert ran == 10
     assert json.loads((tmp_path / "runs/parsed/processed_output.json").read_text())
     flags = re.findall(r"--[a-z][a-z_0-9]+", README)
     known = "".join(qaray(command, "--help").stdout for command in CONFIGS)

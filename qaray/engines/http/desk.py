@@ -9,6 +9,7 @@ class _Desk:
     def __init__(self) -> None:
         self._key: str | None = None
         self._ended = ""
+        self._spent = 0.0
 
     def keep(self, key: str | None) -> None:
         self._key = key
@@ -22,6 +23,12 @@ class _Desk:
 
     def ended(self) -> str:
         return self._ended
+
+    def pay(self, cost: float) -> None:
+        self._spent += cost
+
+    def spent(self) -> float:
+        return self._spent
 
 
 class Desk:
@@ -47,6 +54,20 @@ class Desk:
     def ended(self) -> str:
         """Why no more requests are sent; '' while they are."""
         return self._ask("ended") or ""
+
+    def spent(self) -> float:
+        """What all requests have cost."""
+        return float(self._ask("spent"))
+
+    def pay(self, cost: float) -> None:
+        """Adds the cost of a request. Does not wait."""
+        self._actor.pay.remote(cost)
+
+    def open_account(self, cost: float) -> None:
+        """Adds the cost of requests of earlier starts, before an actor asks for it."""
+        import ray
+
+        ray.get(self._actor.pay.remote(cost))
 
     async def end(self, words: str) -> None:
         await self._actor.end.remote(words)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from qaray.asking.grammar import parse_answer, write_pairs
+from qaray.asking.templates import EstimatedTokenizer
 from qaray.config import ConfigError, GenerateConfig
 from qaray.engines.attempts import attempts, attempts_of
 from qaray.engines.base import Engine
@@ -27,6 +28,7 @@ from qaray.engines.http.keys import find_key
 from qaray.engines.http.pace import Gate, Pace
 from qaray.engines.http.replies import Kind, Problem, Reply, read_reply
 from qaray.engines.http.requests import PATHS, Dialect, request_body
+from qaray.engines.http.spending import Spending
 from qaray.engines.pool import Share
 from qaray.models.planner import ModelPlan
 from qaray.run.cluster import LIGHT
@@ -51,6 +53,7 @@ LEAST_JUDGED, JUDGED = 20, 200  # latest requests of which more than half may no
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds before the first repetition of a failed request, and before later ones
 LEAST_TEXT = 64  # characters of a paper that a prompt must keep
 SHORTENED = 0.75  # part of the text that is kept if the endpoint does not say how much is too much
+DEAREST = 1.5  # factor on a prompt's estimated tokens, for what it costs at most
 MARGIN = 1.1  # factor on what is cut, since tokens differ in length
 KEY_HINT = " (the key is read from QARAY_API_KEY, OPENAI_API_KEY or --api_key_file)"
 CUT_REASONS = ("length", "max_tokens", "model_length", "max_length")
@@ -83,6 +86,10 @@ class HttpEngine(Engine):
             ),
             num_cpus=LIGHT,
         )
+
+    def resume(self, prompt_tokens: int, output_tokens: int) -> None:
+        if cost := self.config.endpoint.cost(prompt_tokens, output_tokens):
+            self.desk.open_account(cost)
 
     def check(self) -> None:
         if words := self.desk.ended():
@@ -123,7 +130,9 @@ class EndpointActor:
         )
         self.gate = Gate(Pace(endpoint.requests_at_once, endpoint.requests_per_second))
         self.health, self.dialect = Health(), Dialect()
+        self.spending = Spending(endpoint.cost, endpoint.max_cost, desk.spent())
         self.ended = ""  # why no more requests are sent
+        self.estimate = EstimatedTokenizer()
         self.scale = 1.0  # reported prompt tokens per estimated one, smoothed
 
     async def __call__(self, prompts: pa.Table) -> AsyncIterator[pa.Table]:
@@ -170,7 +179,7 @@ class EndpointActor:
         )  # since when it is refused with 429, seconds; answers of others until then
         while not self._stops():
             sent = self.dialect.without(body)
-            result = await self._once(sent)
+            result = await self._once(sent, prompt, max_tokens)
             if isinstance(result, Reply):
                 return result
             if result is None:
@@ -213,7 +222,7 @@ class EndpointActor:
         """Whether the endpoint answers a request of a few tokens, as it would have to answer any prompt."""
         probe = Prompt(**{**prompt, "prompt": "Say yes.", "token_ids": []})
         body = self.dialect.without(request_body(self.config, str(self.config.endpoint.served_model), probe, 1))
-        return not self._stops() and isinstance(await self._once(body), Reply)
+        return not self._stops() and isinstance(await self._once(body, probe, 1), Reply)
 
     async def _pause(self, failures: int, retry_after: float | None) -> None:
         seconds = min(LONGEST_BACKOFF, BACKOFF * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
@@ -221,21 +230,31 @@ class EndpointActor:
         while (left := end - time.monotonic()) > 0 and not self._stops():
             await asyncio.sleep(min(left, 1.0))
 
-    async def _once(self, body: dict[str, Any]) -> Reply | Problem | None:
-        """Sends a request when the pace allows it. None: the run stops."""
+    async def _once(self, body: dict[str, Any], prompt: Prompt, max_tokens: int) -> Reply | Problem | None:
+        """Sends a request when the pace and the money allow it. None: the run stops."""
         pace, clock = self.gate.pace, time.monotonic
+        most = self.spending.most_of(DEAREST * self.scale * prompt["prompt_tokens"], max_tokens)
         async with self.gate.passing():
-            if self._stops():
+            if not await self._can_pay(most) or self._stops():
                 pace.ended()
                 return None
-            begun = clock()
+            self.spending.hold(most)
+            begun, paid = clock(), (0.0, 0.0)
             try:
                 result = read_reply(await self.client.post(PATHS[self.config.endpoint.api], body))
+                if isinstance(result, Reply):
+                    result = self._with_usage(result, prompt)
+                    paid = (result.prompt_tokens or 0, result.output_tokens or 0)
             except NoResponse as error:
                 result = Problem(Kind.OVERLOADED if error.late else Kind.AGAIN, str(error))
+                if error.late:  # it may be charged all the same
+                    paid = (prompt["prompt_tokens"] * self.scale, max_tokens)
             except BaseException:
                 pace.ended()
                 raise
+            finally:
+                if cost := self.spending.settle(most, *paid):
+                    self.desk.pay(cost)
             if isinstance(result, Reply):
                 self.health.add(answered=True)
                 pace.answered(clock(), clock() - begun)
@@ -249,11 +268,30 @@ class EndpointActor:
             result = result._replace(words=self.client.hidden(result.words))
         return result
 
-    def _completion(self, prompt: Prompt, reply: Reply, began: float) -> Completion:
+    async def _can_pay(self, cost: float) -> bool:
+        """Waits until a request of at most this cost is within --max_cost; False if it is not, and the run ends."""
+        while not self.spending.allows(cost):
+            if not self.spending.in_flight or self._stops():
+                spent, most = self.spending.spent, self.config.endpoint.max_cost
+                await self._end(f"--max_cost {most:g} is reached: {spent:,.4f} are spent")
+                return False
+            await asyncio.sleep(0.1)
+        return True
+
+    def _with_usage(self, reply: Reply, prompt: Prompt) -> Reply:
+        """The reply with the numbers of tokens that the endpoint reports, else with estimates."""
         estimated = prompt["prompt_tokens"]
-        if reply.prompt_tokens and estimated:
-            self.scale += 0.1 * (reply.prompt_tokens / estimated - self.scale)
-            prompt = Prompt(**{**prompt, "prompt_tokens": reply.prompt_tokens})
+        if reply.prompt_tokens:
+            self.scale += 0.1 * (reply.prompt_tokens / max(1, estimated) - self.scale)
+        else:
+            reply = reply._replace(prompt_tokens=int(estimated * self.scale))
+        if reply.output_tokens is None:
+            (written,) = self.estimate.count([reply.reasoning + reply.text])
+            reply = reply._replace(output_tokens=written)
+        return reply
+
+    def _completion(self, prompt: Prompt, reply: Reply, began: float) -> Completion:
+        prompt = Prompt(**{**prompt, "prompt_tokens": reply.prompt_tokens or prompt["prompt_tokens"]})
         filtered = reply.finish_reason == "content_filter"
         at_limit = reply.finish_reason in CUT_REASONS
         text, reason = ending(
@@ -284,7 +322,9 @@ class EndpointActor:
         if excess:
             per_token = len(prompt["prompt"]) / max(1.0, prompt["prompt_tokens"] * self.scale)
             kept = min(text - 1, max(text - MARGIN * per_token * excess, text / 4))
-        return await self._answer(part_of(prompt, 0, max(LEAST_TEXT, int(kept)), prompt["num_qas"]))
+        part = part_of(prompt, 0, max(LEAST_TEXT, int(kept)), prompt["num_qas"])
+        lost = prompt["truncated_tokens"] + prompt["prompt_tokens"] - part["prompt_tokens"]
+        return await self._answer(Prompt(**{**part, "truncated_tokens": lost}))
 
     async def _in_halves(self, prompt: Prompt) -> Completion | None:
         """Asks about both halves of the prompt's text; their pairs become one answer."""
@@ -317,15 +357,11 @@ class EndpointActor:
 
 
 def part_of(prompt: Prompt, begin: int, end: int, num_qas: int) -> Prompt:
-    """The prompt with only the characters ``begin`` to ``end`` of its part of the paper, asking for ``num_qas`` pairs.
-
-    What is cut off at the end counts as truncated, in the prompt's own tokens.
-    """
+    """The prompt with only characters ``begin`` to ``end`` of its part of the paper, asking for ``num_qas`` pairs."""
     start, stop = prompt["paper_start"], prompt["paper_end"]
     text = prompt["prompt"][start:stop][begin:end]
     tokens_per_character = prompt["prompt_tokens"] / max(1, len(prompt["prompt"]))
     removed = int((stop - start - len(text)) * tokens_per_character)
-    lost = removed if begin == 0 and num_qas == prompt["num_qas"] else 0
     return Prompt(
         **{
             **prompt,
@@ -336,6 +372,5 @@ def part_of(prompt: Prompt, begin: int, end: int, num_qas: int) -> Prompt:
             "end": prompt["start"] + begin + len(text),
             "num_qas": num_qas,
             "prompt_tokens": max(1, prompt["prompt_tokens"] - removed),
-            "truncated_tokens": prompt["truncated_tokens"] + lost,
         }
     )
