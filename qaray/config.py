@@ -323,9 +323,10 @@ class Endpoint(Settings):
 
     def cost(self, prompt_tokens: float, output_tokens: float) -> float | None:
         """The price of so many tokens, None without prices."""
-        if self.input_price is None or self.output_price is None:
+        per_input, per_output = self.input_price, self.output_price
+        if per_input is None or per_output is None:
             return None
-        return (prompt_tokens * self.input_price + output_tokens * self.output_price) / 1e6
+        return (prompt_tokens * per_input + output_tokens * per_output) / 1e6
 
 
 METRICS = ("coverage", "similarity", "racar", "grounding")

@@ -1,14 +1,11 @@
 """How an answer of another engine ended, and where its choices part."""
 
-import asyncio
-
 import pytest
 
 from qaray.asking.grammar import answer_end, stop_strings
 from qaray.config import ConfigError, EvaluateConfig, GenerateConfig
 from qaray.engines.choices import tokenised
 from qaray.engines.endings import ending
-from qaray.engines.http import Gate
 from qaray.engines.worker import WorkerInfo, resolve_engine, resume_engine
 from qaray.models.tokenizer import load_tokenizer
 from qaray.schema import FinishReason
@@ -51,27 +48,6 @@ def test_heads_are_where_choices_part(tiny_model):
     }
     with pytest.raises(ValueError, match="the maximum is"):
         tokenised(tokenizer, "r" * 600, ["s"], ["1"], 512)
-
-
-def test_the_gate_keeps_to_its_limits():
-    async def run():
-        gate, inside, most, begun = Gate(3, 200.0), 0, 0, []
-
-        async def one():
-            nonlocal inside, most
-            async with gate:
-                begun.append(asyncio.get_running_loop().time())
-                inside += 1
-                most = max(most, inside)
-                await asyncio.sleep(0.02)
-                inside -= 1
-
-        await asyncio.gather(*(one() for _ in range(12)))
-        return most, begun
-
-    most, begun = asyncio.run(run())
-    assert most == 3
-    assert begun[-1] - begun[0] >= 11 / 200 - 1e-3
 
 
 def generation(**values):

@@ -1,11 +1,12 @@
 """The pace of requests, simulated: an endpoint in virtual time, and the controller's own clock."""
 
+import asyncio
 import heapq
 import random
 
 import pytest
 
-from qaray.engines.http.pace import FIRST_WINDOW, Pace
+from qaray.engines.http.pace import FIRST_WINDOW, Gate, Pace
 
 
 def simulate(pace, latency, seconds, allows):
@@ -100,3 +101,25 @@ def test_the_window_is_never_below_one():
         assert pace.wait(float(now)) == 0.0
         pace.start(float(now))
         pace.overloaded(now + 0.9)
+
+
+def test_the_gate_keeps_to_its_limits():
+    async def run():
+        gate, inside, most, begun = Gate(Pace(3, 200.0)), 0, 0, []
+
+        async def one():
+            nonlocal inside, most
+            async with gate.passing():
+                begun.append(asyncio.get_running_loop().time())
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0.02)
+                inside -= 1
+                gate.pace.answered(gate.clock(), 0.02)
+
+        await asyncio.gather(*(one() for _ in range(12)))
+        return most, begun
+
+    most, begun = asyncio.run(run())
+    assert most == 3
+    assert begun[-1] - begun[0] >= 11 / 200 - 1e-3  # the limit of the rate

@@ -129,6 +129,7 @@ class EndpointActor:
             str(endpoint.base_url), desk.key(), endpoint.request_timeout, connections=endpoint.requests_at_once
         )
         self.gate = Gate(Pace(endpoint.requests_at_once, endpoint.requests_per_second))
+        self.retries = endpoint.http_retries
         self.health, self.dialect = Health(), Dialect()
         self.spending = Spending(endpoint.cost, endpoint.max_cost, desk.spent())
         self.ended = ""  # why no more requests are sent
@@ -210,7 +211,7 @@ class EndpointActor:
             failures += 1
             if failures == 1:
                 answers_before = self.health.answers
-            if failures > self.config.endpoint.http_retries:
+            if failures > self.retries:
                 if self.health.answers > answers_before or await self._probe(prompt):
                     return result  # the endpoint answers others: it is this prompt
                 await self._end(f"it stopped responding ({result.words})")
