@@ -21,6 +21,7 @@ from qaray.config import GenerateConfig
 from qaray.corpus.doi_index import Ingested
 from qaray.engines import Engine
 from qaray.engines.base import parsed
+from qaray.engines.http.spending import Price
 from qaray.generate.answers import best_answers, by_doi, by_window, merge_answers, next_owed, read_answers
 from qaray.models.planner import ModelPlan
 from qaray.models.tokenizer import tokenizer_of
@@ -36,6 +37,10 @@ from qaray.schema import PARSED_SCHEMA, PROMPT_SCHEMA, Parsed, Prompt, RejectRea
 
 MakeBuilder = Callable[[], PromptBuilder]
 OWED_COLUMNS = ["doi", "window", "windows", "attempt", "num_qas", "reason", "pairs", "prompt_tokens", "output_tokens"]
+
+
+def _unpriced(prompt_tokens: float, output_tokens: float) -> None:
+    """The price of tokens that cost nothing known."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Progress:
     prompt_tokens: int = 0
     output_tokens: int = 0
     pairs: int = 0
-    price: Callable[[float, float], float | None] = lambda prompt_tokens, output_tokens: None  # of tokens
+    price: Price = _unpriced
     before: tuple[int, int] = (0, 0)  # prompt tokens and output tokens of earlier starts
     begun: float = field(default_factory=time.monotonic)  # start, seconds of the monotonic clock
     began: float = field(default_factory=time.time)  # start, seconds since the epoch
@@ -89,7 +94,7 @@ def generate(
     lease: Lease,
     report: Callable[[Progress], None],
     notify: Callable[[str], None] = lambda line: None,
-    price: Callable[[float, float], float | None] = lambda prompt_tokens, output_tokens: None,
+    price: Price = _unpriced,
 ) -> Progress:
     """Generates until every paper has its pairs or no attempts left, or a stop is requested; returns the counts.
 

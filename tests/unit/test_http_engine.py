@@ -4,12 +4,14 @@ import asyncio
 import json
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from qaray.asking.prompts import PromptBuilder
 from qaray.asking.templates import MESSAGES, EstimatedTokenizer
-from qaray.config import GenerateConfig
+from qaray.config import ConfigError, GenerateConfig
 from qaray.engines.http.client import Client, NoResponse
+from qaray.engines.http.discovery import reached
 from qaray.engines.http.engine import EndpointActor, part_of
 from qaray.schema import PROMPT_SCHEMA, table
 from tests.conftest import make_paper
@@ -167,6 +169,25 @@ def test_part_of_a_prompt():
     assert part["prompt"].replace(text[10:50], text) == prompt["prompt"]
     assert (part["start"], part["end"]) == (10, 50)
     assert part["prompt_tokens"] < prompt["prompt_tokens"]
+
+
+def test_an_endpoint_that_repeats_the_key_does_not_show_it(monkeypatch):
+    """In the refusal of its list of models, which is an error message of the command."""
+    monkeypatch.setenv("QARAY_API_KEY", "sk-secret")
+
+    async def refuse(request):
+        return web.json_response({"error": {"message": f"bad {request.headers['Authorization']}"}}, status=401)
+
+    async def run():
+        app = web.Application()
+        app.add_routes([web.get("/v1/models", refuse)])
+        async with TestServer(app) as served:
+            own = config(f"http://127.0.0.1:{served.port}/v1")
+            with pytest.raises(ConfigError, match=r"401: bad Bearer \[key\]: set QARAY_API_KEY") as raised:
+                await asyncio.to_thread(reached, own)
+            return str(raised.value)
+
+    assert "sk-secret" not in asyncio.run(run())
 
 
 def test_the_client_is_bounded_and_follows_nothing():

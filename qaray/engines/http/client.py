@@ -14,7 +14,7 @@ from typing import Any
 import httpx2 as httpx
 import openai
 
-from qaray.engines.http.keys import without_key
+from qaray.engines.http.keys import HIDDEN, without_key
 
 MOST_BYTES = 8 << 20  # of a response: fifty times the longest answer
 CONNECT_SECONDS = 20.0
@@ -22,10 +22,10 @@ CONNECT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Response:
-    """What the endpoint sent."""
+    """What the endpoint sent, without the key."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # names in lower case
     body: bytes
 
 
@@ -54,7 +54,7 @@ class Client:
             project="",
             max_retries=0,
             timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
-            default_headers={"Accept-Encoding": "identity", **({} if key else {"Authorization": openai.Omit()})},  # type: ignore[dict-item]
+            default_headers={"Accept-Encoding": "identity"},
             http_client=httpx.AsyncClient(transport=transport, follow_redirects=False),
         )
 
@@ -75,17 +75,16 @@ class Client:
             raise NoResponse(f"no response within {self.timeout:g} s", late=True) from None
         except (openai.APIConnectionError, httpx.HTTPError, OSError, ValueError) as error:
             raise NoResponse(self._words(error)) from None
-        return Response(response.status_code, response.headers, response.content)
+        # An endpoint may repeat the key in what it says.
+        headers = {name: without_key(value, self.key) for name, value in response.headers.items()}
+        body = response.content.replace(self.key.encode(), HIDDEN.encode()) if self.key else response.content
+        return Response(response.status_code, headers, body)
 
     def _words(self, error: BaseException) -> str:
         """The cause of a failed connection, in one line."""
         cause = error.__cause__ or error.__context__ or error
         words = str(cause) or type(cause).__name__
-        return self.hidden(" ".join(words.split())[:300])
-
-    def hidden(self, words: str) -> str:
-        """Words of the endpoint without the key."""
-        return without_key(words, self.key)
+        return without_key(" ".join(words.split())[:300], self.key)
 
     async def close(self) -> None:
         with contextlib.suppress(Exception):

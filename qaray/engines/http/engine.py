@@ -172,12 +172,10 @@ class EndpointActor:
 
     async def _reply(self, prompt: Prompt, max_tokens: int) -> Reply | Problem | None:
         """The endpoint's answer, its refusal of this prompt, or None if the prompt stays pending."""
-        body = request_body(self.config, str(self.config.endpoint.served_model), prompt, max_tokens)
+        body = request_body(self.config, prompt, max_tokens)
         failures = answers_before = 0
-        refused_since, answers_then = (
-            None,
-            0,
-        )  # since when it is refused with 429, seconds; answers of others until then
+        refused_since = None  # first refusal with 429, seconds
+        answers_then = 0  # answers of others until then
         while not self._stops():
             sent = self.dialect.without(body)
             result = await self._once(sent, prompt, max_tokens)
@@ -222,7 +220,7 @@ class EndpointActor:
     async def _probe(self, prompt: Prompt) -> bool:
         """Whether the endpoint answers a request of a few tokens, as it would have to answer any prompt."""
         probe = Prompt(**{**prompt, "prompt": "Say yes.", "token_ids": []})
-        body = self.dialect.without(request_body(self.config, str(self.config.endpoint.served_model), probe, 1))
+        body = self.dialect.without(request_body(self.config, probe, 1))
         return not self._stops() and isinstance(await self._once(body, probe, 1), Reply)
 
     async def _pause(self, failures: int, retry_after: float | None) -> None:
@@ -265,8 +263,6 @@ class EndpointActor:
                 pace.overloaded(clock())
             else:
                 pace.ended()
-        if isinstance(result, Problem):
-            result = result._replace(words=self.client.hidden(result.words))
         return result
 
     async def _can_pay(self, cost: float) -> bool:

@@ -32,11 +32,11 @@ class Dialect:
         return {name: value for name, value in body.items() if name not in self.refused}
 
 
-def request_body(config: GenerateConfig, model: str, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
+def request_body(config: GenerateConfig, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
     """The body of the request for a prompt."""
     seed = stream_seed(config.sampling.seed, prompt["doi"], prompt["window"], prompt["attempt"])
     body: dict[str, Any] = {
-        "model": model,
+        "model": config.endpoint.served_model,
         "max_tokens": max_tokens,
         "temperature": config.sampling.temperature,
         "top_p": config.sampling.top_p,
